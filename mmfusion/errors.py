@@ -1,0 +1,83 @@
+"""Everything that a user can cause and mend, as one tree of errors.
+
+::
+
+    MmfusionError            any of the below: the command line prints its one sentence and exits with 1
+    ├── OptionError          an option, a name or a value that does not exist (with the nearest one that does)
+    ├── ReadError            a file that is missing, broken, or not what it claims to be
+    │   ├── OrientationError left and right (or the directions of the axes) cannot be known from the file
+    │   └── UnitsError       the header lacks what the physical unit needs (SUV, HU)
+    ├── GeometryError        volumes that cannot be brought together: no overlap, 2D, singular affine
+    ├── VoxelError           voxels that cannot be used: not finite, constant, empty
+    ├── ManifestError        a manifest or label table with problems (all of them listed)
+    │   └── LeakageError     one subject on both sides of a split
+    ├── CohortError          a cohort or run folder that is missing, incomplete, or contradicts the options
+    ├── NetworkError         an illegal combination of network parts, or a tensor that does not fit the network
+    └── EvaluationError      numbers that cannot be computed from what is there (one class, no rows)
+
+A message says which case and file, what was found, what was expected and what to do, in one sentence or two.
+It never holds a patient's name: subjects are named by their study identifier.
+"""
+
+__all__ = [
+    "MmfusionError",
+    "OptionError",
+    "ReadError",
+    "OrientationError",
+    "UnitsError",
+    "GeometryError",
+    "VoxelError",
+    "ManifestError",
+    "LeakageError",
+    "CohortError",
+    "NetworkError",
+    "EvaluationError",
+]
+
+
+class MmfusionError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class OptionError(MmfusionError):
+    """An option, name or value that does not exist or is out of range."""
+
+
+class ReadError(MmfusionError):
+    """A file that is missing, broken, or not what it claims to be."""
+
+
+class OrientationError(ReadError):
+    """The directions of the axes, and so left and right, cannot be known from the file."""
+
+
+class UnitsError(ReadError):
+    """The header lacks what the physical unit of the voxels needs."""
+
+
+class GeometryError(MmfusionError):
+    """Volumes or grids that cannot be brought together."""
+
+
+class VoxelError(MmfusionError):
+    """Voxels that cannot be used: not finite, constant, or empty."""
+
+
+class ManifestError(MmfusionError):
+    """A manifest or label table with problems; the message lists all of them."""
+
+
+class LeakageError(ManifestError):
+    """One subject on both sides of a split."""
+
+
+class CohortError(MmfusionError):
+    """A cohort or run folder that is missing, incomplete, or contradicts the options."""
+
+
+class NetworkError(MmfusionError):
+    """An illegal combination of network parts, or a tensor that does not fit the network."""
+
+
+class EvaluationError(MmfusionError):
+    """Numbers that cannot be computed from what is there."""

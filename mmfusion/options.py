@@ -1,0 +1,238 @@
+"""Every option of mmfusion, once: name, type, default, unit, help, allowed values.
+
+The command line, the options block of a bundle, ``options.json`` and the "did you mean" of a misspelt name are
+all made from :data:`OPTIONS`, so that they cannot drift apart. Functions take the same names as keyword arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmfusion.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        name: as in Python, YAML and JSON; on the command line with dashes.
+        kind: ``str``, ``int``, ``float`` or ``bool``: the type of the value, or of each value of a list.
+        default: the value when none is given; None means "not set".
+        help: one line for people.
+        unit: physical unit of the number, if it has one.
+        choices: allowed values; empty allows all.
+        count: None for a single value, 0 for a list of any length but zero, n for a list of exactly n.
+        low, high: allowed range of a number, both ends included.
+    """
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+    unit: str = ""
+    choices: tuple[Any, ...] = ()
+    count: int | None = None
+    low: float = float("-inf")
+    high: float = float("inf")
+
+    @property
+    def flag(self) -> str:
+        """The name on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    def check(self, value: Any) -> Any:
+        """``value`` in this option's type.
+
+        Raises:
+            OptionError: the value has another type, is not allowed, or is out of range.
+        """
+        if value is None:
+            return None
+        if self.count is None:
+            return self._check_one(value)
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if not values or (self.count and len(values) != self.count):
+            wanted = f"{self.count} values" if self.count else "at least one value"
+            raise OptionError(f"option {self.name} takes {wanted}, found {value!r}")
+        return [self._check_one(one) for one in values]
+
+    def _check_one(self, value: Any) -> Any:
+        wanted: Any = (int, float) if self.kind is float else self.kind
+        if not isinstance(value, wanted) or (isinstance(value, bool) and self.kind is not bool):
+            raise OptionError(
+                f"option {self.name} takes {_KIND_WORDS[self.kind]}, found {value!r} ({type(value).__name__})"
+            )
+        value = self.kind(value)
+        if self.choices and value not in self.choices:
+            raise OptionError(unknown(self.name.replace("_", " "), value, self.choices))
+        if self.kind in (int, float) and not self.low <= value <= self.high:
+            raise OptionError(f"option {self.name} must lie between {self.low:g} and {self.high:g}, found {value:g}")
+        return value
+
+
+_KIND_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+_TABLE = (
+    # the study
+    Option("modalities", str, None, "modalities in the order of the channels (default: the manifest's)", count=0),
+    Option("classes", str, None, "class labels in the order of the outputs (default: sorted labels)", count=0),
+    Option("labels", str, None, "label table (CSV with a column subject) to join by subject"),
+    Option("label", str, None, "column of the label table"),
+    # preparing
+    Option("reference", str, ["ct", "mr", "pet"], "the others are registered to the first of these", count=0),
+    Option("register", str, "rigid", "registration to the reference", choices=("rigid", "none")),
+    Option("init", str, "auto", "start of the registration", choices=("auto", "identity", "centers")),
+    Option("spacing", float, [2.0, 2.0, 2.0], "voxel size of the grid", unit="mm", count=3, low=0.1, high=50),
+    Option(
+        "size",
+        int,
+        [96, 96, 96],
+        "voxels of the grid along x, y, z",
+        unit="voxels",
+        count=3,
+        low=4,
+        high=1024,
+    ),
+    Option("center", str, "foreground", "what the grid is centered on", choices=("foreground", "volume", "mask")),
+    Option("ct_window", float, [-160.0, 240.0], "HU that become 0 and 1", unit="HU", count=2),
+    Option("suv_max", float, 10.0, "SUV that becomes 1", unit="SUVbw", low=0.1),
+    Option(
+        "mr_normalize",
+        str,
+        "percentile",
+        "MR scaling by the native foreground: 99th percentile to 1, or mean 0 and deviation 1",
+        choices=("percentile", "zscore"),
+    ),
+    Option("frame", str, None, "frame of a 4D file: first, last, mean or its number from 0"),
+    Option("assume_orientation", str, None, "axis directions of NIfTI files without any, as LAS"),
+    Option("workers", int, 0, "processes; 0 means one a core", low=0, high=256),
+    # the network
+    Option(
+        "strategy",
+        str,
+        "single_level",
+        "where the modalities are fused",
+        choices=("input", "single_level", "decision"),
+    ),
+    Option(
+        "encoder",
+        str,
+        "resnet10",
+        "what turns a volume into features",
+        choices=("resnet10", "resnet18", "densenet121", "m3t", "m3t_small"),
+    ),
+    Option("fusion", str, None, "fusion operator or rule (default: the strategy's first)"),
+    Option("width", float, 1.0, "multiplies the encoder's channels", low=0.01, high=4),
+    Option("norm", str, "group", "normalization layers", choices=("group", "batch", "instance")),
+    Option("dropout", float, 0.0, "share of features dropped before the classifier", low=0, high=0.95),
+    # training
+    Option("cohort", str, None, "cohort folder that mmfusion prepare wrote"),
+    Option("manifest", str, None, "manifest to prepare first, or to predict on"),
+    Option("run", str, None, "run folder to write or to read"),
+    Option("epochs", int, 50, "passes over the training cases", low=1),
+    Option("batch_size", int, 4, "cases a step", low=1),
+    Option("learning_rate", float, 1e-3, "of AdamW, at its peak (one cycle)", low=0, high=10),
+    Option("weight_decay", float, 1e-2, "of AdamW", low=0),
+    Option("patience", int, 20, "epochs without a better validation before stopping", low=1),
+    Option(
+        "validation_share",
+        float,
+        0.2,
+        "share of the training subjects kept for validation",
+        low=0.01,
+        high=0.9,
+    ),
+    Option(
+        "test_share",
+        float,
+        0.2,
+        "share of the subjects kept for the test, if no split is given",
+        low=0,
+        high=0.9,
+    ),
+    Option(
+        "class_weights",
+        bool,
+        True,
+        "weight the loss by inverse class frequency (undone in the probabilities)",
+    ),
+    Option("augment", bool, True, "random flips, small affine motions and intensity changes in training"),
+    Option("modality_drop", float, 0.1, "probability to hide a modality in training (never all)", low=0, high=0.9),
+    Option("seed", int, 0, "of everything random", low=0),
+    Option("device", str, "auto", "auto, cpu, cuda or cuda:N"),
+    Option("threads", int, 0, "CPU threads of torch; 0 leaves torch's own choice", low=0),
+    Option("loaders", int, 0, "processes that load batches", low=0),
+    Option("amp", bool, False, "mixed precision, on a GPU only"),
+    Option("tensorboard", bool, False, "write TensorBoard events (extra: tensorboard)"),
+    Option("part", str, "test", "which part of the split is evaluated", choices=("train", "validation", "test")),
+    Option("resamples", int, 2000, "bootstrap resamples for the intervals", low=100),
+    # register, demo
+    Option("kind", str, "rigid", "kind of registration", choices=("rigid", "none")),
+    Option("out", str, None, "file or folder to write"),
+    Option("transform_out", str, None, "ITK transform file (.tfm) to write, fixed to moving"),
+    Option("json", bool, False, "print one JSON object instead of text"),
+    Option("subjects", int, 40, "simulated subjects that go the whole way as raw scans", low=8),
+)
+
+OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "index": ("out", "labels", "label"),
+    "check": ("modalities",),
+    "geometry": ("reference", "register", "init", "spacing", "size", "center"),
+    "intensity": ("ct_window", "suv_max", "mr_normalize", "frame", "assume_orientation"),
+    "network": ("strategy", "encoder", "fusion", "width", "norm", "dropout"),
+    "training": (
+        *(
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "weight_decay",
+            "patience",
+            "validation_share",
+            "test_share",
+        ),
+        *("class_weights", "augment", "modality_drop", "seed"),
+    ),
+    "machine": ("device", "threads", "loaders", "amp", "tensorboard"),
+    "register": ("kind", "init", "out", "transform_out", "json", "frame", "assume_orientation"),
+    "demo": ("out", "subjects", "seed"),
+    "report": (),
+}
+GROUPS["case"] = ("modalities", *GROUPS["geometry"], *GROUPS["intensity"])  # what decides a prepared case
+GROUPS["prepare"] = ("out", *GROUPS["case"], "workers")
+
+
+def unknown(what: str, name: object, known: Iterable[object]) -> str:
+    """The sentence for a name that does not exist: ``unknown encoder 'resnet11'; did you mean 'resnet10'? ...``."""
+    names = [str(one) for one in known]
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    guess = f"; did you mean '{near[0]}'?" if near else "."
+    return f"unknown {what} '{name}'{guess} Known: {', '.join(names)}"
+
+
+def resolve(given: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """All options of a group: what is given, checked, and the defaults of the rest.
+
+    Args:
+        given: option values by name; None counts as not given.
+        group: a key of :data:`GROUPS`.
+
+    Raises:
+        OptionError: a name does not exist in the group, or a value does not fit.
+    """
+    names = GROUPS[group]
+    for name in given:
+        if name not in names:
+            raise OptionError(unknown("option", name, names))
+    out = {}
+    for name in names:
+        value = OPTIONS[name].check(given.get(name))
+        out[name] = OPTIONS[name].default if value is None else value
+    return out

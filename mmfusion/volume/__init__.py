@@ -1,0 +1,24 @@
+"""What a volume is and what can be done to it: pure functions on arrays in world coordinates (RAS+, mm)."""
+
+from mmfusion.volume.grid import Grid, nearest_ras, spacing_of
+from mmfusion.volume.intensity import clip_suv, foreground, normalize, normalize_mr, window_ct
+from mmfusion.volume.sampling import coverage, overlap, resample
+from mmfusion.volume.transform import Transform
+from mmfusion.volume.volume import FILL, Volume
+
+__all__ = [
+    "Volume",
+    "FILL",
+    "Grid",
+    "Transform",
+    "resample",
+    "coverage",
+    "overlap",
+    "foreground",
+    "normalize",
+    "window_ct",
+    "clip_suv",
+    "normalize_mr",
+    "nearest_ras",
+    "spacing_of",
+]

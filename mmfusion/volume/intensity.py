@@ -1,0 +1,117 @@
+"""Comparable voxel values: windows for CT, ranges for PET, normalization for MR, and the body's foreground."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from mmfusion.errors import OptionError, VoxelError
+from mmfusion.volume.volume import Volume
+
+
+def window_ct(array: np.ndarray, low: float = -160.0, high: float = 240.0) -> np.ndarray:
+    """Clip HU to a window and scale it to 0..1.
+
+    Args:
+        array: HU, any shape.
+        low, high: the ends of the window, HU; the default is the usual soft-tissue window (level 40, width 400).
+    """
+    return _scaled(array, low, high)
+
+
+def clip_suv(array: np.ndarray, high: float = 10.0) -> np.ndarray:
+    """Clip SUV to 0..high and scale it to 0..1.
+
+    Args:
+        array: SUV (body weight), g/mL, any shape.
+        high: the SUV that becomes 1.
+    """
+    return _scaled(array, 0.0, high)
+
+
+def normalize_mr(array: np.ndarray, mask: np.ndarray, method: str = "percentile") -> tuple[float, float]:
+    """Offset and scale that make MR values comparable: ``(array - offset) / scale``.
+
+    MR has no unit, so the statistics come from the foreground of the native scan, never from a padded or
+    cropped grid (whose share of background would decide the result). Returned as two numbers because an affine
+    map of values commutes with linear interpolation: it may be applied after the one resampling.
+
+    Args:
+        array: ``[i, j, k]`` the native scan.
+        mask: ``[i, j, k]`` bool, its foreground.
+        method: ``percentile``: 0 stays 0, the foreground's 99th percentile becomes 1;
+            ``zscore``: the foreground gets mean 0 and standard deviation 1.
+
+    Raises:
+        VoxelError: the foreground is empty or constant.
+        OptionError: an unknown method.
+    """
+    values = array[mask]
+    if values.size == 0:
+        raise VoxelError("the foreground of the MR scan is empty; export the scan again or drop this modality")
+    if method == "percentile":
+        offset, scale = 0.0, float(np.percentile(values, 99))
+    elif method == "zscore":
+        offset, scale = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    else:
+        raise OptionError(f"unknown MR normalization '{method}'. Known: percentile, zscore")
+    if not scale > 0:
+        raise VoxelError("the foreground of the MR scan is constant; export the scan again or drop this modality")
+    return offset, scale
+
+
+def normalize(
+    volume: Volume,
+    *,
+    ct_window: tuple[float, float] = (-160.0, 240.0),
+    suv_max: float = 10.0,
+    mr_scaling: tuple[float, float] = (0.0, 1.0),
+) -> np.ndarray:
+    """Voxels as a network sees them, float32, by the volume's units: about 0..1, and 0 where there is nothing.
+
+    Args:
+        volume: HU volumes are windowed, SUVbw volumes clipped, others scaled by ``mr_scaling``.
+        ct_window: HU that become 0 and 1.
+        suv_max: SUV that becomes 1.
+        mr_scaling: offset and scale of :func:`normalize_mr`.
+    """
+    if volume.units == "HU":
+        return window_ct(volume.array, *ct_window)
+    if volume.units == "SUVbw":
+        return clip_suv(volume.array, suv_max)
+    offset, scale = mr_scaling
+    return ((volume.array - np.float32(offset)) / np.float32(scale)).astype(np.float32)
+
+
+def foreground(volume: Volume) -> np.ndarray:
+    """The patient: ``[i, j, k]`` bool, the largest connected part above air, holes filled.
+
+    CT: above -300 HU, opened by one voxel so that the table comes off where it touches little. Others: values
+    compressed by a square root are split in two by Otsu's threshold (1979), and what lies above a third of the way
+    between the two means is kept, so that dark tissue stays inside.
+
+    Raises:
+        VoxelError: nothing stands out from the background.
+    """
+    array = volume.array
+    if volume.units == "HU":
+        mask = ndimage.binary_opening(array > -300)
+    else:
+        values = np.sqrt(np.clip(array, 0, np.percentile(array, 99.5)))
+        mask = np.zeros(array.shape, bool)
+        if values.max() > 0:
+            bright = values > threshold_otsu(values)
+            low, high = values[~bright].mean(), values[bright].mean()
+            mask = values > low + 0.35 * (high - low)
+    parts, count = ndimage.label(mask)
+    if count == 0:
+        raise VoxelError(f"{volume.name}: no foreground found; is the scan empty?")
+    largest = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    return ndimage.binary_fill_holes(largest)
+
+
+def _scaled(array: np.ndarray, low: float, high: float) -> np.ndarray:
+    if not high > low:
+        raise OptionError(f"a value range needs low < high, found {low:g} and {high:g}")
+    return ((np.clip(array, low, high) - np.float32(low)) / np.float32(high - low)).astype(np.float32)

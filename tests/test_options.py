@@ -1,0 +1,52 @@
+import pytest
+
+from mmfusion.errors import OptionError
+from mmfusion.options import GROUPS, OPTIONS, Option, resolve, unknown
+
+
+def test_every_group_names_existing_options_and_every_option_is_used():
+    named = {name for names in GROUPS.values() for name in names}
+    assert named <= set(OPTIONS)
+    alone = {"classes", "cohort", "manifest", "run", "part", "resamples"}  # bundle configurations name these
+    assert set(OPTIONS) - named == alone
+
+
+def test_defaults_fit_their_own_rules():
+    for option in OPTIONS.values():
+        assert option.check(option.default) == option.default
+
+
+def test_resolve_fills_defaults_and_keeps_what_is_given():
+    out = resolve({"spacing": [1, 2, 3], "center": None}, "geometry")
+    assert out["spacing"] == [1.0, 2.0, 3.0] and out["center"] == "foreground"
+    assert set(out) == set(GROUPS["geometry"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"learning_rte": 1}, "unknown option 'learning_rte'; did you mean 'learning_rate'"),
+        ({"epochs": "5"}, r"option epochs takes a whole number, found '5' \(str\)"),
+        ({"epochs": True}, "takes a whole number, found True"),
+        ({"epochs": 0}, "epochs must lie between 1 and inf, found 0"),
+        ({"augment": 1}, "takes true or false"),
+    ],
+)
+def test_mistakes_are_named(given, message):
+    with pytest.raises(OptionError, match=message):
+        resolve(given, "training")
+
+
+def test_lists_and_choices():
+    with pytest.raises(OptionError, match=r"spacing takes 3 values, found \[1\]"):
+        resolve({"spacing": [1]}, "geometry")
+    with pytest.raises(OptionError, match="unknown center 'masks'; did you mean 'mask'"):
+        resolve({"center": "masks"}, "geometry")
+    assert resolve({"reference": "pet"}, "geometry")["reference"] == ["pet"]
+    with pytest.raises(OptionError, match="at least one value"):
+        resolve({"reference": []}, "geometry")
+
+
+def test_flag_and_unknown():
+    assert Option("batch_size", int, 4, "").flag == "--batch-size"
+    assert unknown("encoder", "zzz", ("a", "b")) == "unknown encoder 'zzz'. Known: a, b"

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from mmfusion.errors import OptionError, VoxelError
+from mmfusion.volume import Volume, clip_suv, foreground, normalize, normalize_mr, window_ct
+
+
+def ball(radius, shape=(31, 27, 35)):
+    axes = np.ogrid[tuple(slice(0, n) for n in shape)]
+    return sum((a - n // 2) ** 2 for a, n in zip(axes, shape, strict=True)) <= radius**2
+
+
+def test_windows_and_ranges():
+    assert np.allclose(window_ct(np.array([-1000, -160, 40, 240, 3000])), [0, 0, 0.5, 1, 1])
+    assert np.allclose(clip_suv(np.array([-1, 0, 5, 50]), high=20), [0, 0, 0.25, 1])
+    with pytest.raises(OptionError, match="low < high, found 240 and -160"):
+        window_ct(np.zeros(3), 240, -160)
+
+
+def test_mr_percentile_uses_the_foreground_only():
+    rng, mask = np.random.default_rng(0), ball(9)
+    array = np.where(mask, rng.uniform(50, 150, mask.shape), rng.uniform(0, 3, mask.shape))
+    offset, scale = normalize_mr(array, mask)
+    assert offset == 0 and scale == pytest.approx(np.percentile(array[mask], 99))
+    offset, scale = normalize_mr(array, mask, "zscore")
+    scaled = (array[mask] - offset) / scale
+    assert scaled.mean() == pytest.approx(0, abs=1e-6) and scaled.std() == pytest.approx(1)
+
+
+def test_mr_without_contrast_is_refused():
+    mask = ball(5)
+    with pytest.raises(VoxelError, match="constant"):
+        normalize_mr(np.full(mask.shape, 7.0), mask, "zscore")
+    with pytest.raises(VoxelError, match="empty"):
+        normalize_mr(np.ones(mask.shape), np.zeros_like(mask))
+    with pytest.raises(OptionError, match="unknown MR normalization 'minmax'"):
+        normalize_mr(np.ones(mask.shape), mask, "minmax")
+
+
+@pytest.mark.parametrize(("units", "inside", "outside"), [("HU", 40, -1000), ("SUVbw", 3, 0.01), ("a.u.", 400, 5)])
+def test_foreground_is_the_largest_part_with_its_holes(units, inside, outside):
+    body = ball(10)
+    array = np.where(body & ~ball(3), inside, outside) + np.random.default_rng(0).normal(0, 0.001, body.shape)
+    array[:2, :2, :2] = inside  # something small beside the patient
+    mask = foreground(Volume(array.astype(np.float32), np.eye(4), units=units))
+    assert (mask ^ body).sum() < 0.03 * body.sum()
+    assert mask[15, 13, 17] and not mask[0, 0, 0]
+
+
+def test_no_foreground_is_named():
+    with pytest.raises(VoxelError, match="ct: no foreground found"):
+        foreground(Volume(np.full((5, 6, 7), -1000.0), np.eye(4), "ct", "HU"))
+
+
+def test_normalize_goes_by_units():
+    array = np.array([0.0, 40, 80], np.float32).reshape(1, 1, 3)
+    volume = Volume(array, np.eye(4), units="HU")
+    assert np.allclose(normalize(volume, ct_window=(0, 80)), [[[0, 0.5, 1]]])
+    assert np.allclose(normalize(volume.replace(units="SUVbw"), suv_max=40), [[[0, 1, 1]]])
+    assert np.allclose(normalize(volume.replace(units="a.u."), mr_scaling=(40, 40)), [[[-1, 0, 1]]])
