@@ -1,0 +1,33 @@
+"""Who is in the study: manifest, DICOM index, checks and leak-safe splits."""
+
+from mmfusion.cohort.check import check_manifest, format_problems
+from mmfusion.cohort.index import Index, Unused, build_index
+from mmfusion.cohort.labels import join_labels
+from mmfusion.cohort.manifest import (
+    Case,
+    order_modalities,
+    read_manifest,
+    split_series,
+    write_manifest,
+)
+from mmfusion.cohort.splits import folds, leakage, refuse_leakage, split_cases
+from mmfusion.cohort.table import Problem
+
+__all__ = [
+    "Case",
+    "read_manifest",
+    "write_manifest",
+    "split_series",
+    "order_modalities",
+    "join_labels",
+    "Index",
+    "Unused",
+    "build_index",
+    "Problem",
+    "check_manifest",
+    "format_problems",
+    "split_cases",
+    "folds",
+    "leakage",
+    "refuse_leakage",
+]

@@ -1,0 +1,97 @@
+"""Labels from another table, joined by identifier and never by order."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmfusion.cohort.table import MISSING, Problem, listed, no_column, read_table
+from mmfusion.errors import ManifestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmfusion.cohort.manifest import Case
+
+
+def join_labels(
+    cases: Sequence[Case], labels_file: str | Path, column: str, subject_column: str = "subject"
+) -> tuple[list[Case], list[str]]:
+    """Give cases the labels of a table, by identifier and never by order.
+
+    If the table has a column ``session`` and the cases have sessions, both must match; else the subject alone.
+
+    Args:
+        cases: the cases.
+        labels_file: CSV or TSV with one row a subject (or a subject and session).
+        column: the column that holds the label.
+        subject_column: the column that holds the subject.
+
+    Returns:
+        The cases with labels (None where the table has none), and sentences that name who did not match, in
+        either direction, with the nearest identifier.
+
+    Raises:
+        ReadError: the table does not exist or is not text.
+        ManifestError: a column is missing, two rows of a subject contradict each other, a case already has
+            another label, or no subject matches.
+    """
+    path = Path(labels_file)
+    header, rows = read_table(path)
+    missing = [no_column(name, header, path.name) for name in (subject_column, column) if name not in header]
+    if missing:
+        raise ManifestError(listed(missing, path.name))
+    by_session = "session" in header and any(case.session for case in cases)
+    labels: dict[tuple[str, ...], tuple[str, int]] = {}
+    problems = []
+    for line, cells in rows:
+        row = dict(zip(header, cells, strict=False))
+        key = (row[subject_column], row.get("session", "")) if by_session else (row[subject_column],)
+        value = row.get(column, "")
+        first, at = labels.setdefault(key, (value, line))
+        if first != value:
+            problem = f"{column} is {first!r} on line {at} and {value!r}"
+            problems.append(Problem("error", line, " ".join(key).strip(), "", problem, "Keep one row a subject."))
+    joined, unlabeled, used = [], [], set()
+    for case in cases:
+        key = (case.subject, case.session) if by_session else (case.subject,)
+        value = labels.get(key, ("", 0))[0]
+        used.add(key)
+        if value in MISSING:
+            unlabeled.append(" ".join(key).strip())
+        elif case.label not in (None, value):
+            problem = f"label is {case.label!r} but {path.name} says {value!r}"
+            problems.append(Problem("error", case.line, case.subject, "", problem, "Correct one of the two."))
+        joined.append(replace(case, label=case.label if value in MISSING else value))
+    if problems:
+        raise ManifestError(listed(problems, path.name))
+    spare = [" ".join(key).strip() for key in labels if key not in used]
+    if cases and not used & labels.keys():
+        raise ManifestError(
+            f"no subject of the study is in column {subject_column} of {path.name}: the study has "
+            f"{_named(unlabeled, spare)}; the table has {_named(spare, [])}"
+        )
+    notes = []
+    if unlabeled:
+        notes.append(f"{path.name} has no {column} for {len(unlabeled)}: {_named(unlabeled, spare)}")
+    if spare:
+        notes.append(f"{len(spare)} of {path.name} are not in the study: {_named(spare, unlabeled)}")
+    return joined, notes
+
+
+def _named(names: Sequence[str], candidates: Sequence[str], most: int = 10) -> str:
+    """Names, each with the nearest candidate in brackets, at most ``most`` of them."""
+    words = []
+    for name in names[:most]:
+        near = [other for other in candidates if _plain(other) == _plain(name)]
+        near = near or difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
+        words.append(f"{name} (near: {near[0]})" if near else name)
+    return ", ".join(words) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _plain(name: str) -> str:
+    """An identifier without case, punctuation, leading zeros and BIDS's ``sub-``."""
+    return re.sub(r"(?<!\d)0+(?=\d)|[^a-z0-9]", "", re.sub(r"^sub-", "", name.lower()))

@@ -1,0 +1,318 @@
+"""The manifest: one table that says who is in the study and where their volumes lie.
+
+::
+
+    subject,session,label,ct,pet,mr,mask,site,split,fold,weight_kg
+    001,,0,scans/001_ct.nii.gz,scans/001_pet.nii.gz,,,a,train,,71.5
+
+A row is a case: one subject at one session. ``subject`` is required, everything else is optional. Cells are text:
+``001`` and ``NA`` stay what they are. An empty cell (or ``n/a``, as in BIDS) of a modality is a missing modality.
+Paths are relative to the folder of the manifest, or absolute.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmfusion.cohort.table import MISSING, Problem, listed, no_column, read_table
+from mmfusion.errors import ManifestError
+from mmfusion.io import write_csv
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+MODALITIES = ("ct", "pet", "mr", "spect", "t1", "t1gd", "t1ce", "t2", "flair", "pd", "adc", "dwi", "swi")
+"""Column names that always are modalities, also with ``_`` and something behind them, in the order of writing."""
+
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
+"""How the names of volume files end."""
+
+PARTS = ("train", "validation", "test")
+"""The words of column ``split``."""
+
+_RESERVED = ("subject", "session", "label", "mask", "site", "split", "fold")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the manifest: a subject at a session.
+
+    Attributes:
+        subject: the person, by the study's identifier.
+        session: the visit; empty if there is only one.
+        label: the class as text, None if unknown.
+        images: the modalities that are present, each a path as :func:`split_series` reads it.
+        mask: a mask (NIfTI, RTSTRUCT or SEG) that belongs to the images.
+        site: where the scans were made.
+        split: ``train``, ``validation``, ``test`` or empty.
+        fold: number of the cross-validation fold as text, or empty.
+        covariates: every other column, as text; empty where unknown.
+        line: line in the file, from 1; 0 if the case comes from no file.
+    """
+
+    subject: str
+    session: str = ""
+    label: str | None = None
+    images: dict[str, Path] = field(default_factory=dict)
+    mask: Path | None = None
+    site: str = ""
+    split: str = ""
+    fold: str = ""
+    covariates: dict[str, str] = field(default_factory=dict)
+    line: int = 0
+
+    @property
+    def id(self) -> str:
+        """``subject`` or ``subject_session``, safe as the name of a folder: ``[A-Za-z0-9._-]``, no leading dot."""
+        name = f"{self.subject}_{self.session}" if self.session else self.subject
+        return re.sub(r"^\.|[^A-Za-z0-9._-]", "_", name)
+
+
+def split_series(cell: str | Path) -> tuple[Path, str | None]:
+    """The path in a manifest cell, and the DICOM series meant if its folder holds several.
+
+    ``scans/017`` is a file or folder; ``scans/017#1.2.840.113619.2.55`` is the one series of that folder with
+    that SeriesInstanceUID. A ``#`` that no UID follows is part of the name.
+    """
+    text = str(cell)
+    match = re.fullmatch(r"(.+)#(\d+(?:\.\d+)+)", text)
+    return (Path(match[1]), match[2]) if match else (Path(text), None)
+
+
+def read_manifest(
+    path: str | Path, modalities: Sequence[str] | None = None, *, files_must_exist: bool = True
+) -> list[Case]:
+    """Read a manifest (CSV; tabs or semicolons instead of commas and a byte order mark are understood).
+
+    Which columns are modalities: those named in ``modalities``. If None, of the columns that have no meaning of
+    their own (``subject``, ``session``, ``label``, ``mask``, ``site``, ``split``, ``fold``) and whose name does not
+    end in ``mask`` or ``seg``: those with a known key (:data:`MODALITIES`, in any case), those that begin with a
+    known key and ``_`` unless they hold numbers, and those whose cells all look like paths (the ending of a volume
+    file, or the name of an existing file or folder). The rest are covariates.
+
+    Args:
+        path: the manifest.
+        modalities: columns to read as modalities, in this order.
+        files_must_exist: refuse paths that do not exist. Switch off for a prepared cohort whose sources moved.
+
+    Raises:
+        ReadError: the manifest does not exist or is not text.
+        ManifestError: anything wrong in it; all problems are listed, with their lines.
+    """
+    cases, problems = parse_manifest(path, modalities, files_must_exist=files_must_exist)
+    if problems:
+        raise ManifestError(listed(problems, Path(path).name))
+    return cases
+
+
+def parse_manifest(
+    path: str | Path, modalities: Sequence[str] | None = None, *, files_must_exist: bool = True
+) -> tuple[list[Case], list[Problem]]:
+    """As :func:`read_manifest`, but the problems are returned beside the cases that could be read.
+
+    Raises:
+        ReadError: the manifest does not exist or is not text.
+    """
+    path = Path(path)
+    header, rows = read_table(path)
+    problems = _header_problems(header, path.name)
+    if "subject" not in header:
+        return [], problems
+    width = len(header)
+    for line, cells in rows:
+        if any(cells[width:]):
+            problem = f"the row has {len(cells)} cells, the header has {width}"
+            problems.append(Problem("error", line, "", "", problem, "Put cells that contain the separator in quotes."))
+    table = [
+        (line, dict(zip(reversed(header), reversed((cells + [""] * width)[:width]), strict=True)))
+        for line, cells in rows  # reversed: of two columns with one name the first counts
+        if not any(cells[width:])
+    ]
+    found = [name for name in dict.fromkeys(header) if _is_modality(name, table, path.parent)]
+    wanted = found if modalities is None else list(modalities)
+    problems += [no_column(name, header, path.name) for name in wanted if name not in header]
+    modalities = [name for name in wanted if name in header]
+    covariates = [name for name in header if name and name not in {*_RESERVED, *found, *modalities}]
+    if not modalities:
+        problem = f"{path.name} has columns {', '.join(header)}; none of them is a modality"
+        remedy = "Name a column ct, pet or mr, or say which columns are modalities with --modalities."
+        problems.append(Problem("error", 1, "", "", problem, remedy))
+    if not rows:
+        problems.append(Problem("error", 1, "", "", f"{path.name} has no case, only a header"))
+    cases = []
+    for line, row in table:
+        case, wrong = _case(line, row, modalities, covariates, path.parent, files_must_exist)
+        problems += wrong
+        if case.subject:
+            cases.append(case)
+    problems += _duplicates(cases)
+    return cases, sorted(problems, key=lambda problem: problem.line)
+
+
+def write_manifest(cases: Iterable[Case], path: str | Path, modalities: Sequence[str] | None = None) -> None:
+    """Write cases as a manifest (CSV) that :func:`read_manifest` reads back; atomically.
+
+    Paths become relative to the manifest's folder unless the two share only the root of the file system.
+
+    Args:
+        cases: the rows, in this order.
+        path: the file to write.
+        modalities: order of the modality columns; the usual order if None.
+    """
+    cases, path = list(cases), Path(path)
+    if modalities is None:
+        modalities = order_modalities(name for case in cases for name in case.images)
+    optional = [name for name in ("session", "label", "site", "split", "fold") if any(getattr(c, name) for c in cases)]
+    covariates = list(dict.fromkeys(name for case in cases for name in case.covariates))
+    mask = ["mask"] if any(case.mask for case in cases) else []
+    folder = path.parent.absolute()
+    rows = []
+    for case in cases:
+        row = {"subject": case.subject, **{name: getattr(case, name) or "" for name in optional}}
+        row |= {name: _relative(file, folder) for name, file in case.images.items() if name in modalities}
+        rows.append(row | ({"mask": _relative(case.mask, folder)} if case.mask else {}) | case.covariates)
+    write_csv(rows, path, ["subject", *optional, *modalities, *mask, *covariates])
+
+
+def order_modalities(names: Iterable[str]) -> list[str]:
+    """Each name once: in the order of :data:`MODALITIES` by how they begin, then by name."""
+
+    def key(name: str) -> tuple[int, str]:
+        stem = name.lower().split("_")[0]
+        return (MODALITIES.index(stem) if stem in MODALITIES else len(MODALITIES), name)
+
+    return sorted(set(names), key=key)
+
+
+def _header_problems(header: list[str], file: str) -> list[Problem]:
+    problems = []
+    for name, count in Counter(header).items():
+        if not name:
+            problems.append(Problem("error", 1, "", "", "a column has no name", "Name it or delete it."))
+        elif count > 1:
+            problem = f"column {name} appears {count} times"
+            problems.append(Problem("error", 1, "", "", problem, "Rename or delete the others."))
+    if "subject" not in header:
+        problems.append(no_column("subject", header, file))
+    return problems
+
+
+def is_modality_key(name: str) -> bool:
+    """True for a known key (:data:`MODALITIES`) or one with ``_`` and something behind it, in any case."""
+    return name.lower().split("_")[0] in MODALITIES
+
+
+def _is_modality(name: str, table: Sequence[tuple[int, dict[str, str]]], folder: Path) -> bool:
+    """The rule of :func:`read_manifest` for one column."""
+    key = name.lower()
+    if not name or name in _RESERVED or key.endswith(("mask", "seg")):
+        return False
+    if key in MODALITIES:
+        return True
+    cells = [row[name] for _, row in table if row[name] not in MISSING]
+    if is_modality_key(name):
+        return not (cells and all(_is_number(cell) for cell in cells))
+    return bool(cells) and all(_looks_like_path(cell, folder) for cell in cells)
+
+
+def _looks_like_path(cell: str, folder: Path) -> bool:
+    path = split_series(cell)[0]
+    return path.name.lower().endswith(VOLUME_SUFFIXES) or (not _is_number(cell) and (folder / path).exists())
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _case(
+    line: int,
+    row: dict[str, str],
+    modalities: Sequence[str],
+    covariates: Sequence[str],
+    folder: Path,
+    files_must_exist: bool,
+) -> tuple[Case, list[Problem]]:
+    """One row as a case, and what is wrong with it."""
+    subject, problems = row["subject"], []
+
+    def wrong(modality: str, problem: str, remedy: str) -> None:
+        problems.append(Problem("error", line, subject, modality, problem, remedy))
+
+    def value(name: str) -> str:
+        cell = row.get(name, "")
+        return "" if cell in MISSING else cell
+
+    def located(name: str, otherwise: str) -> Path | None:
+        if not value(name):
+            return None
+        path = folder.absolute() / Path(value(name)).expanduser()
+        if files_must_exist and not split_series(path)[0].exists():
+            kind = "file" if value(name).lower().endswith(VOLUME_SUFFIXES) else "path"
+            wrong(name, f"{name} {kind} {value(name)} does not exist", otherwise)
+        return path
+
+    if not subject:
+        wrong("", "the row has no subject", "Give the subject or drop the row.")
+    images = {}
+    for name in modalities:
+        label = name.upper() if name in MODALITIES else name
+        remedy = f"Fix the path, leave the cell empty to go on without {label} for this subject, or drop the row."
+        if path := located(name, remedy):
+            images[name] = path
+    if modalities and not images:
+        wrong("", f"the row has no modality (none of {', '.join(modalities)})", "Give one or drop the row.")
+    split, fold = value("split").lower(), value("fold")
+    if split not in ("", *PARTS):
+        near = difflib.get_close_matches(split, PARTS, n=1, cutoff=0.3)
+        guess = f"Did you mean {near[0]}? " if near else ""
+        wrong("", f"split is {split!r}", f"{guess}Known: {', '.join(PARTS)}.")
+    if fold and not fold.isdecimal():
+        wrong("", f"fold is {fold!r}", "Folds are numbered 0, 1, 2 and so on.")
+    case = Case(
+        subject=subject,
+        session=row.get("session", "") if row.get("session") != "n/a" else "",
+        label=value("label") or None,
+        images=images,
+        mask=located("mask", "Fix the path or leave the cell empty."),
+        site=value("site"),
+        split=split,
+        fold=str(int(fold)) if fold.isdecimal() else fold,
+        covariates={name: value(name) for name in covariates},
+        line=line,
+    )
+    return case, problems
+
+
+def _duplicates(cases: Sequence[Case]) -> list[Problem]:
+    """Rows that claim the same subject and session, or the same folder name."""
+    problems: list[Problem] = []
+    first: dict[str, Case] = {}
+    for case in cases:
+        other = first.setdefault(case.id, case)
+        if other is case:
+            continue
+        if (other.subject, other.session) == (case.subject, case.session):
+            visit = f"session {case.session}" if case.session else "the same session"
+            problem = f"{visit} is already on line {other.line}"
+            remedy = "A row is one subject at one session: tell visits apart in column session."
+        else:
+            problem = f"the row would share the folder name {case.id} with line {other.line}"
+            remedy = "Rename one: letters, digits, '.', '_' and '-' stay, anything else becomes '_'."
+        problems.append(Problem("error", case.line, case.subject, "", problem, remedy))
+    return problems
+
+
+def _relative(path: Path, folder: Path) -> str:
+    path = path.absolute()
+    shared = os.path.commonpath([path, folder]) if path.drive == folder.drive else path.anchor
+    return Path(path if shared == path.anchor else os.path.relpath(path, folder)).as_posix()

@@ -1,0 +1,232 @@
+"""Splits by subject: no person is on both sides, every class is on each."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+from mmfusion.cohort.manifest import PARTS, Case
+from mmfusion.errors import LeakageError, ManifestError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_LOG = logging.getLogger(__name__)
+LEAK_REMEDY = "Splits are by subject; use column session for the visit."
+_LEAST = 2  # subjects of a class in a part: below that an AUC has no interval
+
+
+def split_cases(cases: Sequence[Case], *, validation: float = 0.2, test: float = 0.2, seed: int = 0) -> dict[str, str]:
+    """Divide cases into train, validation and test, by subject and stratified by label.
+
+    If the manifest has a column ``split``, it decides; where it names no validation part, one is made out of
+    train. Otherwise each class gives each part its share of subjects, rounded so that the parts as a whole have
+    the size asked for, and never fewer than two. The same cases and seed give the same split in any order of
+    the rows.
+
+    Args:
+        cases: the cases, all with labels. A subject counts by the label most of its sessions have, the last
+            session's where they tie.
+        validation: share of the subjects (of train's, where the column made the rest) for validation.
+        test: share of the subjects for the test.
+        seed: of the random choice.
+
+    Returns:
+        Case id to ``train``, ``validation`` or ``test``.
+
+    Raises:
+        OptionError: the shares are negative or leave nothing to train on.
+        ManifestError: a subject has no label or (in part of the rows) no split, there are fewer than two
+            classes, or a part has fewer than two subjects of a class.
+        LeakageError: column ``split`` puts a subject into two parts.
+    """
+    if validation < 0 or test < 0 or validation + test >= 1:
+        raise OptionError(
+            f"validation {validation:g} and test {test:g} are shares of the subjects and must leave some to train on"
+        )
+    labels = _subject_labels(cases)
+    if given := _column(cases, "split"):
+        parts = {subject: given[subject] for subject in labels}
+        train = {subject: label for subject, label in labels.items() if parts[subject] == "train"}
+        if not train:
+            raise ManifestError("column split has no subject in train; nothing could be learned")
+        if validation and "validation" not in parts.values():
+            parts |= _draw(train, {"train": 1 - validation, "validation": validation}, seed)
+            count = Counter(parts.values())["validation"]
+            _LOG.warning(
+                "column split names no validation part: %d of %d training subjects were drawn for it",
+                count,
+                len(train),
+            )
+    else:
+        shares = {"train": 1 - validation - test, "validation": validation, "test": test}
+        parts = _draw(labels, shares, seed)
+    for part in PARTS:
+        members = Counter(labels[subject] for subject in labels if parts[subject] == part)
+        if members and min(members[label] for label in set(labels.values())) < _LEAST:
+            raise ManifestError(
+                f"{part} has {_counts(members, labels)}; at least {_LEAST} of each class are needed. "
+                "Change column split or leave it out."
+            )
+    return {case.id: parts[case.subject] for case in cases}
+
+
+def folds(cases: Sequence[Case], k: int = 5, seed: int = 0) -> dict[str, int]:
+    """Divide cases into ``k`` folds for cross-validation, by subject and stratified by label.
+
+    If the manifest has a column ``fold``, it decides and ``k`` is not used. Otherwise the subjects of each class
+    are dealt one by one, so that neither a class nor the whole differs by more than one subject between folds.
+
+    Returns:
+        Case id to fold, from 0.
+
+    Raises:
+        OptionError: ``k`` is below 2.
+        ManifestError: a subject has no label or (in part of the rows) no fold, there are fewer than two classes,
+            or a fold would lack a class.
+        LeakageError: column ``fold`` puts a subject into two folds.
+    """
+    labels = _subject_labels(cases)
+    if given := _column(cases, "fold"):
+        number = {subject: int(fold) for subject, fold in given.items()}
+        for fold in sorted(set(number.values())):
+            members = Counter(label for subject, label in labels.items() if number[subject] == fold)
+            if len(members) < len(set(labels.values())):
+                raise ManifestError(
+                    f"fold {fold} has {_counts(members, labels)}; each fold needs every class. "
+                    "Change column fold or leave it out."
+                )
+        return {case.id: number[case.subject] for case in cases}
+    if k < 2:
+        raise OptionError(f"cross-validation needs at least 2 folds, found {k}")
+    few = min(Counter(labels.values()).values())
+    if few < k:
+        raise ManifestError(
+            f"{k} folds cannot each have every class: there are {_counts(Counter(labels.values()), labels)}. "
+            f"Use at most {few} folds."
+        )
+    number, dealt = {}, 0
+    for label in sorted(set(labels.values())):
+        for subject in _shuffled([s for s in labels if labels[s] == label], seed, f"fold {label}"):
+            number[subject] = dealt % k
+            dealt += 1
+    return {case.id: number[case.subject] for case in cases}
+
+
+def leakage(cases: Sequence[Case], parts: Mapping[str, str | int]) -> str:
+    """Names every subject with cases in more than one part, without a full stop; empty if there is none.
+
+    Args:
+        cases: the cases.
+        parts: case id to part or fold; cases that are not in it (or in part ``""``) count nowhere.
+    """
+    places: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for case in cases:
+        part = parts.get(case.id, "")
+        if part != "":
+            places[case.subject][f"fold {part}" if isinstance(part, int) else part].append(case.line)
+    both: dict[str, list[str]] = defaultdict(list)
+    for subject, found in places.items():
+        if len(found) > 1:
+            names = sorted(found, key=lambda part: (PARTS.index(part) if part in PARTS else len(PARTS), part))
+            lines = sorted(line for name in names for line in found[name] if line)
+            at = f" (lines {', '.join(map(str, lines))})" if lines else ""
+            both[" and ".join(names)].append(f"{subject}{at}")
+    sentences = [
+        f"{len(who)} {'subjects are' if len(who) > 1 else 'subject is'} in both {names}: {', '.join(who)}"
+        for names, who in both.items()
+    ]
+    return "; ".join(sentences)
+
+
+def refuse_leakage(cases: Sequence[Case], parts: Mapping[str, str | int]) -> None:
+    """Stop if a subject has cases in more than one part.
+
+    Raises:
+        LeakageError: with the subjects and their lines.
+    """
+    if found := leakage(cases, parts):
+        raise LeakageError(f"{found}. {LEAK_REMEDY}")
+
+
+def _subject_labels(cases: Sequence[Case]) -> dict[str, str]:
+    """Subject to its label, sorted by subject."""
+    sessions: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for case in cases:
+        sessions[case.subject]
+        if case.label is not None:
+            sessions[case.subject].append((case.session, case.label))
+    bare = sorted(subject for subject, found in sessions.items() if not found)
+    if bare:
+        more = f" and {len(bare) - 10} more" if len(bare) > 10 else ""
+        raise ManifestError(
+            f"{len(bare)} subjects have no label: {', '.join(bare[:10])}{more}. "
+            "Splits are stratified by label: give it, or leave these cases out."
+        )
+    labels = {}
+    for subject in sorted(sessions):
+        found = [label for _, label in sorted(sessions[subject])]
+        count = Counter(found)
+        labels[subject] = max(reversed(found), key=lambda label: count[label])
+    if len(set(labels.values())) < 2:
+        raise ManifestError(
+            f"all {len(labels)} subjects have the label {next(iter(labels.values()), 'none')!r}; "
+            "at least two classes are needed."
+        )
+    return labels
+
+
+def _column(cases: Sequence[Case], name: str) -> dict[str, str]:
+    """Subject to the value of column ``split`` or ``fold``; empty if no row has one."""
+    values = {case.id: str(getattr(case, name)) for case in cases}
+    if not any(values.values()):
+        return {}
+    refuse_leakage(cases, {id: int(v) for id, v in values.items() if v} if name == "fold" else values)
+    empty = [case for case in cases if not values[case.id]]
+    if empty:
+        who = ", ".join(f"{case.subject} (line {case.line})" for case in empty[:10])
+        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+        raise ManifestError(
+            f"column {name} is empty for {len(empty)} of {len(cases)} rows: {who}{more}. Fill it or leave it out."
+        )
+    return {case.subject: values[case.id] for case in cases}
+
+
+def _draw(labels: Mapping[str, str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Subject to part: stratified, each class at least :data:`_LEAST` a part."""
+    shares = {part: share for part, share in shares.items() if share > 0}
+    sizes = Counter(labels.values())
+    for label in sorted(sizes):
+        if sizes[label] < _LEAST * len(shares):
+            raise ManifestError(
+                f"class {label} has {sizes[label]} subjects ({_counts(sizes, labels)}); {', '.join(shares)} "
+                f"need at least {_LEAST} of each class. Lower the shares to 0, or add subjects."
+            )
+    members = {label: [s for s in labels if labels[s] == label] for label in sorted(sizes)}
+    left = {label: _shuffled(members[label], seed, label) for label in members}
+    out: dict[str, str] = {}
+    for part in [part for part in shares if part != "train"]:
+        wanted = round(shares[part] * len(labels))
+        exact = {label: shares[part] * sizes[label] for label in members}
+        count = {label: int(exact[label]) for label in members}
+        # largest remainders first; ties by label
+        for label in sorted(members, key=lambda one: (count[one] - exact[one], one)):
+            count[label] += sum(count.values()) < wanted
+        for label, subjects in left.items():
+            others = _LEAST * (len(shares) - 1 - len({out[s] for s in members[label] if s in out}))
+            take = max(_LEAST, min(count[label], len(subjects) - others))
+            out |= dict.fromkeys(subjects[:take], part)
+            left[label] = subjects[take:]
+    return {subject: out.get(subject, "train") for subject in labels}
+
+
+def _shuffled(subjects: Sequence[str], seed: int, salt: str) -> list[str]:
+    """The same order on every machine and Python version, whatever the order of the rows."""
+    return sorted(subjects, key=lambda one: hashlib.sha256(f"{seed}\0{salt}\0{one}".encode()).digest())
+
+
+def _counts(members: Mapping[str, int], labels: Mapping[str, str]) -> str:
+    """``class 0: 7 subjects, class 1: 1`` for a message."""
+    return ", ".join(f"{members.get(label, 0)} subjects of class {label}" for label in sorted(set(labels.values())))

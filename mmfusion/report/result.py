@@ -1,0 +1,144 @@
+"""What a run folder says, read once: options, split, predictions, metrics, history, and the cohort behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfusion.errors import CohortError
+from mmfusion.report.files import number, read_json, read_rows
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The rows of one part: ``label [N]``, ``probability [N, K]``, ``subject [N]``, and the rows themselves."""
+
+    classes: list[str]
+    label: np.ndarray
+    probability: np.ndarray
+    subject: np.ndarray
+    rows: list[dict[str, str]]
+
+    def predicted(self, threshold: float) -> np.ndarray:
+        """``[N]`` class indices: at the threshold for two classes, the most probable one for more."""
+        if len(self.classes) == 2:
+            return (self.probability[:, 1] >= threshold).astype(np.int64)
+        return np.argmax(self.probability, axis=1)
+
+    def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Each class against the rest (two classes: the positive one): label, probability and subject ``[N]``."""
+        shown = [1] if len(self.classes) == 2 else range(len(self.classes))
+        return {
+            self.classes[k]: ((self.label == k).astype(np.int64), self.probability[:, k], self.subject)
+            for k in shown
+            if 0 < np.sum(self.label == k) < len(self.label)
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run folder."""
+
+    folder: Path
+    options: dict[str, Any]
+    metrics: dict[str, Any]
+    predictions: Predictions
+    split: list[dict[str, str]]
+    history: list[dict[str, str]]
+    cohort: Path | None
+    cases: list[dict[str, str]]
+    cohort_options: dict[str, Any]
+
+    @property
+    def threshold(self) -> float:
+        """At and above which class 1 of two is predicted."""
+        found = number(self.metrics.get("threshold"))
+        return 0.5 if found is None else found
+
+    @property
+    def modalities(self) -> list[str]:
+        names = self.options.get("modalities") or []
+        return names.split() if isinstance(names, str) else [str(name) for name in names]
+
+    @property
+    def simulated(self) -> bool:
+        return any(bool(d.get("simulated")) for d in (self.metrics, self.options, self.cohort_options))
+
+    @property
+    def comparison(self) -> dict[str, dict[str, Any]]:
+        """Modality to its estimates: ``auc`` alone and ``difference``, fusion minus alone."""
+        found = self.metrics.get("comparison") or {}
+        return {str(name): entry for name, entry in found.items() if isinstance(entry, dict)}
+
+    def estimate(self, name: str) -> dict[str, Any]:
+        """A metric's Estimate as a dict; empty if there is none."""
+        found = (self.metrics.get("metrics") or {}).get(name)
+        return found if isinstance(found, dict) else {}
+
+
+def read_result(run_dir: str | Path) -> Result:
+    """Everything that a run folder holds, with the cohort's table if that folder is where the options say.
+
+    Raises:
+        CohortError: predictions or metrics are absent, or are no tables of predictions.
+    """
+    folder = Path(run_dir)
+    remedy = f"run the bundle's evaluate.yaml with --run {folder} first"
+    options = read_json(folder / "options.json")
+    metrics = read_json(folder / "metrics.json", remedy) if (folder / "predictions.csv").is_file() else {}
+    rows = read_rows(folder / "predictions.csv", remedy)
+    predictions = read_predictions(folder / "predictions.csv", rows, options, str(metrics.get("part", "test")))
+    cohort = _cohort_folder(folder, options.get("cohort"))
+    return Result(
+        folder=folder,
+        options=options,
+        metrics=metrics,
+        predictions=predictions,
+        split=read_rows(folder / "split.csv"),
+        history=read_rows(folder / "history.csv"),
+        cohort=cohort,
+        cases=read_rows(cohort / "cases.csv") if cohort else [],
+        cohort_options=read_json(cohort / "options.json") if cohort else {},
+    )
+
+
+def read_predictions(path: Path, rows: list[dict[str, str]], options: dict[str, Any], part: str) -> Predictions:
+    """The labeled rows of one part of ``predictions.csv`` as arrays; labels are class names or class indices.
+
+    Raises:
+        CohortError: no rows of the part, no probability columns, or cells that are no numbers or no classes.
+    """
+    chosen = [row for row in rows if row.get("part", part) == part and row.get("label")]
+    if not chosen:
+        raise CohortError(f"{path} has no rows of part '{part}' with a label: evaluate that part first")
+    classes = [name.removeprefix("p_") for name in chosen[0] if name.startswith("p_")]
+    if len(classes) < 2:
+        raise CohortError(f"{path} has columns {', '.join(chosen[0])}; expected p_<class> for 2 classes or more")
+    given = options.get("classes")
+    if isinstance(given, list) and sorted(map(str, given)) == sorted(classes):
+        classes = [str(name) for name in given]
+    index = {str(k): k for k in range(len(classes))} | {name: k for k, name in enumerate(classes)}
+    label, probability = [], []
+    for line, row in enumerate(chosen):
+        values = [number(row.get(f"p_{name}")) for name in classes]
+        if row.get("label") not in index or None in values:
+            found = row.get("label", "") if row.get("label") not in index else values
+            raise CohortError(
+                f"{path}, case {row.get('case', line)}: found {found!r}, expected a label of "
+                f"{', '.join(classes)} and a probability for each; evaluate the run again"
+            )
+        label.append(index[row["label"]])
+        probability.append(values)
+    subject = np.array([row.get("subject") or f"row {line}" for line, row in enumerate(chosen)])
+    return Predictions(classes, np.array(label), np.array(probability, dtype=np.float64), subject, chosen)
+
+
+def _cohort_folder(run: Path, given: Any) -> Path | None:
+    """The cohort's folder: as given, or beside or above the run; None if it is nowhere."""
+    if not given:
+        return None
+    places = (Path(str(given)), run / str(given), run.parent / str(given))
+    return next((place for place in places if (place / "cases.csv").is_file()), None)

@@ -1,0 +1,282 @@
+"""report.html of a run folder: from the patients to the numbers, with what they rest on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmfusion.errors import CohortError
+from mmfusion.report import charts, page
+from mmfusion.report.files import (
+    modalities_of,
+    number,
+    read_rows,
+    reasons_of,
+    score_of,
+    status_of,
+    worst_first,
+)
+from mmfusion.report.page import Html, element, join
+from mmfusion.report.qc import GOOD_AND_BAD, case_card
+from mmfusion.report.result import Result, read_predictions, read_result
+from mmfusion.report.words import METRIC_NAMES, interval, summary, value, warnings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PARTS = ("train", "validation", "test")
+MISTAKES = 30  # wrong cases listed, at most
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``report.html`` into a run folder, from its files and those of its cohort.
+
+    Needed are ``predictions.csv`` and ``metrics.json``; whatever else is absent is left out of the page.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        CohortError: predictions or metrics are absent or cannot be read.
+    """
+    result = read_result(run_dir)
+    name = result.folder.resolve().name
+    banners = [element("p", "Research use only: not a medical device.", class_="banner")]
+    if result.simulated:
+        words = "Simulated data: these numbers show that the software works, not how well it does on patients."
+        banners.append(element("p", words, class_="banner simulated"))
+    body = [
+        element("h1", f"Report of {name}"),
+        *banners,
+        element("p", summary(result), class_="lead"),
+        page.section("Warnings", page.bullets(warnings(result), class_="warnings")),
+        page.section("Patients", *_patients(result)),
+        page.section(f"Performance on the {result.metrics.get('part', 'test')} part", *_performance(result)),
+        page.section("Each modality alone", *_comparison(result)),
+        page.section("Wrong cases", _mistakes(result)),
+        page.section("Registration", *_registration(result)),
+        page.section("Training", *_training(result)),
+        page.section(
+            "Options and versions",
+            page.options_table(result.options, "Options of the run"),
+            page.options_table(result.cohort_options, "Options of the cohort"),
+        ),
+    ]
+    return page.write_page(result.folder / "report.html", f"Report of {name}", body)
+
+
+def _patients(result: Result) -> list[Html]:
+    steps = [(f"{_cases(result.cases)}", "in the cohort")] if result.cases else []
+    states = [status_of(row) for row in result.cases]
+    if result.cases:
+        steps.append((str(states.count("failed")), "failed in preparation, left out"))
+        steps.append((str(states.count("doubtful")), "with a doubtful registration"))
+    for part in PARTS:
+        rows = [row for row in result.split if row.get("part") == part]
+        if rows:
+            steps.append((_cases(rows), f"for {'training' if part == 'train' else part}"))
+    flow = join(element("li", join([element("strong", count), words])) for count, words in steps)
+    found = [element("ol", flow, class_="flow")] if steps else []
+    found.append(_parts_table(result))
+    failed = [
+        f"{row.get('case')}: {'; '.join(reasons_of(row)) or 'no reason given'}"
+        for row in result.cases
+        if status_of(row) == "failed"
+    ]
+    if failed:
+        found.append(element("p", "Left out, and why:"))
+    return [*found, page.bullets(failed)]
+
+
+def _parts_table(result: Result) -> Html:
+    """Per part: cases, subjects, cases of each class, and cases that lack each modality."""
+    by_case = {row.get("case"): row for row in result.cases}
+    known = [(row.get("part"), row, by_case[row.get("case")]) for row in result.split if row.get("case") in by_case]
+    if not known:
+        return Html("")
+    labels = sorted({case.get("label", "") for _, _, case in known})
+    lines = []
+    for part in PARTS:
+        cases = [case for where, _, case in known if where == part]
+        if cases:
+            counts = [sum(case.get("label") == label for case in cases) for label in labels]
+            missing = [sum(name not in modalities_of(case) for case in cases) for name in result.modalities]
+            lines.append([part, len(cases), len({case.get("subject") for case in cases}), *counts, *missing])
+    headers = ["part", "cases", "subjects", *(f"label {label}" for label in labels)]
+    return page.table(headers + [f"without {name}" for name in result.modalities], lines)
+
+
+def _performance(result: Result) -> list[Html]:
+    table = _metric_table(result)
+    predictions, threshold = result.predictions, result.threshold
+    curves: dict[str, Any] = dict(predictions.curves())
+    main = len(curves)
+    if len(predictions.classes) == 2 and curves:
+        fused = "fusion" if len(result.modalities) > 1 else "this run"
+        curves = {fused: next(iter(curves.values())), **_single_curves(result)}
+        main = 1
+    own = dict(list(curves.items())[:main])
+    two = len(predictions.classes) == 2
+    title = f"Confusion at threshold {threshold:.3g}" if two else "Confusion"
+    auc = result.estimate("auc")
+    figures = []
+    if own:
+        figures = [
+            _chart(
+                charts.chart_roc(curves, main),
+                f"ROC curves of {', '.join(curves)}. AUC {value(auc)}, interval {interval(auc)}",
+                "Band: pointwise 95 % interval over resampled subjects. Dashed: chance.",
+            ),
+            _chart(
+                charts.chart_precision_recall(curves),
+                f"Precision-recall curves of {', '.join(curves)}. Average precision {value(result.estimate('pr_auc'))}",
+                "Dashed: precision of chance, the share of positive cases.",
+            ),
+            _chart(
+                charts.chart_calibration(own),
+                "Reliability diagram: observed against predicted share, with Wilson intervals",
+                "On the dashed line a predicted probability is the share that is observed. Bars: 95 % Wilson.",
+            ),
+        ]
+    predicted = predictions.predicted(threshold)
+    figures.append(
+        _chart(
+            charts.chart_confusion(predictions.label, predicted, predictions.classes, title),
+            f"Confusion matrix: {int(np.sum(predicted == predictions.label))} of {len(predicted)} cases are right",
+            "The threshold was chosen on validation cases. Shade: share of the true class." if two else "",
+        )
+    )
+    return [table, element("div", join(figures), class_="charts")]
+
+
+def _metric_table(result: Result) -> Html:
+    found = {name: e for name, e in (result.metrics.get("metrics") or {}).items() if isinstance(e, dict)}
+    methods = [e["method"] for e in found.values() if e.get("method")]
+    usual = max(methods, key=methods.count) if methods else ""
+    rows = []
+    for name, estimate in found.items():
+        notes = [str(estimate[key]) for key in ("method", "reason") if estimate.get(key) not in (None, "", usual)]
+        label = METRIC_NAMES.get(name, name.replace("_", " "))
+        rows.append([label, value(estimate), interval(estimate), estimate.get("n"), "; ".join(notes)])
+    caption = f"Intervals: {usual}, if no other is named." if usual else ""
+    return page.table(["metric", "value", "interval", "cases", "note"], rows, caption)
+
+
+def _single_curves(result: Result) -> dict[str, Any]:
+    """ROC input of each modality trained alone, where its run has predictions of the same part."""
+    found = {}
+    for name in result.comparison or result.modalities:
+        path = result.folder / "single" / name / "predictions.csv"
+        rows = read_rows(path)
+        try:
+            part = str(result.metrics.get("part", "test"))
+            curves = read_predictions(path, rows, result.options, part).curves() if rows else {}
+        except CohortError:
+            continue
+        if curves:
+            found[f"{name} alone"] = next(iter(curves.values()))
+    return found
+
+
+def _comparison(result: Result) -> list[Html]:
+    if not result.comparison:
+        return []
+    ceilings = result.metrics.get("ceilings") or {}
+    fused = "fusion"
+    # the simulation calls the ceiling of all modalities together "all"
+    limits = {
+        fused if name == "all" else name: limit
+        for name, entry in ceilings.items()
+        if (limit := number(entry)) is not None
+    }
+    values = {fused: result.estimate("auc"), **{n: e.get("auc") or {} for n, e in result.comparison.items()}}
+    differences = {name: entry.get("difference") or {} for name, entry in result.comparison.items()}
+    rows = []
+    for name, estimate in values.items():
+        gap = differences.get(name, {})
+        p_value = number(gap.get("p_value"))
+        row = [
+            name if name == fused else f"{name} alone",
+            value(estimate),
+            interval(estimate),
+            estimate.get("n"),
+        ]
+        row += [value(gap) if gap else None, interval(gap) if gap else None]
+        row.append(None if p_value is None else f"{p_value:.3g}")
+        if limits:
+            row.append(f"{limits[name]:.3f}" if name in limits else None)
+        rows.append(row)
+    headers = ["input", "AUC", "interval", "cases", "fusion minus alone", "paired interval", "p"]
+    note = (
+        "Each modality was trained alone, with the same split and options. Differences are on the cases that both "
+        "predicted, so they need not be those of the AUCs beside them."
+    )
+    table = page.table(headers + (["ceiling"] if limits else []), rows)
+    others = [f"Ceiling of {name}: {entry}" for name, entry in ceilings.items() if name not in (*values, "all")]
+    caption = "Lines are 95 % intervals. A difference whose line crosses zero is not shown by these subjects."
+    if limits:
+        caption += " Diamonds: the best AUC that the simulated data allow."
+    if all(number(estimate.get("value")) is None for estimate in values.values()):
+        return [element("p", note), table]
+    alt = "Forest plot: " + "; ".join(f"{name} AUC {value(e)} ({interval(e)})" for name, e in values.items())
+    chart = _chart(charts.chart_forest(values, differences, limits), alt, caption)
+    return [element("p", note), table, chart, page.bullets(others)]
+
+
+def _mistakes(result: Result) -> Html:
+    """The wrong cases, the most confident mistake first."""
+    predictions = result.predictions
+    predicted = predictions.predicted(result.threshold)
+    wrong = np.flatnonzero(predicted != predictions.label)
+    if wrong.size == 0:
+        return element("p", "None.")
+    given = predictions.probability[wrong, predictions.label[wrong]]
+    lines = []
+    for index in wrong[np.argsort(given, kind="stable")][:MISTAKES]:
+        row, classes = predictions.rows[index], predictions.classes
+        probability = f"{predictions.probability[index, predictions.label[index]]:.3f}"
+        names = [classes[predictions.label[index]], classes[predicted[index]]]
+        lines.append([row.get("case"), row.get("subject"), *names, probability, row.get("modalities")])
+    headers = ["case", "subject", "true class", "predicted", "probability of the true class", "modalities"]
+    more = f", {MISTAKES} of them shown" if wrong.size > MISTAKES else ""
+    caption = f"{wrong.size} of {len(predicted)} cases{more}, the most confident mistakes first"
+    return page.table(headers, lines, caption)
+
+
+def _registration(result: Result) -> list[Html]:
+    """The worst and the median case of those that the run used."""
+    if result.cohort is None:
+        return []
+    used = {row.get("case") for row in result.split} or {row.get("case") for row in result.cases}
+    rows = [row for row in worst_first(result.cases) if row.get("case") in used and status_of(row) != "failed"]
+    rows = [row for row in rows if score_of(row) < float("inf")]
+    if not rows:
+        return []
+    middle = len(rows) // 2
+    chosen = {"Lowest score": 0, "Median score": middle} if middle else {"Lowest score": 0}
+    parts = [element("p", GOOD_AND_BAD, class_="soft")]
+    for words, index in chosen.items():
+        parts += [
+            element("p", f"{words} of {len(rows)} registered cases:"),
+            case_card(result.cohort, rows[index], index),
+        ]
+    return [*parts, element("p", "All cases are in qc.html of the cohort folder.", class_="soft")]
+
+
+def _training(result: Result) -> list[Html]:
+    if not result.history:
+        return []
+    last = result.history[-1]
+    numbers = ", ".join(f"{name.replace('_', ' ')} {cell}" for name, cell in last.items() if number(cell) is not None)
+    return [_chart(charts.chart_training(result.history), f"Training curves; the last row is {numbers}")]
+
+
+def _chart(drawing: Figure, alt: str, caption: str = "") -> Html:
+    return page.figure(page.png_of_figure(drawing), alt, caption)
+
+
+def _cases(rows: list[dict[str, str]]) -> str:
+    cases, subjects = len(rows), len({row.get("subject") for row in rows})
+    return f"{cases} case{'s' * (cases != 1)}" + (f", {subjects} subjects" if subjects != cases else "")

@@ -1,0 +1,238 @@
+"""Checking a study: every problem found at once, from headers, with line, subject and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mmfusion.cohort import Problem, build_index, check_manifest, format_problems
+from mmfusion.io.dicom_write import save_dicom_series
+from mmfusion.volume import Volume
+
+RNG = np.random.default_rng(0)
+
+
+def nifti(path: Path, shape=(5, 7, 6), affine=None, spacing: float = 4.0) -> Path:
+    """Random voxels; a new file differs from every other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([spacing, spacing, spacing, 1.0]) if affine is None else affine
+    image = nib.Nifti1Image(RNG.integers(0, 99, shape).astype(np.int16), affine)
+    image.set_sform(affine, 1)
+    nib.save(image, path)
+    return path
+
+
+def check(folder: Path, text: str, **options) -> list[tuple[str, int, str, str, str]]:
+    """(level, line, subject, modality, problem) of a manifest; ``*.nii`` named in it are made unless there."""
+    for word in text.replace("\n", ",").split(","):
+        if word.endswith(".nii") and not word.startswith("gone") and not (folder / word).exists():
+            nifti(folder / word)
+    (folder / "m.csv").write_text(text)
+    found = check_manifest(folder / "m.csv", **options)
+    return [(one.level, one.line, one.subject, one.modality, one.problem) for one in found]
+
+
+GOOD = "subject,label,ct,mr\nA,0,a.nii,b.nii\nB,0,c.nii,d.nii\nC,1,e.nii,f.nii\nD,1,g.nii,h.nii\n"
+
+
+def test_a_good_study_has_no_problem(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    assert check(tmp_path, GOOD, progress=lambda *step: calls.append(step)) == []
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_all_problems_at_once_errors_first(tmp_path: Path) -> None:
+    (tmp_path / "h.nii").write_bytes(b"nothing" * 99)
+    nifti(tmp_path / "c.nii", (5, 7, 6, 3))
+    text = GOOD.replace("a.nii", "gone.nii").replace("D,1", "A,")
+    found = check(tmp_path, text)
+    assert [(level, line, modality) for level, line, _, modality, _ in found] == [
+        ("error", 0, ""),
+        ("error", 2, "ct"),
+        ("error", 3, "ct"),
+        ("error", 5, ""),
+        ("error", 5, "mr"),
+        ("warning", 5, ""),
+    ]
+    words = ["class 1 has one subject, C", "ct file gone.nii does not exist", "3 frames; one static frame is"]
+    words += ["the same session is already on line 2", "h.nii", "no label"]
+    assert all(word in one[4] for word, one in zip(words, found, strict=True))
+
+
+def test_reading_options_reach_the_reader(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii", (5, 7, 6, 3))
+    assert ("note", 2, "A", "ct") in [one[:4] for one in check(tmp_path, GOOD, frame="last")]
+    assert not [one for one in check(tmp_path, GOOD, frame="last") if one[0] == "error"]
+
+
+def test_no_orientation_keeps_its_remedy(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.ones((4, 5, 6), np.int16), None)
+    image.set_qform(None, 0)
+    image.set_sform(None, 0)
+    nib.save(image, tmp_path / "a.nii")
+    nifti(tmp_path / "b.nii")
+    (tmp_path / "m.csv").write_text("subject,ct,mr\nA,a.nii,b.nii\n")
+    (one,) = [one for one in check_manifest(tmp_path / "m.csv") if one.level == "error"]
+    assert "no orientation" in one.problem and "--assume-orientation" in one.problem + one.remedy
+    assert not [p for p in check_manifest(tmp_path / "m.csv", assume_orientation="LAS") if p.level == "error"]
+
+
+def test_orientations_that_differ_are_a_note(tmp_path: Path) -> None:
+    affine = np.diag([-4.0, -4.0, 4.0, 1.0])
+    affine[:3, 3] = 16, 24, 0
+    nifti(tmp_path / "a.nii", affine=affine)
+    assert check(tmp_path, GOOD) == [("note", 2, "A", "", "ct LPS, mr RAS: reoriented")]
+
+
+def test_spacing(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii", affine=np.diag([3, 3, 12.5, 1]))
+    nifti(tmp_path / "d.nii", spacing=0.05)
+    found = check(tmp_path, GOOD)
+    assert ("warning", 2, "A", "ct", "spacing 3 x 3 x 12.5 mm is unusual") in found
+    assert ("warning", 3, "B", "mr", "spacing 0.05 x 0.05 x 0.05 mm is unusual") in found
+
+
+def far(offset: float) -> np.ndarray:
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = 0, 0, offset
+    return affine
+
+
+def test_fields_of_view_apart(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii", affine=far(412))
+    problem = "mr and ct share 0 % of their field of view (centers 412 mm apart)"
+    assert check(tmp_path, GOOD) == [("warning", 2, "A", "", problem)]
+
+
+@pytest.mark.parametrize(("same", "level"), [(True, "error"), (False, "warning")])
+def test_fields_of_view_apart_in_one_frame_of_reference(tmp_path: Path, same: bool, level: str) -> None:
+    for number, (modality, units) in enumerate((("CT", "HU"), ("MR", "a.u."))):
+        volume = Volume(RNG.normal(90, 9, (5, 6, 4)).astype(np.float32), far(300 * number), units=units)
+        options = {"patient_id": "A", "study_uid": "1.1", "frame_of_reference": f"1.2.{number * (not same)}"}
+        save_dicom_series(volume, tmp_path / modality, modality=modality, **options)
+    build_index(tmp_path).write(tmp_path / "m.csv")
+    found = [one for one in check_manifest(tmp_path / "m.csv") if "share 0 %" in one.problem]
+    assert [one.level for one in found] == [level]
+    assert ("one frame of reference" in found[0].problem) == same
+
+
+def test_pet_details_come_from_the_manifest(tmp_path: Path) -> None:
+    volume = Volume(RNG.uniform(0, 9e3, (5, 6, 4)).astype(np.float32), far(0), units="Bq/mL")
+    save_dicom_series(volume, tmp_path / "p", modality="PT", patient_id="A")
+    bare = check(tmp_path, "subject,pet\nA,p\n")
+    assert [one[0] for one in bare if "SUV cannot be computed" in one[4]] == ["error"]
+    text = "subject,pet,weight_kg,dose_mbq,injection_time,half_life_s\nA,p,70,300,11:00:00,6586.2\n"
+    assert not [one for one in check(tmp_path, text) if one[0] == "error"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ("0011", []),
+        ("0000", [("error", "every label is '0'")]),
+        ("0001", [("error", "class 1 has one subject, D")]),
+        ("----", [("note", "no row has a label")]),
+        ("00111-", [("warning", "no label")]),
+    ],
+)
+def test_labels(tmp_path: Path, labels: str, expected: list[tuple[str, str]]) -> None:
+    rows = [f"{'ABCDEF'[n]},{one.strip('-')},{n}a.nii,{n}b.nii" for n, one in enumerate(labels)]
+    found = check(tmp_path, "\n".join(["subject,label,ct,mr", *rows]))
+    assert [(one[0], one[4]) for one in found] == expected
+
+
+def test_leaks(tmp_path: Path) -> None:
+    text = (
+        "subject,session,split,fold,ct,mr\n1,a,train,0,a.nii,b.nii\n1,b,test,0,c.nii,d.nii\n"
+        "2,a,train,0,e.nii,f.nii\n2,b,train,1,g.nii,h.nii\n"
+    )
+    found = [one[4] for one in check(tmp_path, text) if one[0] == "error"]
+    assert found == [
+        "1 subject is in both train and test: 1 (lines 2, 3)",
+        "1 subject is in both fold 0 and fold 1: 2 (lines 4, 5)",
+    ]
+
+
+def test_same_content_under_two_subjects(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii")
+    (tmp_path / "e.nii").write_bytes((tmp_path / "a.nii").read_bytes())
+    text = GOOD.replace("d.nii", "a.nii").replace("g.nii", "h.nii")
+    warnings = [one for one in check(tmp_path, text) if one[0] == "warning"]
+    assert warnings == [
+        ("warning", 3, "B", "mr", "same content as subject A ct (line 2)"),
+        ("warning", 4, "C", "ct", "same content as subject A ct (line 2)"),
+        ("warning", 5, "D", "mr", "same content as ct of this row"),
+    ]
+
+
+def test_same_dicom_voxels_under_two_names(tmp_path: Path) -> None:
+    voxels = RNG.normal(0, 99, (5, 6, 4)).astype(np.float32)
+    for name in ("A", "B"):
+        volume = Volume(voxels, far(0), units="HU")
+        save_dicom_series(volume, tmp_path / name, modality="CT", patient_id=name)
+    empty = voxels.copy()
+    empty[..., 2] = 0  # two scans with an empty middle slice are not the same
+    for name in ("C", "D"):
+        empty[..., 0] = RNG.normal(0, 99, (5, 6))
+        save_dicom_series(Volume(empty, far(0), units="HU"), tmp_path / name, modality="CT", patient_id=name)
+    found = check(tmp_path, "subject,ct\nA,A\nB,B\nC,C\nD,D\n")
+    warnings = [one for one in found if one[0] == "warning"]
+    assert warnings == [("warning", 3, "B", "ct", "same content as subject A ct (line 2)")]
+
+
+def test_one_series_of_a_shared_folder_under_two_subjects(tmp_path: Path) -> None:
+    volume = Volume(RNG.normal(0, 99, (5, 6, 4)).astype(np.float32), far(0), units="HU")
+    save_dicom_series(volume, tmp_path / "s", modality="CT", patient_id="A", series_uid="1.2.3")
+    found = check(tmp_path, "subject,ct\nA,s#1.2.3\nB,s#1.2.3\n")
+    assert ("warning", 3, "B", "ct", "same content as subject A ct (line 2)") in found
+    assert not [one for one in found if one[0] == "error"]
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    found = check(tmp_path, "subject,ct,mr\nA,x,b.nii\nB,x,d.nii\n")
+    assert [one[1:4] for one in found if one[0] == "error"] == [(2, "A", "ct"), (3, "B", "ct")]
+
+
+def test_rows_with_one_modality_and_spelling(tmp_path: Path) -> None:
+    text = "subject,ct,mr\nA,a.nii,b.nii\nB,c.nii,\na,e.nii,f.nii\n"
+    found = check(tmp_path, text)
+    assert ("note", 3, "B", "ct", "only ct") in found
+    assert ("warning", 4, "a", "", "differs from A (line 2) only in capitals") in found
+    assert ("note", 0, "", "", "the only modality is ct") in check(tmp_path, text, modalities=["ct"])
+
+
+def test_no_case_at_all(tmp_path: Path) -> None:
+    assert [one[4] for one in check(tmp_path, "subject,ct\n")] == ["m.csv has no case, only a header"]
+
+
+def test_table() -> None:
+    problems = [Problem("note", line, f"S{line}", "", "ct LPS, pet RAS: reoriented") for line in (2, 3, 4, 7, 8)]
+    problems += [Problem("error", 3, "S3", "ct", "ct file x does not exist", "Fix the path.")]
+    problems += [Problem("warning", 0, "", "", "one class", "Add another.")]
+    assert format_problems(problems).splitlines() == [
+        "line      subject  modality  problem                            remedy",
+        "3         S3       ct        error: ct file x does not exist    Fix the path.",
+        "                             warning: one class                 Add another.",
+        "2-4, 7-8  5 rows             note: ct LPS, pet RAS: reoriented",
+        "",
+        "1 error, 1 warning, 5 notes",
+    ]
+    scaled = [Problem("note", n, f"S{n}", "pet", f"scaled by {n}e-4 g/mL") for n in (5, 6, 7)]
+    assert format_problems(scaled).splitlines()[1:] == [
+        "5-7   3 rows   pet       note: scaled by 5e-4 g/mL (others likewise)",
+        "",
+        "0 errors, 0 warnings, 3 notes",
+    ]
+    assert format_problems([]) == "0 errors, 0 warnings, 0 notes"
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_soft_tissue_sarcoma_has_no_problem(testdata: Path, tmp_path: Path) -> None:
+    root = testdata / "sts_dicom"
+    build_index(root, labels=root / "participants.csv", label="lung_metastasis").write(tmp_path / "m.csv")
+    assert check_manifest(tmp_path / "m.csv") == []

@@ -1,0 +1,136 @@
+"""Curves against scikit-learn, thresholds and priors against known answers."""
+
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+
+from mmfusion.errors import EvaluationError, OptionError
+from mmfusion.evaluation import (
+    calibration_bins,
+    choose_threshold,
+    confusion,
+    precision_recall_curve,
+    prior_correction,
+    roc_band,
+)
+
+
+@pytest.fixture
+def scored():
+    generator = np.random.default_rng(0)
+    label = np.arange(53) % 2
+    return label, np.clip(np.round(0.35 + 0.3 * label + 0.2 * generator.normal(size=53), 2), 0, 1)
+
+
+def test_roc_curve_agrees_with_scikit_learn(scored):
+    band = roc_band(*scored, resamples=200)
+    fpr, tpr, _ = sk.roc_curve(*scored, drop_intermediate=False)
+    assert band.fpr == pytest.approx(fpr) and band.tpr == pytest.approx(tpr)
+
+
+def test_band_holds_the_curve_and_ends_at_one(scored):
+    band = roc_band(*scored, resamples=300)
+    curve = np.interp(band.grid, band.fpr, band.tpr)
+    assert np.mean((band.low <= curve) & (curve <= band.high)) > 0.95
+    assert band.low[-1] == band.high[-1] == 1 and (np.diff(band.low) >= -1e-12).all()
+
+
+def test_no_band_without_subjects():
+    band = roc_band(np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.4, 0.9]), np.array([1, 2, 3, 3]))
+    assert band.low is None and band.high is None and band.tpr[-1] == 1
+
+
+def test_curves_need_two_classes():
+    with pytest.raises(EvaluationError, match="both classes, all 3 rows are of class 1"):
+        roc_band(np.ones(3, int), np.linspace(0, 1, 3))
+    with pytest.raises(EvaluationError, match="one class against the rest, found 3"):
+        precision_recall_curve(np.arange(3), np.full((3, 3), 1 / 3))
+
+
+def test_precision_and_recall_agree_with_scikit_learn(scored):
+    recall, precision = precision_recall_curve(*scored)
+    expected = sk.precision_recall_curve(*scored)
+    assert precision[::-1] == pytest.approx(expected[0][:-1]) and recall[::-1] == pytest.approx(expected[1][:-1])
+
+
+def test_calibration_bins_hold_all_rows(scored):
+    label, probability = scored
+    bins = calibration_bins(label, probability, bins=4)
+    assert bins.n.sum() == 53 and bins.n.min() >= 8 and len(bins.n) == 4
+    assert np.sum(bins.observed * bins.n) == pytest.approx(label.sum())
+    assert np.sum(bins.predicted * bins.n) == pytest.approx(probability.sum())
+    assert (bins.low <= bins.observed).all() and (bins.observed < bins.high).all()
+
+
+def test_equal_probabilities_share_a_bin():
+    bins = calibration_bins(np.array([0, 1, 1, 1]), np.full(4, 0.7), bins=3)
+    assert bins.n.tolist() == [4] and bins.observed.tolist() == [0.75]
+    with pytest.raises(EvaluationError, match="1 bin or more, found 0"):
+        calibration_bins(np.array([0, 1]), np.array([0.1, 0.9]), bins=0)
+
+
+def test_confusion_agrees_with_scikit_learn():
+    generator = np.random.default_rng(0)
+    label, predicted = generator.integers(0, 3, (2, 40))
+    assert np.array_equal(confusion(label, predicted), sk.confusion_matrix(label, predicted))
+    assert confusion(np.array([0, 0]), np.array([0, 0]), classes=3).tolist() == [[2, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_confusion_refuses_what_does_not_fit():
+    with pytest.raises(EvaluationError, match="2 labels and 1 predictions"):
+        confusion(np.array([0, 1]), np.array([0]))
+    with pytest.raises(EvaluationError, match="classes must be 0 to 1, found up to 2"):
+        confusion(np.array([0, 2]), np.array([0, 1]), classes=2)
+
+
+def test_threshold_is_the_middle_of_the_gap():
+    assert choose_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.9])) == pytest.approx(0.25)
+
+
+def test_threshold_has_the_best_youden_index(scored):
+    label, probability = scored
+    fpr, tpr, _ = sk.roc_curve(label, probability)
+    called = probability >= choose_threshold(label, probability)
+    assert called[label == 1].mean() - called[label == 0].mean() == pytest.approx(np.max(tpr - fpr))
+
+
+def test_of_equal_thresholds_the_one_nearest_to_half_is_taken():
+    label, probability = np.array([0, 1, 0, 1]), np.array([0.1, 0.3, 0.6, 0.9])  # 0.2 and 0.75: J = 0.5
+    assert choose_threshold(label, probability) == pytest.approx(0.75)
+
+
+def test_half_where_nothing_is_better_than_chance():
+    assert choose_threshold(np.array([0, 1, 0, 1]), np.full(4, 0.3)) == 0.5
+    assert choose_threshold(np.array([1, 1, 0, 0]), np.array([0.1, 0.2, 0.8, 0.9])) == 0.5
+
+
+def test_threshold_refuses_one_class_and_unknown_rules():
+    with pytest.raises(EvaluationError, match="both classes, found 3 rows, all of class 0"):
+        choose_threshold(np.zeros(3, int), np.linspace(0, 1, 3))
+    with pytest.raises(OptionError, match="unknown threshold rule 'yuden'; did you mean 'youden'"):
+        choose_threshold(np.array([0, 1]), np.array([0.2, 0.8]), rule="yuden")
+
+
+def test_prior_correction_undoes_class_weights():
+    # Bayes: likelihoods of three findings under two classes, once with the true prior, once with weights 1 and 9
+    likelihood, prior, weight = np.array([[0.7, 0.2], [0.2, 0.3], [0.1, 0.5]]), np.array([0.9, 0.1]), np.array([1, 9])
+
+    def posterior(given):
+        joint = likelihood * given
+        return joint / joint.sum(axis=1, keepdims=True)
+
+    corrected = prior_correction(posterior(prior * weight), prior * weight, prior)
+    assert corrected == pytest.approx(posterior(prior))
+    assert corrected[:, 1].mean() < posterior(prior * weight)[:, 1].mean()
+
+
+def test_equal_priors_change_nothing():
+    probability = np.array([[0.2, 0.5, 0.3], [0.0, 1.0, 0.0]])
+    assert prior_correction(probability, np.ones(3), np.full(3, 5.0)) == pytest.approx(probability)
+
+
+@pytest.mark.parametrize(("prior", "message"), [([1.0, 0.0], "training prior must be positive"),
+                                                ([1.0, 1.0, 1.0], r"training prior has shape \(3,\)")])  # fmt: skip
+def test_prior_correction_refuses_impossible_priors(prior, message):
+    with pytest.raises(EvaluationError, match=message):
+        prior_correction(np.full((4, 2), 0.5), np.array(prior), np.array([0.5, 0.5]))

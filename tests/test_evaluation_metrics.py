@@ -1,0 +1,181 @@
+"""Metrics against scikit-learn, and their intervals against what is known."""
+
+import json
+
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+from scipy.stats import norm
+
+from mmfusion.errors import EvaluationError
+from mmfusion.evaluation import Estimate, classification_metrics
+from mmfusion.evaluation.estimate import bootstrap_weights, check_rows, newcombe, wilson
+from mmfusion.evaluation.metrics import METRICS
+
+
+def draw(n: int, classes: int = 2, seed: int = 0, digits: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities, rounded so that there are ties."""
+    generator = np.random.default_rng(seed)
+    label = generator.permutation(np.arange(n) % classes)
+    logits = generator.normal(size=(n, classes)) + 1.2 * np.eye(classes)[label]
+    probability = np.round(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), digits)
+    probability[:, -1] = 1 - probability[:, :-1].sum(axis=1)
+    return label, np.clip(probability, 0, 1)
+
+
+def test_two_classes_agree_with_scikit_learn():
+    label, probability = draw(53)
+    found = {
+        name: e.value for name, e in classification_metrics(label, probability, threshold=0.4, resamples=50).items()
+    }
+    score, predicted = probability[:, 1], probability[:, 1] >= 0.4
+    assert found["auc"] == pytest.approx(sk.roc_auc_score(label, score))
+    assert found["pr_auc"] == pytest.approx(sk.average_precision_score(label, score))
+    assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(label, predicted))
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(label, predicted))
+    assert found["sensitivity"] == pytest.approx(sk.recall_score(label, predicted))
+    assert found["specificity"] == pytest.approx(sk.recall_score(label, predicted, pos_label=0))
+    assert found["brier"] == pytest.approx(sk.brier_score_loss(label, score))
+    assert found["log_loss"] == pytest.approx(sk.log_loss(label, probability))
+
+
+def test_three_classes_agree_with_scikit_learn():
+    label, probability = draw(61, 3)
+    found = {name: e.value for name, e in classification_metrics(label, probability, resamples=50).items()}
+    one_hot = np.eye(3)[label]
+    assert "sensitivity" not in found
+    assert found["auc"] == pytest.approx(sk.roc_auc_score(label, probability, multi_class="ovr"))
+    assert found["pr_auc"] == pytest.approx(sk.average_precision_score(one_hot, probability))
+    assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(label, probability.argmax(1)))
+    assert found["brier"] == pytest.approx(np.mean(np.sum((probability - one_hot) ** 2, axis=1)))
+
+
+@pytest.mark.parametrize(("name", "oracle"), [("auc", sk.roc_auc_score), ("pr_auc", sk.average_precision_score),
+                                              ("brier", sk.brier_score_loss)])  # fmt: skip
+def test_weighted_metrics_agree_with_scikit_learn(name, oracle):
+    label, probability = draw(47, seed=3)
+    rows = check_rows(label, probability, np.arange(47) // 2)
+    for weights in next(iter(bootstrap_weights(rows, 20, seed=0))):
+        expected = oracle(label, probability[:, 1], sample_weight=weights)
+        assert METRICS[name](rows, weights[None], 0.5)[0] == pytest.approx(expected)
+
+
+def test_one_number_for_the_positive_class_is_enough():
+    label, probability = draw(31)
+    one = classification_metrics(label, probability[:, 1], resamples=20)
+    assert one == classification_metrics(label, probability, resamples=20)
+
+
+def test_value_lies_in_its_interval_and_the_seed_decides():
+    label, probability = draw(60, digits=6)
+    first = classification_metrics(label, probability, resamples=300)
+    again = classification_metrics(label, probability, resamples=300)
+    other = classification_metrics(label, probability, resamples=300, seed=1)
+    assert first == again != other
+    assert all(e.low < e.value < e.high for e in first.values())
+    assert first["auc"].method == "95 % percentile bootstrap, 300 resamples of 60 subjects, stratified by class"
+    assert (first["auc"].n, first["sensitivity"].n) == (60, 30)
+
+
+def test_visits_of_a_subject_are_drawn_together():
+    label, probability = draw(40, digits=6)
+    alone = classification_metrics(label, probability, resamples=500)["auc"]
+    six = [np.repeat(array, 6, axis=0) for array in (label, probability)]
+    groups = np.repeat([f"s{i}" for i in range(40)], 6)
+    visits = classification_metrics(*six, groups=groups, resamples=500)["auc"]
+    assert visits.value == pytest.approx(alone.value)
+    assert (visits.low, visits.high) == pytest.approx((alone.low, alone.high), abs=0.02)
+    assert "of 40 subjects" in visits.method
+
+
+def test_every_resample_has_every_class_and_whole_subjects():
+    label = np.array([0, 0, 0, 0, 1, 1, 1, 0, 1, 1])
+    groups = np.array([5, 5, 2, 3, 7, 7, 8, 9, 9, 4])  # subject 9 has both classes
+    rows = check_rows(label, np.full(10, 0.5), groups)
+    weights = np.concatenate(list(bootstrap_weights(rows, 200, seed=0)))
+    assert weights.shape == (200, 10)
+    assert (weights[:, label == 0].sum(1) > 0).all() and (weights[:, label == 1].sum(1) > 0).all()
+    assert np.array_equal(weights[:, 0], weights[:, 1]) and np.array_equal(weights[:, 7], weights[:, 8])
+
+
+def test_one_class_only_has_a_reason_and_what_can_be_known():
+    found = classification_metrics(np.ones(9, int), np.linspace(0.2, 0.9, 9), resamples=50)
+    assert found["auc"] == Estimate(None, None, None, 9, reason="one class only: all 9 rows are of class 1")
+    assert found["specificity"].value is None and found["specificity"].n == 0
+    assert found["sensitivity"].value == pytest.approx(5 / 9) and found["sensitivity"].low is not None
+
+
+def test_an_absent_third_class_is_named():
+    label, probability = draw(30, 3)
+    found = classification_metrics(np.minimum(label, 1), probability, resamples=20)
+    assert found["auc"].reason == "no rows of class 2" and found["accuracy"].value is not None
+
+
+def test_fewer_than_two_subjects_of_a_class_have_no_interval():
+    label = np.array([0, 0, 0, 1, 1])
+    found = classification_metrics(label, np.linspace(0.1, 0.9, 5), groups=np.array([1, 2, 3, 4, 4]))
+    assert found["auc"].value == 1 and found["auc"].low is None
+    assert found["auc"].reason == "an interval needs 2 subjects of each class, found 1 of class 1"
+
+
+def test_a_perfect_test_set_is_not_certain():
+    label = np.repeat([0, 1], [12, 9])
+    found = classification_metrics(label, np.r_[np.linspace(0, 0.3, 12), np.linspace(0.6, 0.9, 9)], resamples=50)
+    low, high = wilson(1.0, 9)
+    assert (found["auc"].value, found["auc"].high) == (1, 1) and 0.7 < found["auc"].low < 0.9
+    assert (found["sensitivity"].low, found["sensitivity"].high) == (low, high)
+    assert 0.75 < found["balanced_accuracy"].low < 0.9 and found["balanced_accuracy"].high == 1
+    assert found["pr_auc"].low is None and "no width" in found["pr_auc"].reason
+    assert found["brier"].method.startswith("95 % percentile bootstrap")
+
+
+def test_wilson_and_newcombe_against_published_values():
+    low, high = wilson(81 / 263, 263)  # Newcombe 1998, table I
+    assert (low, high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    low, high = newcombe(0.5, 10, 10)
+    assert low + high == pytest.approx(1)
+    assert newcombe(0.0, 8, 9) == pytest.approx((0, 1 - newcombe(1.0, 8, 9)[0]))
+
+
+def test_estimates_are_plain_values_for_json():
+    label, probability = draw(20)
+    for estimate in classification_metrics(label, probability, resamples=20).values():
+        assert json.loads(json.dumps(estimate.as_dict())) == estimate.as_dict()
+
+
+@pytest.mark.parametrize(("label", "probability", "groups", "message"), [
+    ([], [], None, "no rows to evaluate"),
+    ([0, 1], [0.5], None, "one entry a row"),
+    ([0, 1], [0.5, 0.5], [1], "one entry a row"),
+    ([0, 1], [0.5, 1.7], None, "1 of 2 rows are no probabilities .* first is row 1"),
+    ([0, 1], [0.5, np.nan], None, "no probabilities"),
+    ([0, 1], [[0.5, 0.2], [0.5, 0.5]], None, "softmax"),
+    ([0, 1], [[1.0], [1.0]], None, "K >= 2"),
+    ([0, 2], [0.5, 0.5], None, r"class indices 0 to 1, found \[2\]"),
+])  # fmt: skip
+def test_wrong_input_is_refused_in_words(label, probability, groups, message):
+    with pytest.raises(EvaluationError, match=message):
+        classification_metrics(np.array(label), np.array(probability), groups=groups)
+
+
+def test_resamples_must_be_positive():
+    with pytest.raises(EvaluationError, match="resamples must be 1 or more, found 0"):
+        classification_metrics(*draw(20), resamples=0)
+
+
+def test_large_sets_are_resampled_in_chunks(monkeypatch):
+    rows = check_rows(*draw(30))
+    monkeypatch.setattr("mmfusion.evaluation.estimate.CHUNK", 90)
+    assert [len(chunk) for chunk in bootstrap_weights(rows, 8, seed=0)] == [3, 3, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "least"), [(15, 0.87), (60, 0.91)])
+def test_intervals_cover_the_true_auc(n, least):
+    generator, truth, inside = np.random.default_rng(0), 0.85, 0
+    shift, label = np.sqrt(2) * norm.ppf(truth), np.repeat([0, 1], n)
+    for seed in range(400):
+        score = norm.cdf(generator.normal(size=2 * n) + shift * (label - 0.5))
+        found = classification_metrics(label, score, resamples=400, seed=seed)["auc"]
+        inside += found.low <= truth <= found.high
+    assert least <= inside / 400 <= 0.98
