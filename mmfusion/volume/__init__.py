@@ -1,6 +1,6 @@
 """What a volume is and what can be done to it: pure functions on arrays in world coordinates (RAS+, mm)."""
 
-from mmfusion.volume.grid import Grid, nearest_ras, spacing_of
+from mmfusion.volume.grid import Grid, mask_center, nearest_ras, spacing_of
 from mmfusion.volume.intensity import clip_suv, foreground, normalize, normalize_mr, window_ct
 from mmfusion.volume.sampling import coverage, overlap, resample
 from mmfusion.volume.transform import Transform
@@ -21,4 +21,5 @@ __all__ = [
     "normalize_mr",
     "nearest_ras",
     "spacing_of",
+    "mask_center",
 ]

@@ -93,6 +93,11 @@ def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
     return float(i), float(j), float(k)
 
 
+def mask_center(mask: np.ndarray, grid: Grid) -> np.ndarray:
+    """``[3]`` center of mass of a mask ``[i, j, k]`` on a grid, RAS mm."""
+    return grid.to_world(np.argwhere(mask).mean(0))
+
+
 def _closest_axes(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """For each voxel axis the world axis it follows most (each once), and the sign."""
     cosines = np.asarray(affine)[:3, :3] / np.asarray(spacing_of(affine))

@@ -1,0 +1,107 @@
+"""What every bundle run begins with: a check of the command line, one-sentence errors, seeds and threads."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.utils import set_determinism
+
+from mmfusion.errors import MmfusionError, OptionError
+from mmfusion.options import unknown
+from mmfusion.report import write_report
+
+_OF_MONAI = ("config_file", "meta_file", "logging_file", "tracking", "args_file", "run_id", "init_id", "final_id",
+             "workflow_name", "properties_path", "workflow_type")  # fmt: skip
+
+
+def begin(seed: int | None = None, threads: int = 0) -> None:
+    """Start a bundle run: the first entry of ``initialize`` in every configuration.
+
+    Under ``python -m monai.bundle run`` a misspelt override is refused (MONAI accepts it silently), and an
+    :class:`~mmfusion.errors.MmfusionError` ends the program with its one sentence instead of MONAI's long trace.
+    Called from other programs, it only sets seed and threads.
+
+    Args:
+        seed: of everything random, and deterministic algorithms; None leaves all as it is.
+        threads: CPU threads of torch; 0 leaves torch's own choice.
+    """
+    if _under_monai():
+        sys.excepthook = _one_sentence
+        _restart_with_run_dir(sys.orig_argv)
+        check_overrides(sys.argv[2:])
+    if threads:
+        torch.set_num_threads(threads)
+    if seed is not None:
+        set_determinism(seed)
+
+
+def report(run: str | Path) -> Path:
+    """Write ``report.html`` of a run, and say where it is."""
+    path = write_report(Path(run))
+    print(f"report: {path}", flush=True)
+    return path
+
+
+def check_overrides(arguments: list[str]) -> None:
+    """Refuse an override that names nothing in the configuration.
+
+    Args:
+        arguments: of ``monai.bundle run``, as ``--config_file X --epochs 3`` or ``--epochs=3``.
+
+    Raises:
+        OptionError: with the nearest name that exists.
+    """
+    given = _pairs(arguments)
+    files = given.get("config_file", "")
+    names = [part.strip(" '\"") for part in files.strip("[]()").split(",")]
+    config = ConfigParser.load_config_files([name for name in names if name])
+    parser = ConfigParser(config)
+    for name in given:
+        if name not in _OF_MONAI and name not in parser:
+            plain = [key for key, value in config.items() if not isinstance(value, dict) and key not in ("imports",)]
+            raise OptionError(unknown("option", f"--{name}", [f"--{key}" for key in plain]))
+
+
+def _pairs(arguments: list[str]) -> dict[str, str]:
+    """``--name value`` and ``--name=value`` as a dictionary, the way python-fire reads them."""
+    out: dict[str, str] = {}
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            after = arguments[position + 1] if position + 1 < len(arguments) else ""
+            out[name.replace("-", "_")] = value if equals else after
+    return out
+
+
+def _under_monai() -> bool:
+    program = Path(sys.argv[0])
+    return program.name == "__main__.py" and program.parts[-3:-1] == ("monai", "bundle") and sys.argv[1:2] == ["run"]
+
+
+def _restart_with_run_dir(command: list[str]) -> None:
+    """``--run`` is what everyone types, but MONAI keeps the name ``run`` for the expressions that a configuration
+    executes, and an override would replace them. So the same command starts again under the name that is free."""
+    renamed = [
+        "--run_dir" + argument[len("--run") :] if argument == "--run" or argument.startswith("--run=") else argument
+        for argument in command
+    ]
+    if renamed != command:
+        sys.stdout.flush()
+        os.execv(sys.executable, renamed)
+
+
+def _one_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
+    """``sys.excepthook``: MONAI wraps what a component raises in a RuntimeError; the cause is what matters."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, MmfusionError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(f"error: {cause}", file=sys.stderr)

@@ -1,0 +1,70 @@
+"""Write a bundle from the template, and run one of its configurations inside this process."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from mmfusion.errors import CohortError, MmfusionError, OptionError
+from mmfusion.options import unknown
+
+TEMPLATE = Path(__file__).parent / "template"
+"""The bundle that ships with the package; the one in ``bundles/`` is its copy."""
+
+
+def write_bundle(folder: str | Path) -> Path:
+    """Write the template as a bundle of its own.
+
+    Raises:
+        CohortError: the folder is there and not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise CohortError(f"{folder} is not empty; choose a new folder for the bundle")
+    shutil.copytree(TEMPLATE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def run_config(name: str, bundle: str | Path = TEMPLATE, **overrides: Any) -> ConfigWorkflow:
+    """Run a configuration as ``python -m monai.bundle run`` would, without starting a new program.
+
+    Args:
+        name: ``train``, ``evaluate`` or ``inference``.
+        bundle: the bundle's folder.
+        overrides: entries of the configuration, by name.
+
+    Returns:
+        The finished workflow.
+
+    Raises:
+        OptionError: an override that names nothing in the configuration.
+        MmfusionError: what the run itself raised, without MONAI's wrapping.
+    """
+    path = Path(bundle) / "configs" / f"{name}.yaml"
+    known = ConfigParser.load_config_files(str(path))
+    for key in overrides:
+        if key not in known:
+            raise OptionError(unknown("option", key, known))
+    workflow_type = "train" if name == "train" else "inference"
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns that logging stays as it is
+    with warnings.catch_warnings():
+        # MONAI says at every start that configurations execute code; this one is our own
+        warnings.filterwarnings("ignore", message=".*arbitrary code.*")
+        workflow = ConfigWorkflow(str(path), logging_file=False, workflow_type=workflow_type, **overrides)
+    try:
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, MmfusionError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
+    return workflow

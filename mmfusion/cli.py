@@ -1,0 +1,229 @@
+"""The command line: a thin front. Options come from :mod:`mmfusion.options`; heavy rooms are imported when used."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmfusion import __version__
+from mmfusion.errors import MmfusionError
+from mmfusion.options import GROUPS, OPTIONS, Option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+EXAMPLES = {
+    "index": "mmfusion index dicom/ --out manifest.csv --labels labels.csv --label diagnosis",
+    "check": "mmfusion check manifest.csv",
+    "prepare": "mmfusion prepare manifest.csv --out cohort --spacing 2 2 2 --size 96 96 96",
+    "register": "mmfusion register ct.nii.gz pet_dicom/ --out pet_on_ct.nii.gz --transform-out pet.tfm",
+    "report": "mmfusion report runs/a",
+    "demo": "mmfusion demo --out runs/demo",
+}
+
+HELP = {
+    "index": "walk a DICOM tree and write the manifest",
+    "check": "list every problem of a manifest, from headers only",
+    "prepare": "load, register, resample once, normalize: a manifest to a cohort folder",
+    "register": "one pair of volumes in any readable format",
+    "report": "write report.html of a run (or qc.html of a cohort) again",
+    "demo": "the whole job on a simulated study, in a few minutes",
+}
+
+POSITIONALS = {
+    "index": [("root", "folder to walk")],
+    "check": [("manifest", "CSV or TSV with a column subject and one a modality")],
+    "prepare": [("manifest", "CSV or TSV with a column subject and one a modality")],
+    "register": [("fixed", "volume that stays"), ("moving", "volume that is brought to it")],
+    "report": [("run", "run or cohort folder")],
+    "demo": [],
+}
+
+REQUIRED = {"index": ("out",), "prepare": ("out",), "register": ("out",), "demo": ("out",)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (0 done, 1 an error that the user can mend, 130 stopped by Ctrl-C)."""
+    parser = make_parser()
+    given = vars(parser.parse_args(arguments))
+    command = given.pop("command")
+    if command is None:
+        print(overview())
+        return 0
+    try:
+        return COMMANDS[command](**given)
+    except MmfusionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def overview() -> str:
+    """The commands with one example each."""
+    lines = ["mmfusion: PET, CT and MR to a diagnosis probability. Research use only; not a medical device.", ""]
+    for name, example in EXAMPLES.items():
+        lines += [f"  {name:9s} {HELP[name]}", f"            {example}"]
+    lines += [
+        "",
+        "  train     (a MONAI bundle)",
+        "            python -m monai.bundle run --config_file BUNDLE/configs/train.yaml --cohort cohort --run runs/a",
+        "",
+        "mmfusion COMMAND --help lists the options of a command.",
+    ]
+    return "\n".join(lines)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser, made from the table of options."""
+    parser = argparse.ArgumentParser(prog="mmfusion", description=overview().split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"mmfusion {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, text in HELP.items():
+        sub = commands.add_parser(
+            name, help=text, description=text, epilog=f"example: {EXAMPLES[name]}", allow_abbrev=False
+        )
+        for positional, description in POSITIONALS[name]:
+            sub.add_argument(positional, help=description)
+        for option in GROUPS[name]:
+            _add(sub, OPTIONS[option], required=option in REQUIRED.get(name, ()))
+    return parser
+
+
+def _add(parser: argparse.ArgumentParser, option: Option, required: bool) -> None:
+    shown = " ".join(map(str, option.default)) if isinstance(option.default, list) else option.default
+    notes = [f"default: {shown}"] if shown not in (None, False) else []
+    text = option.help + (f" ({', '.join([*([option.unit] if option.unit else []), *notes])})" if notes else "")
+    if option.kind is bool:
+        parser.add_argument(option.flag, action="store_true", default=None, help=text)
+        return
+    more: dict[str, Any] = {"choices": option.choices} if option.choices else {}
+    if option.count is not None:
+        more["nargs"] = option.count or "+"
+    metavar = None if option.choices else option.name.upper() if option.kind is str else "N"
+    parser.add_argument(option.flag, type=option.kind, required=required, help=text, metavar=metavar, **more)
+
+
+def progress_line(what: str) -> Callable[..., None]:
+    """A function ``(done, total, note="")`` that shows progress: one moving line on a terminal, else few lines."""
+    start, shown = time.monotonic(), [-1]
+
+    def show(done: int, total: int, note: str = "") -> None:
+        spent = time.monotonic() - start
+        left = spent / done * (total - done) if done else 0.0
+        line = f"{what} {done}/{total} | {spent:.0f} s, {left:.0f} s left {note}"
+        if sys.stderr.isatty():
+            print(f"\r{line[:110]:110s}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif done == total or done * 10 // max(total, 1) > shown[0]:
+            shown[0] = done * 10 // max(total, 1)
+            print(line, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _index(root: str, out: str, labels: str | None, label: str | None) -> int:
+    from collections import Counter
+
+    from mmfusion.cohort import build_index
+
+    def seen(files: int, _: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{files} files", end="", file=sys.stderr, flush=True)
+
+    index = build_index(root, labels=labels, label=label, progress=seen)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    index.write(out)
+    count = Counter(name for case in index.cases for name in (*case.images, *(["mask"] if case.mask else [])))
+    found = ", ".join(f"{name} {count[name]}" for name in (*index.modalities, "mask") if count[name])
+    subjects = len({case.subject for case in index.cases})
+    for unused in index.others:
+        print(f"not used: {unused}")
+    for note in index.notes:
+        print(f"note: {note}")
+    print(f"{subjects} subjects, {len(index.cases)} cases ({found}); {len(index.others)} series not used; wrote {out}")
+    return 0
+
+
+def _check(manifest: str, modalities: list[str] | None) -> int:
+    from mmfusion.cohort import check_manifest, format_problems
+
+    problems = check_manifest(manifest, modalities, progress=progress_line("rows") if sys.stderr.isatty() else None)
+    print(format_problems(problems))
+    return int(any(problem.level == "error" for problem in problems))
+
+
+def _prepare(manifest: str, out: str, workers: int | None, **options: Any) -> int:
+    from mmfusion.prepare import prepare_cohort
+
+    given = {name: value for name, value in options.items() if value is not None}
+    cohort = prepare_cohort(manifest, out, workers=workers or 0, progress=progress_line("cases"), **given)
+    for row in cohort.rows:
+        if row["status"] == "failed":
+            print(f"subject {row['subject']}: {row['reasons']}", file=sys.stderr)
+    counts = ", ".join(f"{cohort.count(status)} {status}" for status in ("done", "doubtful", "failed"))
+    print(f"{counts} | modalities {', '.join(cohort.modalities)} | look at {Path(out) / 'qc.html'}")
+    return int(cohort.count("failed") > 0)
+
+
+def _register(
+    fixed: str, moving: str, out: str, transform_out: str | None, json: bool | None, kind: str | None,
+    init: str | None, **reading: Any,
+) -> int:  # fmt: skip
+    from mmfusion.io import load_volume, save_transform, save_volume
+    from mmfusion.registration import register
+    from mmfusion.volume import resample
+
+    still, other = load_volume(fixed, **reading), load_volume(moving, **reading)
+    found = register(still, other, kind or "rigid", init=init or "auto")
+    save_volume(resample(other, still.grid, found.fixed_to_moving), out)
+    if transform_out:
+        save_transform(found.fixed_to_moving, transform_out)
+    print(_registration_text(found, out, transform_out, as_json=bool(json)))
+    return int(found.verdict == "failed")
+
+
+def _registration_text(found: Any, out: str, transform_out: str | None, as_json: bool) -> str:
+    matrix = found.fixed_to_moving.matrix
+    if as_json:
+        facts = {"fixed_to_moving": matrix.tolist(), **found.as_dict(), "out": out, "transform_out": transform_out}
+        return json.dumps(facts)
+    rows = "\n".join("  " + " ".join(f"{value:10.4f}" for value in row) for row in matrix)
+    reasons = "".join(f"\n  {reason}" for reason in found.reasons)
+    return (
+        f"fixed_to_moving (RAS, mm):\n{rows}\n"
+        f"translation {found.translation_mm:.2f} mm, rotation {found.rotation_deg:.2f} degrees\n"
+        f"similarity {found.similarity_before:.4f} before, {found.similarity_after:.4f} after; "
+        f"overlap {found.overlap:.0%}\n"
+        f"verdict {found.verdict}{reasons}\n"
+        f"wrote {out}" + (f" and {transform_out}" if transform_out else "")
+    )
+
+
+def _report(run: str) -> int:
+    from mmfusion.report import write_qc, write_report
+
+    is_cohort = (Path(run) / "cases.csv").is_file()
+    print(write_qc(run) if is_cohort else write_report(run))
+    return 0
+
+
+def _demo(out: str, subjects: int | None, seed: int | None) -> int:
+    from mmfusion.demo import run_demo
+
+    return run_demo(out, subjects=OPTIONS["subjects"].check(subjects) or OPTIONS["subjects"].default, seed=seed or 0)
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "index": _index,
+    "check": _check,
+    "prepare": _prepare,
+    "register": _register,
+    "report": _report,
+    "demo": _demo,
+}

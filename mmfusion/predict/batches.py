@@ -1,0 +1,84 @@
+"""Where batches enter: the items of a data set, and the checks of values before any work is done on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmfusion.errors import CohortError, VoxelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from mmfusion.prepare import Cohort, PreparedCase
+
+
+def dataset_items(
+    cohort: Cohort, cases: Iterable[PreparedCase], modalities: Sequence[str], classes: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """One dictionary a case for a MONAI data set; cases with none of the modalities are left out.
+
+    Args:
+        cohort: where the cases come from.
+        cases: some of its cases.
+        modalities: the network's channels, in order; each must be in the cohort or is missing in every case.
+        classes: class labels in the order of the outputs; a case whose label is not among them gets none.
+
+    Returns:
+        ``{"case", "subject", "session", "modalities", "image": path, "present": bool [M], "label": int}``;
+        without ``label`` where it is unknown.
+    """
+    items = []
+    for one in cases:
+        present = [name in one.modalities for name in modalities]
+        if any(present):
+            item = {
+                "case": one.case.id,
+                "subject": one.case.subject,
+                "session": one.case.session,
+                "modalities": " ".join(name for name in modalities if name in one.modalities),
+                "image": str(one.file),
+                "present": torch.tensor(present),
+            }
+            items.append(item | ({"label": classes.index(one.case.label)} if one.case.label in classes else {}))
+    if not items:
+        raise CohortError(f"no case of {cohort.folder} has any of the modalities {', '.join(modalities)} in this part")
+    return items
+
+
+def check_batch(image: torch.Tensor, present: torch.Tensor, cases: Sequence[str] = ()) -> None:
+    """Refuse values that would spoil a result silently.
+
+    Args:
+        image: ``[B, M, D, H, W]``.
+        present: ``[B, M]`` bool.
+        cases: names for the message.
+
+    Raises:
+        VoxelError: a case has no modality, or voxels that are not finite.
+    """
+    names = list(cases) or [f"row {row}" for row in range(len(image))]
+    empty = [names[row] for row in (~present.any(1)).nonzero().flatten().tolist()]
+    if empty:
+        raise VoxelError(f"{', '.join(empty)}: all modalities are absent; a case needs at least one")
+    broken = [names[row] for row in (~image.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()]
+    if broken:
+        raise VoxelError(f"{', '.join(broken)}: the image holds NaN or infinite values; prepare the case again")
+
+
+class PrepareFusionBatch:
+    """MONAI's ``prepare_batch``: ``(image, label, (), {"present": ...})`` on the device, checked.
+
+    ``label`` is None where the data has none.
+    """
+
+    def __call__(
+        self, batchdata: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **to: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[()], dict[str, torch.Tensor]]:
+        image, present, label = batchdata["image"], batchdata["present"], batchdata.get("label")
+        image = image.as_tensor() if hasattr(image, "as_tensor") else image
+        check_batch(image, present, batchdata.get("case", ()))
+        moved = image.to(device, non_blocking=non_blocking, **to)
+        label = None if label is None else label.to(device, non_blocking=non_blocking)
+        return moved, label, (), {"present": present.to(device, non_blocking=non_blocking)}

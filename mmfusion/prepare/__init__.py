@@ -1,0 +1,29 @@
+"""From the scans of a case to its tensor, and from a manifest to a cohort folder that is made once."""
+
+from mmfusion.prepare.case import CaseResult, choose_reference, load_case, prepare_case, prepare_volumes
+from mmfusion.prepare.cohort import (
+    Cohort,
+    PreparedCase,
+    open_cohort,
+    prepare_cohort,
+    refuse_contradictions,
+    versions,
+    write_case,
+    write_cohort,
+)
+
+__all__ = [
+    "CaseResult",
+    "choose_reference",
+    "load_case",
+    "prepare_case",
+    "prepare_volumes",
+    "Cohort",
+    "PreparedCase",
+    "open_cohort",
+    "prepare_cohort",
+    "refuse_contradictions",
+    "write_case",
+    "write_cohort",
+    "versions",
+]

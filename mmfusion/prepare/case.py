@@ -1,0 +1,304 @@
+"""One case from its scans to one tensor: load, register, read everything once onto one grid, normalize, stack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmfusion.cohort import split_series
+from mmfusion.errors import GeometryError, OptionError, VoxelError
+from mmfusion.io import load_mask, load_volume
+from mmfusion.options import resolve
+from mmfusion.registration import Registration, register
+from mmfusion.volume import (
+    Grid,
+    Transform,
+    Volume,
+    coverage,
+    foreground,
+    mask_center,
+    normalize,
+    normalize_mr,
+    resample,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mmfusion.cohort import Case
+
+PET_TAGS = ("weight_kg", "dose_mbq", "injection_time", "acquisition_time", "half_life_s")
+"""Manifest columns that stand in for DICOM tags that SUV needs and a file lacks."""
+
+_LEAST_COVERAGE = 0.05  # of the grid; a scan that shows less of it is reported
+
+
+@dataclass(frozen=True, eq=False)
+class CaseResult:
+    """A prepared case.
+
+    Attributes:
+        image: ``[M, D, H, W]`` float32, one channel a modality, about 0..1; a missing modality is a zero channel.
+        present: ``[M]`` bool, which modalities the case has.
+        valid: ``[M, D, H, W]`` bool, where each scan looked.
+        modalities: names of the M channels, in order.
+        grid: where the D x H x W voxels lie (D, H, W run to right, anterior, superior).
+        reference: the modality that the others were registered to.
+        registrations: by moving modality, where a point of the reference lies in it, and how far to trust that.
+        status: ``done``, or ``doubtful`` with ``reasons``.
+        reasons: one sentence each.
+        facts: plain facts by column name, for ``cases.csv``.
+        pictures: small arrays for the QC page: three planes before and after, joint histograms.
+    """
+
+    image: np.ndarray
+    present: np.ndarray
+    valid: np.ndarray
+    modalities: tuple[str, ...]
+    grid: Grid
+    reference: str
+    registrations: Mapping[str, Registration] = field(default_factory=dict)
+    status: str = "done"
+    reasons: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def pet_tags(case: Case) -> dict[str, str]:
+    """What the manifest says of the injection, by the names of :data:`PET_TAGS`."""
+    return {name: case.covariates[name] for name in PET_TAGS if case.covariates.get(name)}
+
+
+def load_case(case: Case, **options: Any) -> dict[str, Volume]:
+    """The case's volumes by modality, in physical units.
+
+    Args:
+        case: a row of the manifest.
+        options: the group ``case`` of :mod:`mmfusion.options`; ``modalities`` selects and orders.
+
+    Raises:
+        ReadError: a file is missing, broken or not what its column says (units and orientation included).
+        VoxelError: a scan is constant or not finite.
+    """
+    options = resolve(options, "case")
+    wanted = options["modalities"] or list(case.images)
+    pet = pet_tags(case)
+    volumes = {}
+    for modality in wanted:
+        if modality in case.images:
+            path, series = split_series(case.images[modality])
+            volumes[modality] = load_volume(
+                path,
+                modality=modality,
+                series_uid=series,
+                frame=options["frame"],
+                assume_orientation=options["assume_orientation"],
+                pet=pet or None,
+            )
+    return volumes
+
+
+def prepare_case(case: Case, **options: Any) -> CaseResult:
+    """Everything from the files of one case to its tensor.
+
+    Args:
+        case: a row of the manifest.
+        options: the group ``case`` of :mod:`mmfusion.options`.
+
+    Raises:
+        ReadError, VoxelError: see :func:`load_case`.
+        GeometryError: scans cannot be brought together, or there is nothing to center on.
+    """
+    options = resolve(options, "case")
+    volumes = load_case(case, **options)
+    if not volumes:
+        raise OptionError(
+            f"subject {case.subject}: none of the modalities {', '.join(options['modalities'])} is in the manifest row"
+        )
+    options["modalities"] = options["modalities"] or list(volumes)
+    mask = None
+    if case.mask is not None:
+        source = case.mask
+        mask = lambda grid: load_mask(source, grid)  # noqa: E731 (a reader that waits for its grid)
+    return prepare_volumes(volumes, mask=mask, **options)
+
+
+def choose_reference(available: Sequence[str], preferred: Sequence[str]) -> str:
+    """The first of ``preferred`` that is available; else the first available modality."""
+    return next((name for name in preferred if name in available), available[0])
+
+
+def prepare_volumes(
+    volumes: Mapping[str, Volume],
+    *,
+    mask: Callable[[Grid], Volume] | None = None,
+    grid: Grid | None = None,
+    pictures: bool = True,
+    **options: Any,
+) -> CaseResult:
+    """Volumes in memory to one tensor. Every voxel of the result comes from one interpolation of its scan.
+
+    Args:
+        volumes: by modality, in physical units (HU, SUVbw, a.u.); those absent become zero channels.
+        mask: reads the region of interest on a given grid; needed for ``center="mask"``.
+        grid: the target grid in the reference's world, instead of ``spacing``, ``size`` and ``center``.
+        pictures: also make the arrays of the QC page.
+        options: the group ``case`` of :mod:`mmfusion.options`; ``modalities`` orders the channels.
+
+    Raises:
+        GeometryError: no overlap, or nothing to center on.
+        VoxelError: a scan is constant on the grid (it would be taken for a missing one).
+    """
+    options = resolve(options, "case")
+    modalities = tuple(options["modalities"] or volumes)
+    available = [name for name in modalities if name in volumes]
+    if not available:
+        raise GeometryError(f"none of the modalities {', '.join(modalities)} is there")
+    reference = choose_reference(available, options["reference"])
+    fixed = volumes[reference]
+    registrations = {
+        name: register(fixed, volumes[name], options["register"], init=options["init"])
+        for name in available
+        if name != reference
+    }
+    for name, registration in registrations.items():
+        if registration.verdict == "failed":
+            raise GeometryError(
+                f"{name} could not be registered to {reference}: {'; '.join(registration.reasons)}. "
+                f"Check both scans, leave the {name} cell empty, or use --register none if they are aligned"
+            )
+    transforms = {name: registration.fixed_to_moving for name, registration in registrations.items()}
+    if grid is None:
+        center = _center(options["center"], volumes, reference, transforms, mask)
+        grid = Grid.around(center, options["spacing"], options["size"])
+
+    image = np.zeros((len(modalities), *grid.shape), np.float32)
+    valid = np.zeros(image.shape, bool)
+    facts: dict[str, Any] = {}
+    reasons = [f"{name}: {reason}" for name, r in registrations.items() if r.verdict != "ok" for reason in r.reasons]
+    scalings: dict[str, Callable[[Volume], np.ndarray]] = {}
+    for name in available:
+        volume = volumes[name]
+        scalings[name] = _scaling(volume, options)
+        channel = modalities.index(name)
+        image[channel] = scalings[name](resample(volume, grid, transforms.get(name)))
+        valid[channel] = coverage(volume.grid, grid, transforms.get(name))
+        share = float(valid[channel].mean())
+        if np.ptp(image[channel]) == 0:
+            raise VoxelError(
+                f"{name} is constant on the prepared grid ({share:.0%} of the grid lies in its field of view): "
+                "check its units and position, choose another --center, or leave the cell empty"
+            )
+        if share < _LEAST_COVERAGE:
+            reasons.append(f"{name}: its field of view covers only {share:.0%} of the grid")
+        facts |= _facts(name, volume, share) | _registration_facts(name, registrations.get(name))
+    return CaseResult(
+        image=image,
+        present=np.array([name in volumes for name in modalities]),
+        valid=valid,
+        modalities=modalities,
+        grid=grid,
+        reference=reference,
+        registrations=registrations,
+        status="doubtful" if reasons else "done",
+        reasons=tuple(reasons),
+        facts=facts,
+        pictures=_pictures(volumes, reference, transforms, grid, scalings) if pictures else {},
+    )
+
+
+def _scaling(volume: Volume, options: Mapping[str, Any]) -> Callable[[Volume], np.ndarray]:
+    """What makes this scan's values comparable; MR statistics come from the native scan, before any resampling."""
+    mr = (0.0, 1.0)
+    if volume.units not in ("HU", "SUVbw"):
+        mr = normalize_mr(volume.array, foreground(volume), options["mr_normalize"])
+    window = tuple(options["ct_window"])
+    return lambda v: normalize(v, ct_window=window, suv_max=options["suv_max"], mr_scaling=mr)
+
+
+def _center(
+    rule: str,
+    volumes: Mapping[str, Volume],
+    reference: str,
+    transforms: Mapping[str, Transform],
+    read_mask: Callable[[Grid], Volume] | None,
+) -> np.ndarray:
+    """``[3]`` middle of the target grid, mm in the reference's world."""
+    fixed = volumes[reference]
+    if rule == "volume":
+        return fixed.grid.center
+    if rule == "foreground":
+        return mask_center(foreground(fixed), fixed.grid)
+    if read_mask is None:
+        raise GeometryError(
+            "the grid is to be centered on a mask, but the case has none: fill the column mask, or use "
+            "--center foreground"
+        )
+    mask, owner = read_mask(fixed.grid), reference
+    frame = mask.frame_of_reference
+    if frame and frame != fixed.frame_of_reference:  # drawn in the world of another modality
+        owner = next((name for name, volume in volumes.items() if volume.frame_of_reference == frame), reference)
+        mask = read_mask(volumes[owner].grid)
+    if not mask.array.any():
+        raise GeometryError(
+            f"the mask is empty on the grid of {owner}: it lies outside the scan, or belongs to another"
+        )
+    center = mask_center(mask.array > 0, mask.grid)
+    return center if owner == reference else transforms[owner].inverse().apply(center)
+
+
+def _facts(name: str, volume: Volume, share: float) -> dict[str, Any]:
+    stored = volume.meta.get("stored_spacing", volume.spacing)
+    return {
+        f"{name}_spacing": " ".join(f"{step:.3g}" for step in stored),
+        f"{name}_orientation": volume.meta.get("stored_orientation", volume.grid.orientation),
+        f"{name}_units": volume.units,
+        f"{name}_coverage": round(share, 4),
+        f"{name}_notes": "; ".join(volume.meta.get("notes", ())),
+    }
+
+
+def _registration_facts(name: str, registration: Registration | None) -> dict[str, Any]:
+    if registration is None:
+        return {}
+    return {
+        f"{name}_{key}": value for key, value in registration.as_dict().items() if not isinstance(value, (list, dict))
+    }
+
+
+def _pictures(
+    volumes: Mapping[str, Volume],
+    reference: str,
+    transforms: Mapping[str, Transform],
+    grid: Grid,
+    scalings: Mapping[str, Callable[[Volume], np.ndarray]],
+    pixels: int = 128,
+) -> dict[str, np.ndarray]:
+    """Three planes through the middle of the grid with square pixels, and joint histograms, before and after."""
+    extent = np.ptp(grid.corners(), axis=0)
+    step = extent.max() / pixels
+    size = np.maximum(np.round(extent / step).astype(int), 1)
+    out: dict[str, np.ndarray] = {}
+
+    def planes(key: str, name: str, transform: Transform | None) -> None:
+        for axis, plane in enumerate(("sagittal", "coronal", "axial")):
+            thin = [1 if a == axis else int(n) for a, n in enumerate(size)]
+            flat = resample(volumes[name], Grid.around(grid.center, [step] * 3, thin), transform)
+            out[f"{key}_{plane}"] = np.clip(scalings[name](flat), 0, 1).squeeze(axis).astype(np.float16)
+
+    def histogram(key: str, name: str, transform: Transform | None) -> None:
+        a = scalings[reference](resample(volumes[reference], coarse))
+        b = scalings[name](resample(volumes[name], coarse, transform))
+        both = coverage(volumes[name].grid, coarse, transform) & coverage(volumes[reference].grid, coarse)
+        counts, _, _ = np.histogram2d(np.clip(a[both], 0, 1), np.clip(b[both], 0, 1), bins=32, range=((0, 1), (0, 1)))
+        out[key] = counts.astype(np.float32)
+
+    coarse = Grid.around(grid.center, extent / np.minimum(grid.shape, 64), np.minimum(grid.shape, 64))
+    planes("reference", reference, None)
+    for name in transforms:
+        for moment, transform in (("before", None), ("after", transforms[name])):
+            planes(f"{moment}_{name}", name, transform)
+            histogram(f"histogram_{moment}_{name}", name, transform)
+    return out

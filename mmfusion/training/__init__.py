@@ -1,0 +1,19 @@
+"""From a cohort folder to a run folder: who is in which part, the training step, and what is written on the way."""
+
+from mmfusion.training.engine import History, TrainingStep, ValidationScore, total_loss, update
+from mmfusion.training.results import finish, single_runs, write_metrics
+from mmfusion.training.study import Study, evaluation_items, open_study
+
+__all__ = [
+    "Study",
+    "open_study",
+    "evaluation_items",
+    "TrainingStep",
+    "update",
+    "total_loss",
+    "ValidationScore",
+    "History",
+    "finish",
+    "write_metrics",
+    "single_runs",
+]

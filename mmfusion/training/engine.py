@@ -1,0 +1,169 @@
+"""The parts of MONAI's engines that fusion needs its own way: the step with its losses, the score, the history."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ignite.engine import Events
+from ignite.metrics import Metric
+from monai.engines import IterationEvents
+from sklearn.metrics import roc_auc_score
+
+from mmfusion.errors import MmfusionError
+from mmfusion.io import write_csv
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class TrainingStep(torch.nn.Module):
+    """A network with its losses as one module: what an optimizer step runs, and what DDP wraps.
+
+    Losses that are computed outside ``forward`` would silently miss DDP's gradient synchronization.
+
+    Args:
+        network: a fusion network; checkpoints hold it, never this wrapper.
+        class_weight: ``[K]`` weights of the classes in the loss, or None.
+    """
+
+    def __init__(self, network: torch.nn.Module, class_weight: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.network = network
+        weight = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32)
+        self.register_buffer("class_weight", weight, persistent=False)
+
+    def forward(
+        self,
+        image: torch.Tensor,
+        present: torch.Tensor | None,
+        covariates: torch.Tensor | None,
+        label: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """``[B, M, D, H, W]`` and ``[B]`` labels to logits ``[B, K]`` and the losses by name."""
+        output = self.network.outputs(image, present, covariates)  # type: ignore[operator]
+        return output.logits, self.network.losses(output, label, class_weight=self.class_weight)  # type: ignore[operator]
+
+
+def total_loss(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The sum of all losses; each term is weighted where it is made, in the network."""
+    return torch.stack(list(losses.values())).sum()
+
+
+def update(engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
+    """MONAI's ``iteration_update`` for a :class:`TrainingStep`: one optimizer step on all losses.
+
+    Raises:
+        MmfusionError: the loss is not finite.
+    """
+    image, label, _, extra = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking)
+    engine.network.train()
+    engine.optimizer.zero_grad()
+    with torch.autocast(torch.device(engine.state.device).type, enabled=engine.amp):
+        logits, losses = engine.network(image, extra["present"], None, label)
+        loss = engine.loss_function(losses)
+    engine.state.output = {"label": label, "pred": logits.detach(), "loss": loss.detach()}
+    engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+    if not torch.isfinite(loss):
+        parts = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+        raise MmfusionError(
+            f"the loss is not finite in epoch {engine.state.epoch} ({parts}; cases {', '.join(batchdata['case'])}). "
+            "Lower --learning_rate, or switch --amp off"
+        )
+    engine.fire_event(IterationEvents.LOSS_COMPLETED)
+    if engine.amp and engine.scaler is not None:
+        engine.scaler.scale(loss).backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        engine.scaler.step(engine.optimizer)
+        engine.scaler.update()
+    else:
+        loss.backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        engine.optimizer.step()
+    engine.fire_event(IterationEvents.MODEL_COMPLETED)
+    return engine.state.output
+
+
+class ValidationScore(Metric):
+    """A number from all logits and labels of an epoch.
+
+    Args:
+        kind: ``negative_loss``: minus the class-balanced cross entropy, greater is better, a proper score that
+            is less noisy than AUC on few subjects; ``auc``: area under the ROC curve (one class against the rest,
+            averaged), 0.5 where only one class is there.
+    """
+
+    def __init__(self, kind: str = "negative_loss") -> None:
+        self.kind = kind
+        super().__init__(output_transform=lambda output: (output["pred"], output["label"]))
+
+    def reset(self) -> None:
+        """Forget everything (called by ignite)."""
+        self._logits: list[torch.Tensor] = []
+        self._labels: list[torch.Tensor] = []
+
+    def update(self, output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Take a batch: logits ``[B, K]`` and labels ``[B]`` (called by ignite)."""
+        self._logits.append(output[0].detach().float().cpu())
+        self._labels.append(output[1].detach().cpu())
+
+    def compute(self) -> float:
+        """The score of all batches since :meth:`reset`."""
+        logits, labels = torch.cat(self._logits), torch.cat(self._labels)
+        if self.kind == "negative_loss":
+            count = torch.bincount(labels, minlength=logits.shape[1]).clamp(min=1)
+            return -float(torch.nn.functional.cross_entropy(logits, labels, weight=1 / count))
+        if len(labels.unique()) < logits.shape[1]:
+            return 0.5
+        shares = torch.softmax(logits, -1).numpy()
+        return float(
+            roc_auc_score(labels, shares[:, 1] if shares.shape[1] == 2 else shares, multi_class="ovr", average="macro")
+        )
+
+
+class History:
+    """``history.csv``, a row an epoch, written anew after each; and a plain line an epoch for people.
+
+    Args:
+        path: the file.
+        validator: the evaluator whose scores belong to the epoch.
+        epochs: how many there will be at most.
+    """
+
+    def __init__(self, path: str | Path, validator: Any, epochs: int) -> None:
+        self.path, self.validator, self.epochs = Path(path), validator, epochs
+        self.rows: list[dict[str, Any]] = []
+        self._losses: list[float] = []
+        self._start = perf_counter()
+
+    def attach(self, engine: Any) -> None:
+        """Register with a trainer, after its ValidationHandler (called by MONAI)."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda e: self._losses.append(e.state.output["loss"].item())
+        )
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end)
+
+    def _begin(self, _: Any) -> None:
+        self._losses, self._start = [], perf_counter()
+
+    def _end(self, engine: Any) -> None:
+        scores = self.validator.state.metrics
+        row = {
+            "epoch": engine.state.epoch,
+            "train_loss": round(sum(self._losses) / len(self._losses), 5),
+            "validation_loss": round(-scores["negative_loss"], 5),
+            "validation_auc": round(scores["auc"], 5),
+            "seconds": round(perf_counter() - self._start, 2),
+        }
+        self.rows.append(row)
+        write_csv(self.rows, self.path)
+        print(
+            f"epoch {row['epoch']:3d}/{self.epochs} | train loss {row['train_loss']:.3f} | "
+            f"validation loss {row['validation_loss']:.3f}, auc {row['validation_auc']:.3f} | {row['seconds']:.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,104 @@
+"""What a run leaves behind: the finished model with its threshold, and the metrics of its predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmfusion.errors import CohortError
+from mmfusion.evaluation import choose_threshold, classification_metrics, compare
+from mmfusion.io import write_json
+from mmfusion.predict import infer, load_model, probabilities, read_predictions, save_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from mmfusion.training.study import Study
+
+
+def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str, Any]], device: Any = "cpu") -> Path:
+    """Load the best weights, choose the decision threshold on validation, and write the finished model.
+
+    Args:
+        study: what was trained on.
+        network: the network that was trained; gets the best weights.
+        loader: the validation cases, in the order of ``study.items("validation")``.
+        device: to run on.
+
+    Returns:
+        The run folder, with ``model.pt`` and ``model.json``.
+    """
+    best = study.run / "checkpoints" / "best.pt"
+    if not best.is_file():
+        raise CohortError(f"{study.run} has no checkpoints/best.pt: the training did not complete an epoch")
+    network.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
+    network.to(device)
+    threshold = None
+    if len(study.classes) == 2:
+        shares = probabilities(infer(network, loader, device), study.model())[:, 1]
+        labels = np.array([item["label"] for item in study.items("validation")])
+        threshold = choose_threshold(labels, shares)
+    save_model(study.run, network, study.model(threshold))
+    return study.run
+
+
+def single_runs(run: str | Path) -> dict[str, Path]:
+    """The runs below ``RUN/single`` that have predictions: each modality trained alone."""
+    folders = sorted((Path(run) / "single").glob("*/predictions.csv"))
+    return {path.parent.name: path.parent for path in folders}
+
+
+def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more: Any) -> dict[str, Any]:
+    """Compute ``metrics.json`` from ``predictions.csv``, compared with the single modalities where they are there.
+
+    The fusion and a modality alone are compared on the cases that both predicted, with a paired subject bootstrap.
+
+    Args:
+        run: a run folder with ``predictions.csv``.
+        resamples, seed: of the bootstrap.
+        more: further plain entries of ``metrics.json``, as ``simulated=True`` or ``ceilings={...}``.
+
+    Raises:
+        CohortError: there are no predictions, or they have no labels.
+    """
+    run = Path(run)
+    model, _ = load_model(run)
+    rows = {row["case"]: row for row in read_predictions(run / "predictions.csv") if row["label"]}
+    if not rows:
+        raise CohortError(f"{run / 'predictions.csv'} has no labels; metrics need them")
+    label, shares, groups = _arrays(rows.values(), model.classes)
+    threshold = 0.5 if model.threshold is None else model.threshold
+    how = {"resamples": resamples, "seed": seed}
+    metrics = classification_metrics(label, shares, threshold=threshold, groups=groups, **how)
+    comparison = {}
+    for name, folder in single_runs(run).items():
+        alone = {row["case"]: row for row in read_predictions(folder / "predictions.csv") if row["case"] in rows}
+        label, own, groups = _arrays(alone.values(), model.classes)
+        _, fused, _ = _arrays([rows[case] for case in alone], model.classes)
+        comparison[name] = {
+            "auc": classification_metrics(label, own, groups=groups, **how)["auc"].as_dict(),
+            "fusion_auc": classification_metrics(label, fused, groups=groups, **how)["auc"].as_dict(),
+            "difference": compare(label, fused, own, groups=groups, **how).as_dict(),
+        }
+    out = {
+        "part": next(iter(rows.values()))["part"],
+        "n": len(rows),
+        "classes": list(model.classes),
+        "threshold": model.threshold,
+        "metrics": {name: estimate.as_dict() for name, estimate in metrics.items()},
+        "comparison": comparison,
+        **more,
+    }
+    write_json(out, run / "metrics.json")
+    return out
+
+
+def _arrays(rows: Iterable[Mapping[str, str]], classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels ``[N]``, probabilities ``[N, K]`` and subjects ``[N]``."""
+    rows = list(rows)
+    label = np.array([classes.index(row["label"]) for row in rows])
+    shares = np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows])
+    return label, shares / shares.sum(1, keepdims=True), np.array([row["subject"] for row in rows])

@@ -1,0 +1,239 @@
+"""Who is in which part of a training, and what the run folder says of it.
+
+::
+
+    RUN/
+      options.json     every option, the cohort's path and hash, versions
+      split.csv        case, subject, part
+      history.csv      a row an epoch
+      checkpoints/     best.pt (by validation), final.pt: weights of the network
+      model.pt, model.json   the finished model: weights, classes, prior, threshold, how to prepare
+      predictions.csv, metrics.json, report.html    of evaluate.yaml
+      single/<modality>/     the same for each modality trained alone, where asked for
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmfusion.cohort import refuse_leakage, split_cases
+from mmfusion.errors import CohortError, ManifestError, OptionError
+from mmfusion.io import write_csv, write_json
+from mmfusion.options import resolve, unknown
+from mmfusion.predict import Model, dataset_items
+from mmfusion.prepare import Cohort, PreparedCase, open_cohort, prepare_cohort, refuse_contradictions, versions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A cohort with its parts and classes, ready to train on.
+
+    Attributes:
+        run: the run folder.
+        cohort: the prepared cases.
+        modalities: the network's channels, in order; some or all of the cohort's.
+        classes: class labels, in the order of the outputs.
+        parts: case id to train, validation or test.
+        options: every option of the run.
+    """
+
+    run: Path
+    cohort: Cohort
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    parts: dict[str, str]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def cases(self, part: str) -> list[PreparedCase]:
+        """The cases of a part that have one of the modalities."""
+        return [
+            one
+            for one in self.cohort.cases
+            if self.parts.get(one.case.id) == part and set(one.modalities) & set(self.modalities)
+        ]
+
+    def items(self, part: str) -> list[dict[str, Any]]:
+        """The cases of a part for a MONAI data set, see :func:`mmfusion.predict.dataset_items`."""
+        return dataset_items(self.cohort, self.cases(part), self.modalities, self.classes)
+
+    @cached_property
+    def class_shares(self) -> list[float]:
+        """``[K]`` share of each class among the training cases."""
+        count = Counter(one.case.label for one in self.cases("train"))
+        return [count[name] / sum(count.values()) for name in self.classes]
+
+    @cached_property
+    def class_weight(self) -> list[float] | None:
+        """``[K]`` weights of the classes in the loss (mean 1 over the training cases), or None."""
+        if not self.options["class_weights"]:
+            return None
+        return [1 / (len(self.classes) * share) for share in self.class_shares]
+
+    def model(self, threshold: float | None = None) -> Model:
+        """What inference needs to know beside the weights."""
+        weighted = [
+            s * w for s, w in zip(self.class_shares, self.class_weight or [1.0] * len(self.classes), strict=True)
+        ]
+        return Model(
+            modalities=self.modalities,
+            classes=self.classes,
+            network=resolve({k: self.options[k] for k in resolve({}, "network")}, "network"),
+            case={**self.cohort.options, "modalities": list(self.modalities)},
+            training_prior=tuple(weighted),
+            target_prior=tuple(self.class_shares),
+            threshold=threshold,
+        )
+
+    def summary(self, device: Any = "cpu") -> str:
+        """The first line that a person reads."""
+        parts = []
+        for part in ("train", "validation", "test"):
+            count = Counter(one.case.label for one in self.cases(part))
+            by_class = " + ".join(f"{count[name]} {name}" for name in self.classes)
+            parts.append(f"{part} {sum(count.values())} ({by_class})")
+        return (
+            f"device {device} | {', '.join(parts)} | modalities {', '.join(self.modalities)} | "
+            f"cohort {self.cohort.folder} | run {self.run}"
+        )
+
+
+def open_study(
+    run: str | Path | None,
+    *,
+    cohort: str | Path | None = None,
+    manifest: str | Path | None = None,
+    modalities: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    workers: int = 0,
+    **options: Any,
+) -> Study:
+    """Open (or prepare) the cohort, split it by subject, and write ``options.json`` and ``split.csv`` of the run.
+
+    Args:
+        run: the folder to write.
+        cohort: a prepared cohort; or
+        manifest: to be prepared first, into ``run``/cohort.
+        modalities: the network's channels; all of the cohort's if None.
+        classes: class labels in the order of the outputs; the sorted labels if None. Cases with other labels, and
+            those without, take no part.
+        workers: processes for preparing.
+        options: groups ``case``, ``network`` and ``training`` of :mod:`mmfusion.options`.
+
+    Raises:
+        OptionError: an unknown option, or one that contradicts the cohort.
+        CohortError: no cohort, or a part without cases.
+        ManifestError, LeakageError: labels or column ``split`` cannot be used.
+    """
+    groups = {name: resolve({}, name) for name in ("case", "network", "training", "machine")}
+    for name in options:
+        if not any(name in group for group in groups.values()):
+            raise OptionError(unknown("option", name, [n for group in groups.values() for n in group]))
+    if run is None:
+        raise CohortError("no run folder is given: add --run RUN, the folder to write")
+    if (cohort is None) == (manifest is None):
+        raise CohortError("give either --cohort COHORT (prepared before) or --manifest MANIFEST (prepared first)")
+    run = Path(run)
+    given = {name: value for name, value in options.items() if name in groups["case"] and value is not None}
+    if cohort is not None:
+        opened = open_cohort(cohort)
+        refuse_contradictions(opened, {**given, "modalities": modalities})
+    else:
+        opened = prepare_cohort(str(manifest), run / "cohort", workers=workers, **given, modalities=modalities)
+    chosen = {
+        name: value
+        for group in ("network", "training", "machine")
+        for name, value in resolve({k: v for k, v in options.items() if k in groups[group]}, group).items()
+    }
+    names = tuple(modalities or opened.modalities)
+    study_classes, parts = _parts(opened, names, classes, chosen)
+    study = Study(run, opened, names, study_classes, parts, chosen)
+    for part in ("train", "validation"):
+        if not study.cases(part):
+            raise CohortError(f"no case of {opened.folder} is left for {part}; check labels, split and modalities")
+    run.mkdir(parents=True, exist_ok=True)
+    facts = {"cohort": os.path.relpath(opened.folder, run), "cohort_hash": opened.hash}
+    write_json(
+        {
+            "modalities": list(names),
+            "classes": list(study_classes),
+            **facts,
+            **chosen,
+            **{f"{name}": value for name, value in opened.options.items() if name != "modalities"},
+            "versions": versions(),
+        },
+        run / "options.json",
+    )
+    rows = [
+        {"case": one.case.id, "subject": one.case.subject, "part": parts[one.case.id]}
+        for one in opened.cases
+        if one.case.id in parts
+    ]
+    write_csv(rows, run / "split.csv", ["case", "subject", "part"])
+    return study
+
+
+def _parts(
+    cohort: Cohort, modalities: Sequence[str], classes: Sequence[str] | None, options: dict[str, Any]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Class labels and the part of each case. The split is drawn over all modalities, so that a run on some of
+    them has the same subjects in each part and can be compared."""
+    labels = sorted({one.case.label for one in cohort.cases if one.case.label is not None})
+    if classes is not None and (lost := [name for name in classes if name not in labels]):
+        raise OptionError(unknown("class", lost[0], labels))
+    chosen = tuple(classes or labels)
+    if len(chosen) < 2:
+        raise ManifestError(
+            f"{cohort.folder} has {len(chosen)} class{'es' * (len(chosen) != 1)} in column label "
+            f"({', '.join(chosen) or 'all cells are empty'}); at least 2 are needed to train. "
+            "Fill column label of the manifest (mmfusion index ... --labels FILE --label COLUMN) and prepare again"
+        )
+    cases = [one.case for one in cohort.cases if one.case.label in chosen]
+    parts = split_cases(cases, validation=options["validation_share"], test=options["test_share"], seed=options["seed"])
+    refuse_leakage(cases, parts)
+    return chosen, parts
+
+
+def run_cohort(run: str | Path) -> Cohort:
+    """The cohort that a run was trained on.
+
+    Raises:
+        CohortError: the run, or its cohort, is not there, or the cohort has changed since.
+    """
+    run = Path(run)
+    if not (run / "options.json").is_file():
+        raise CohortError(f"{run} has no options.json: it is not a run folder. Train first, or check --run")
+    options = json.loads((run / "options.json").read_text())
+    cohort = open_cohort(run / options["cohort"])
+    if cohort.hash != options["cohort_hash"]:
+        raise CohortError(
+            f"the cohort {cohort.folder} has changed since {run} was trained on it; train again, or evaluate on the "
+            "cohort as it was"
+        )
+    return cohort
+
+
+def evaluation_items(run: str | Path, model: Model, part: str) -> tuple[Cohort, list[dict[str, Any]]]:
+    """The cohort of a run, and the items of one part of its split.
+
+    Raises:
+        CohortError: see :func:`run_cohort`; or the part has no cases.
+    """
+    cohort, run = run_cohort(run), Path(run)
+    with (run / "split.csv").open(newline="") as file:
+        parts = {row["case"]: row["part"] for row in csv.DictReader(file)}
+    cases = [one for one in cohort.cases if parts.get(one.case.id) == part]
+    if not cases:
+        raise CohortError(
+            f"the split of {run} has no case in part {part}; it has {', '.join(sorted(set(parts.values())))}"
+        )
+    return cohort, dataset_items(cohort, cases, model.modalities, model.classes)

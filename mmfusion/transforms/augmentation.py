@@ -1,0 +1,75 @@
+"""Random changes of training cases: motion, contrast, and modalities that go missing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from monai.transforms import (
+    Compose,
+    RandAffined,
+    RandFlipd,
+    Randomizable,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    Transform,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+
+class RandModalityDropd(Randomizable, Transform):
+    """Hide each present modality with a probability, but never the last one.
+
+    Args:
+        probability: of hiding, for each modality.
+
+    Takes and gives ``image [M, D, H, W]`` and ``present [M]``; a hidden channel becomes zero.
+    """
+
+    def __init__(self, probability: float = 0.1) -> None:
+        self.probability = probability
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        present = np.asarray(data["present"], bool)
+        hidden = present & (self.R.random(len(present)) < self.probability)
+        if hidden.sum() == present.sum():  # keep one, each with the same chance
+            hidden[self.R.choice(np.flatnonzero(present))] = False
+        if not hidden.any():
+            return dict(data)
+        image, left = data["image"].clone(), data["present"].clone()
+        for channel in np.flatnonzero(hidden):
+            image[channel], left[channel] = 0, False
+        return {**data, "image": image, "present": left}
+
+
+def training_augmentation(augment: bool = True, modality_drop: float = 0.1, seed: int = 0) -> Compose:
+    """What a training case goes through: flips left to right, small affine motion, contrast, hidden modalities.
+
+    All modalities of a case move together (they are registered); contrast changes each for itself.
+
+    Args:
+        augment: motion and contrast; without it only modalities are hidden.
+        modality_drop: probability for each modality to be hidden (never all).
+        seed: of the random state.
+    """
+    steps: list[Any] = []
+    if augment:
+        steps = [
+            RandFlipd("image", prob=0.5, spatial_axis=0),
+            RandAffined(
+                "image",
+                prob=0.5,
+                rotate_range=(0.1, 0.1, 0.1),
+                scale_range=(0.1, 0.1, 0.1),
+                translate_range=(3, 3, 3),
+                padding_mode="zeros",
+                mode="bilinear",
+            ),
+            RandScaleIntensityd("image", factors=0.15, prob=0.5, channel_wise=True),
+            RandShiftIntensityd("image", offsets=0.05, prob=0.3, channel_wise=True),
+        ]
+    if modality_drop > 0:
+        steps.append(RandModalityDropd(modality_drop))
+    return Compose(steps).set_random_state(seed)

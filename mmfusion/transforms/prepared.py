@@ -1,0 +1,69 @@
+"""Whole cases: from the files of a manifest row, or from a cohort folder, to ``image`` and ``present``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.transforms import Transform
+
+from mmfusion.cohort import Case
+from mmfusion.options import resolve
+from mmfusion.prepare import prepare_case
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping, Sequence
+
+
+class PrepareCased(Transform):
+    """All of :func:`mmfusion.prepare.prepare_case` on a dictionary: what inference from raw scans uses.
+
+    Args:
+        keys: modality names, in the order of the channels; a key that is absent or empty is a missing modality.
+        options: the group ``case`` of :mod:`mmfusion.options`, without ``modalities``.
+
+    Takes ``{modality: path, "mask": path, "subject": text, ...}``, or ``{"case": Case}``. Gives the other entries,
+    ``image [M, D, H, W]`` float32, ``present [M]`` bool, and ``status`` and ``reasons`` of the preparation.
+    """
+
+    def __init__(self, keys: Sequence[str], **options: Any) -> None:
+        self.keys = list(keys)
+        self.options = resolve({**options, "modalities": self.keys}, "case")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        case = data.get("case")
+        if not isinstance(case, Case):
+            images = {key: Path(data[key]) for key in self.keys if data.get(key)}
+            mask = Path(data["mask"]) if data.get("mask") else None
+            case = Case(str(data.get("subject", "")), images=images, mask=mask)
+        result = prepare_case(case, **self.options)
+        rest = {name: value for name, value in data.items() if name not in (*self.keys, "case", "mask")}
+        return {
+            **rest,
+            "image": torch.from_numpy(result.image),
+            "present": torch.from_numpy(result.present),
+            "status": result.status,
+            "reasons": "; ".join(result.reasons),
+        }
+
+
+class LoadPreparedCased(Transform):
+    """``image`` (path of a cohort's ``image.npy``) to ``[M, D, H, W]`` float32, with the wanted channels in order.
+
+    Args:
+        wanted: the network's modalities; one that is not stored becomes a zero channel.
+        stored: the cohort's modalities, the channels of the file.
+    """
+
+    def __init__(self, wanted: Sequence[str], stored: Sequence[str]) -> None:
+        self.channels = [list(stored).index(name) if name in stored else None for name in wanted]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        stored = np.load(data["image"], mmap_mode="r")
+        image = np.zeros((len(self.channels), *stored.shape[1:]), np.float32)
+        for out, channel in zip(image, self.channels, strict=True):
+            if channel is not None:
+                out[...] = stored[channel]
+        return {**data, "image": torch.from_numpy(image)}
