@@ -1,0 +1,29 @@
+"""Files to volumes in RAS+ mm with physical units, and back."""
+
+from mmfusion.io.files import atomic_path, write_csv, write_json, write_text
+from mmfusion.io.header import Header, kind_of
+from mmfusion.io.index import Series, find_series
+from mmfusion.io.load import load_volume, read_header
+from mmfusion.io.masks import load_mask
+from mmfusion.io.nifti import save_volume
+from mmfusion.io.suv import PET_DETAILS, suv_factor
+from mmfusion.io.transform_files import load_transform, save_transform
+
+__all__ = [
+    "load_volume",
+    "read_header",
+    "Header",
+    "kind_of",
+    "find_series",
+    "Series",
+    "load_mask",
+    "save_volume",
+    "save_transform",
+    "load_transform",
+    "suv_factor",
+    "PET_DETAILS",
+    "atomic_path",
+    "write_csv",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,90 @@
+"""Closed planar contours to voxels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from skimage.measure import points_in_poly
+
+if TYPE_CHECKING:
+    from mmfusion.volume import Grid
+
+_SAME_PLANE_MM = 0.1
+_NEIGHBORS = 1.5  # planes farther apart than this many usual steps have nothing between them
+
+
+def inside_contours(contours: list[np.ndarray], grid: Grid) -> np.ndarray:
+    """Which voxels of a grid lie inside a structure that was drawn plane by plane.
+
+    A contour stands for a slab that reaches halfway to the next contoured plane. Each voxel center is projected
+    onto the plane of its slab and tested against the polygons there, so the grid may lie in any direction and no
+    intermediate raster rounds the outline. Where contours of one plane enclose each other, the even-odd rule
+    makes holes.
+
+    Args:
+        contours: polygons ``[N, 3]``, RAS mm, in parallel planes; those with fewer than three points are left out.
+        grid: where the result lies.
+
+    Returns:
+        ``[i, j, k]`` bool.
+    """
+    mask = np.zeros(grid.shape, bool)
+    contours = [np.asarray(points, float) for points in contours if len(points) >= 3]
+    if not contours:
+        return mask
+    normal, u, v = _frame(contours)
+    heights = np.array([float(np.mean(points @ normal)) for points in contours])
+    planes = _distinct(np.sort(heights))
+    low, high = _slabs(planes, float(np.abs(normal @ grid.affine[:3, :3]).max()))
+    index = _box(contours, normal, float((high - low).max()), grid)
+    world = grid.to_world(index)
+    height = world @ normal
+    slab = np.clip(np.searchsorted(low, height, side="right") - 1, 0, None)
+    slab[(height < low[0]) | (height >= high[slab])] = -1
+    order = np.argsort(slab, kind="stable")
+    starts = np.searchsorted(slab[order], np.arange(len(planes) + 1))
+    found = np.zeros(len(index), bool)
+    for n, plane in enumerate(planes):
+        members = order[starts[n] : starts[n + 1]]
+        points = np.stack([world[members] @ u, world[members] @ v], -1)
+        for contour in np.flatnonzero(np.abs(heights - plane) <= _SAME_PLANE_MM):
+            polygon = np.stack([contours[contour] @ u, contours[contour] @ v], -1)
+            near = ((points >= polygon.min(0)) & (points <= polygon.max(0))).all(-1)
+            found[members[near]] ^= points_in_poly(points[near], polygon)
+    mask[tuple(index[found].T)] = True
+    return mask
+
+
+def _frame(contours: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit normal of the planes and two unit vectors within, by the contour of largest area (Newell's formula)."""
+    areas = [np.cross(points, np.roll(points, -1, axis=0)).sum(0) / 2 for points in (p - p.mean(0) for p in contours)]
+    largest = max(areas, key=lambda area: float(np.linalg.norm(area)))
+    normal = largest / max(float(np.linalg.norm(largest)), 1e-12)
+    normal = normal * np.sign(normal[np.argmax(np.abs(normal))])
+    u = np.cross(normal, np.eye(3)[np.argmin(np.abs(normal))])
+    u /= np.linalg.norm(u)
+    return normal, u, np.cross(normal, u)
+
+
+def _distinct(heights: np.ndarray) -> np.ndarray:
+    """Sorted heights, one for each plane."""
+    return heights[np.concatenate([[True], np.diff(heights) > _SAME_PLANE_MM])]
+
+
+def _slabs(planes: np.ndarray, lone_thickness: float) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end of each plane's slab, mm."""
+    gaps = np.diff(planes)
+    usual = float(np.median(gaps)) if len(gaps) else lone_thickness
+    half = np.where(gaps <= _NEIGHBORS * usual, gaps, usual) / 2
+    return planes - np.concatenate([[usual / 2], half]), planes + np.concatenate([half, [usual / 2]])
+
+
+def _box(contours: list[np.ndarray], normal: np.ndarray, thickness: float, grid: Grid) -> np.ndarray:
+    """Indices ``[N, 3]`` of the voxels of the grid that may lie inside."""
+    points = np.concatenate(contours)
+    points = grid.to_index(np.concatenate([points - thickness * normal, points + thickness * normal]))
+    low = np.clip(np.floor(points.min(0)), 0, None).astype(int)
+    high = np.minimum(np.ceil(points.max(0)).astype(int) + 1, grid.shape)
+    axes = [np.arange(a, max(a, b)) for a, b in zip(low, high, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)

@@ -1,0 +1,166 @@
+"""Finding DICOM series in a folder tree, from headers only."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmfusion.errors import ReadError
+from mmfusion.io.tags import IDENTITY, is_image, is_localizer, lenient_dicom, listed, number, read_tags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pydicom import Dataset
+
+_TAGS = (
+    *IDENTITY, "PatientID", "StudyDate", "ProtocolName", "SequenceName", "ImagePositionPatient",
+    "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "PerFrameFunctionalGroupsSequence",
+    "ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Series:
+    """One DICOM series.
+
+    Attributes:
+        folder: the deepest folder that holds all its files.
+        files: sorted paths.
+        patient_id: the study's identifier of the subject (0010,0020).
+        study_date: ``yyyymmdd`` or empty; for ordering visits only.
+        modality: DICOM's word: ``CT``, ``PT``, ``MR``, ``RTSTRUCT``, ``SEG``, ...
+        count: images (frames of a multi-frame object count).
+        shape: ``(columns, rows, slices)`` of an image series, as stored.
+        spacing: distances of pixels and slices in that order, mm; 0 where the header does not say.
+        referenced_series: series UIDs that a mask (RTSTRUCT, SEG) was drawn on.
+        is_image: slices or multi-frame volumes of anatomy.
+        is_localizer: all its images are scout images.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    patient_id: str
+    study_uid: str
+    study_date: str
+    series_uid: str
+    series_number: int | None
+    modality: str
+    description: str
+    protocol: str
+    frame_of_reference: str
+    image_type: tuple[str, ...]
+    count: int
+    shape: tuple[int, int, int] | None
+    spacing: tuple[float, float, float] | None
+    referenced_series: tuple[str, ...]
+    is_image: bool
+    is_localizer: bool
+
+
+@lenient_dicom()
+def find_series(root: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[Series]:
+    """All DICOM series under ``root``, ordered by patient, study date, series number and UID.
+
+    Files are told by content, not by name; only headers are read. Hidden files and DICOMDIR are left out.
+
+    Args:
+        root: folder to walk.
+        progress: called now and then, and at the end, with (files read so far, files that were not DICOM).
+
+    Raises:
+        ReadError: the folder does not exist.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ReadError(f"folder {root} does not exist")
+    groups: dict[tuple[str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
+    seen = skipped = 0
+    for path in _walk(root):
+        seen += 1
+        header = read_tags(path, _TAGS)
+        if header is None or not header.get("SeriesInstanceUID"):
+            skipped += 1
+        else:
+            groups[str(header.get("StudyInstanceUID", "")), str(header.SeriesInstanceUID)].append((path, header))
+        if progress and seen % 200 == 0:
+            progress(seen, skipped)
+    if progress:
+        progress(seen, skipped)
+    found = [_series(members) for members in groups.values()]
+    return sorted(found, key=lambda s: (s.patient_id, s.study_date, s.study_uid, s.series_number or 0, s.series_uid))
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and name.upper() != "DICOMDIR":
+                yield Path(folder, name)
+
+
+def _series(members: list[tuple[Path, Dataset]]) -> Series:
+    files = tuple(path for path, _ in members)
+    first = members[0][1]
+    images = [header for _, header in members if is_image(header)]
+    count = sum(int(header.get("NumberOfFrames") or 1) for header in images) or len(members)
+    shape, spacing = _extent(images, count) if images else (None, None)
+    series_number = number(first.get("SeriesNumber"))
+    return Series(
+        folder=Path(os.path.commonpath([path.parent for path in files])),
+        files=files,
+        patient_id=_text(first, "PatientID"),
+        study_uid=_text(first, "StudyInstanceUID"),
+        study_date=_text(first, "StudyDate"),
+        series_uid=_text(first, "SeriesInstanceUID"),
+        series_number=None if series_number is None else int(series_number),
+        modality=_text(first, "Modality"),
+        description=_text(first, "SeriesDescription"),
+        protocol=_text(first, "ProtocolName") or _text(first, "SequenceName"),
+        frame_of_reference=_text(first, "FrameOfReferenceUID") or _referenced_frame(first),
+        image_type=tuple(str(part) for part in listed(first.get("ImageType"))),
+        count=count,
+        shape=shape,
+        spacing=spacing,
+        referenced_series=tuple(sorted({uid for _, header in members for uid in _referenced(header)})),
+        is_image=bool(images),
+        is_localizer=bool(images) and all(is_localizer(header) for header in images),
+    )
+
+
+def _text(header: Dataset, tag: str) -> str:
+    return str(header.get(tag) or "").strip()
+
+
+def _extent(images: list[Dataset], count: int) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Stored size and spacing; the slice spacing is the median step of the positions, else the thickness."""
+    first = images[0]
+    rows = [float(value) for value in listed(first.get("PixelSpacing"))] or [0.0, 0.0]
+    step = number(first.get("SliceThickness")) or 0.0
+    axes = listed(first.get("ImageOrientationPatient"))
+    positions = [header.ImagePositionPatient for header in images if header.get("ImagePositionPatient")]
+    if len(axes) == 6 and len(positions) > 1:
+        normal = np.cross(np.asarray(axes[:3], float), np.asarray(axes[3:], float))
+        along = np.unique((np.asarray(positions, float) @ normal).round(3))
+        step = float(np.median(np.diff(along))) if len(along) > 1 else step
+    return (int(first.Columns), int(first.Rows), count), (rows[1], rows[0], step)
+
+
+def _referenced(header: Dataset) -> Iterator[str]:
+    """Series UIDs named by a SEG directly and by an RTSTRUCT through frame of reference and study."""
+    for series in header.get("ReferencedSeriesSequence") or []:
+        yield _text(series, "SeriesInstanceUID")
+    for frame in header.get("ReferencedFrameOfReferenceSequence") or []:
+        for study in frame.get("RTReferencedStudySequence") or []:
+            for series in study.get("RTReferencedSeriesSequence") or []:
+                yield _text(series, "SeriesInstanceUID")
+
+
+def _referenced_frame(header: Dataset) -> str:
+    frames = header.get("ReferencedFrameOfReferenceSequence") or []
+    return _text(frames[0], "FrameOfReferenceUID") if frames else ""

@@ -1,0 +1,221 @@
+"""NIfTI-1 and NIfTI-2: an affine that can be trusted, and the voxels in one cast."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmfusion.errors import GeometryError, OptionError, OrientationError, ReadError, VoxelError
+from mmfusion.io.files import atomic_path
+from mmfusion.io.header import Opened, chosen_frame, static_shape
+from mmfusion.volume import Grid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nibabel.nifti1 import Nifti1Header
+
+    from mmfusion.volume import Volume
+
+_QUATERNION_TOLERANCE = 1e-3
+_DISAGREE_MM = 1.0
+_MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # xyzt_units: meter, millimeter, micrometer
+_DIRECTIONS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
+
+
+def open_nifti(
+    path: Path, *, kind: str = "", frame: str | int | None = None, assume_orientation: str | None = None
+) -> Opened:
+    """Read a NIfTI header (``.nii``, ``.nii.gz``, or a ``.hdr``/``.img`` pair).
+
+    Raises:
+        ReadError: not NIfTI, truncated, voxels that are not plain numbers, or several frames.
+        OrientationError: the quaternion is broken, or there is no orientation and none is assumed.
+        GeometryError: a 2D image or a singular affine.
+    """
+    header = _header(path)
+    shape = tuple(int(n) for n in header.get_data_shape())
+    spatial, frames = static_shape(shape, path)
+    index = chosen_frame(frame, frames, shape, path)
+    if header.get_data_dtype().kind not in "iuf":
+        raise ReadError(f"{path} holds {header.get_value_label('datatype')} voxels; plain numbers are expected")
+    notes: list[str] = []
+    affine = _affine(header, spatial, path, assume_orientation, notes)
+    if frames > 1:
+        notes.append(f"{frames} frames: " + ("their mean" if index is None else f"frame {index}") + " is used")
+
+    def read() -> np.ndarray:
+        from nibabel.arrayproxy import ArrayProxy
+
+        image = path.with_suffix(".img") if path.suffix == ".hdr" else path
+        try:
+            proxy = ArrayProxy(str(image), header, mmap=False)
+            if frames == 1:
+                return np.asarray(proxy, np.float32).reshape(spatial)
+            # a trailing axis of one may stand before the frames (5D files), so go by the flattened tail
+            tail = np.asarray(proxy).reshape(*spatial, frames)
+            return tail.mean(axis=-1) if index is None else tail[..., index]
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise ReadError(f"{path} cannot be read: {_reason(error)}. Copy or export it again") from None
+
+    return Opened(path, spatial, affine, read, kind=kind, frames=frames, notes=notes)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else "the file ends too early"
+    return text.rstrip(". ")
+
+
+def _header(path: Path) -> Nifti1Header:
+    """The header without nibabel's own checks, which stop at headers that can be repaired."""
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            block = stream.read(540)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ReadError(f"{path} is not a NIfTI file, or is damaged: {_reason(error)}") from None
+    if block[344:347] in (b"n+1", b"ni1") and block[347:348] == b"\0":
+        kind, size = Nifti1Header, 348
+    elif block[4:7] in (b"n+2", b"ni2") and len(block) == 540:
+        kind, size = Nifti2Header, 540
+    else:
+        raise ReadError(f"{path} is not a NIfTI file: its header does not say so")
+    header = kind(block[:size], check=False)
+    try:
+        header.get_data_dtype(), header.get_data_shape(), header.get_slope_inter()
+    except (HeaderDataError, KeyError, ValueError) as error:
+        raise ReadError(f"{path} has a damaged NIfTI header: {_reason(error)}") from None
+    return header
+
+
+def _affine(
+    header: Nifti1Header, shape: tuple[int, int, int], path: Path, assumed: str | None, notes: list[str]
+) -> np.ndarray:
+    """``[4, 4]`` voxel index to RAS mm: the sform if there is one, else the qform, else what is assumed."""
+    unit = int(header["xyzt_units"]) & 7
+    scale = np.diag([*[_MM_PER_UNIT.get(unit, 1.0)] * 3, 1.0])
+    if unit in (1, 3):
+        notes.append(f"lengths are in {'meters' if unit == 1 else 'micrometers'}; converted to mm")
+    pixdim = np.abs(np.asarray(header["pixdim"][1:4], float))
+    sform = header.get_sform() if header["sform_code"] > 0 else None
+    if sform is not None and abs(np.linalg.det(sform[:3, :3])) < 1e-12 and header["qform_code"] > 0:
+        sform = None
+        notes.append("the sform is singular; the qform is used")
+    qform = None
+    if header["qform_code"] > 0:
+        qform = _qform(header, pixdim, path, notes, needed=sform is None)
+    if sform is not None and qform is not None:
+        apart = _apart_mm(scale @ sform, scale @ qform, shape)
+        if apart > _DISAGREE_MM:
+            notes.append(f"sform and qform disagree by up to {apart:.1f} mm; the sform is used")
+    if sform is not None:
+        return scale @ sform
+    if qform is not None:
+        return scale @ qform
+    if assumed is None:
+        raise OrientationError(
+            f"{path} has no orientation (qform and sform codes are 0); left and right are unknown. "
+            "Give --assume-orientation LAS (or what its axes are) to accept it"
+        )
+    notes.append(f"no orientation in the file; {assumed.upper()} was assumed")
+    return scale @ _assumed_affine(assumed, pixdim, shape)
+
+
+def _qform(header: Nifti1Header, pixdim: np.ndarray, path: Path, notes: list[str], needed: bool) -> np.ndarray | None:
+    """The affine of the quaternion (NIfTI-1 standard, method 2)."""
+    b, c, d = (float(header[f"quatern_{letter}"]) for letter in "bcd")
+    excess = b * b + c * c + d * d - 1
+    if not excess <= _QUATERNION_TOLERANCE:  # also true of NaN
+        if not needed:
+            notes.append(f"the qform's quaternion is broken (squared length {excess + 1:.6g}); the sform is used")
+            return None
+        raise OrientationError(
+            f"{path}: the quaternion of the qform has squared length {excess + 1:.6g}, but must not exceed 1; "
+            "the orientation cannot be trusted. Export the file again, or set a right sform"
+        )
+    if excess > 1e-6 and needed:  # float32 rounding alone reaches a few 1e-7
+        notes.append(f"the qform's quaternion was {excess:.1g} over unit length; normalized")
+    length = np.sqrt(max(1.0, 1 + excess))
+    b, c, d = b / length, c / length, d / length
+    a = np.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+    rotation = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * pixdim * [1, 1, -1 if header["pixdim"][0] < 0 else 1]
+    affine[:3, 3] = [float(header[f"qoffset_{axis}"]) for axis in "xyz"]
+    return affine
+
+
+def _apart_mm(a: np.ndarray, b: np.ndarray, shape: tuple[int, int, int]) -> float:
+    try:
+        return float(np.linalg.norm(Grid(shape, a).corners() - Grid(shape, b).corners(), axis=-1).max())
+    except GeometryError:
+        return float("inf")
+
+
+def _assumed_affine(code: str, spacing: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Axes as the letters say, the middle of the volume at the origin of the world."""
+    if len(code) != 3 or {_DIRECTIONS.get(letter, (9,))[0] for letter in code.upper()} != {0, 1, 2}:
+        raise OptionError(
+            f"assume_orientation needs one letter each of L/R, A/P and S/I in the order of the axes, as in LAS; "
+            f"found '{code}'"
+        )
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, letter in enumerate(code.upper()):
+        world, sign = _DIRECTIONS[letter]
+        affine[world, axis] = sign * spacing[axis]
+    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
+    return affine
+
+
+def save_volume(volume: Volume, path: str | Path) -> None:
+    """Write ``.nii`` or ``.nii.gz``, atomically: qform and sform set (scanner), units mm, gzip level 1.
+
+    Voxels are written as float32, or as uint8 or int16 for units ``label`` and for bool. A sheared affine has no
+    qform; only the sform is set then. The bytes depend on nothing but the volume.
+
+    Raises:
+        ReadError: another file ending.
+        VoxelError: labels outside int16.
+    """
+    import nibabel
+
+    if not str(path).lower().endswith((".nii", ".nii.gz")):
+        raise ReadError(f"{path}: volumes are written as .nii or .nii.gz")
+    with atomic_path(path) as temporary:
+        image = nibabel.Nifti1Image(volume.array.astype(_stored_type(volume), copy=False), volume.affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(volume.affine, code=1)
+        try:
+            image.set_qform(volume.affine, code=1, strip_shears=False)
+        except nibabel.spatialimages.HeaderDataError:
+            image.set_qform(None, code=0)
+        with temporary.open("wb") as stream:
+            if str(path).lower().endswith(".gz"):
+                with gzip.GzipFile("", "wb", compresslevel=1, fileobj=stream, mtime=0) as packed:
+                    image.to_stream(packed)
+            else:
+                image.to_stream(stream)
+
+
+def _stored_type(volume: Volume) -> type[np.generic]:
+    if volume.array.dtype == bool:
+        return np.uint8
+    if volume.units != "label":
+        return np.float32
+    low, high = volume.array.min(), volume.array.max()
+    if low < -32768 or high > 32767:
+        raise VoxelError(f"{volume.name}: labels from {low} to {high} do not fit 16 bits")
+    return np.uint8 if low >= 0 and high <= 255 else np.int16

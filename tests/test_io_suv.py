@@ -1,0 +1,167 @@
+"""SUV: the factor by hand for every way that scanners write their times and units."""
+
+import numpy as np
+import pytest
+from io_dicom import PET_TAGS, new_file, pet_tags, voxels, write_series
+
+from mmfusion.errors import UnitsError
+from mmfusion.io import load_volume, read_header, suv_factor
+from mmfusion.io.suv import earliest_acquisition, parse_time
+
+ONE_HOUR = 70e3 / (350e6 / 2)  # 70 kg, 350 MBq, one half-life later
+
+
+def header(*, without=(), tracer=None, **tags):
+    found = new_file(**(pet_tags(**(tracer or {})) | tags))
+    for name in without:
+        delattr(found, name)
+    return found
+
+
+def test_start_correction_decays_the_dose_to_the_series_time():
+    assert suv_factor(header()) == pytest.approx(ONE_HOUR)
+
+
+def test_admin_correction_needs_no_times():
+    found = header(DecayCorrection="ADMIN", without=("SeriesTime", "AcquisitionTime"))
+    assert suv_factor(found) == pytest.approx(70e3 / 350e6)
+
+
+def test_a_series_time_after_the_acquisition_is_that_of_a_processing():
+    first = header(AcquisitionTime="100000", SeriesTime="153000")
+    later = header(AcquisitionTime="101500", SeriesTime="153000")
+    assert earliest_acquisition([later, first]) == parse_time("20200102100000")
+    for found in (first, later):
+        assert suv_factor(found, first_acquisition=earliest_acquisition([later, first])) == pytest.approx(ONE_HOUR)
+    undated = header(SeriesTime="153000", without=("SeriesDate", "AcquisitionDate"))
+    assert suv_factor(undated, first_acquisition=earliest_acquisition([undated])) == pytest.approx(ONE_HOUR)
+
+
+def test_later_bed_positions_refer_to_the_start_of_the_series():
+    assert suv_factor(header(AcquisitionTime="101500")) == pytest.approx(ONE_HOUR)
+
+
+def test_ge_keeps_the_time_of_the_scan_in_a_private_tag():
+    found = header(SeriesTime="153000", AcquisitionTime="101500")
+    found.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x0D, "DT", "20200102100000.00")
+    assert suv_factor(found) == pytest.approx(ONE_HOUR)
+
+
+def test_injection_before_midnight_and_the_full_date_and_time():
+    night = {"SeriesTime": "003000", "AcquisitionTime": "003000"}
+    assert suv_factor(header(tracer={"RadiopharmaceuticalStartTime": "233000"}, **night)) == pytest.approx(ONE_HOUR)
+    full = {"RadiopharmaceuticalStartDateTime": "20200101233000", "RadiopharmaceuticalStartTime": "010000"}
+    assert suv_factor(header(tracer=full, **night)) == pytest.approx(ONE_HOUR)
+
+
+def test_a_date_moved_by_anonymization_gives_way_to_the_clock():
+    moved = {"RadiopharmaceuticalStartDateTime": "20190501090000"}
+    assert suv_factor(header(tracer=moved)) == pytest.approx(ONE_HOUR)
+
+
+def test_uncorrected_frames_are_brought_back_one_by_one():
+    tags = {"DecayCorrection": "NONE", "CorrectedImage": ["ATTN"], "ActualFrameDuration": 600_000}
+    rate = np.log(2) / 3600
+    for clock, elapsed in {"100000": 3600, "101000": 4200}.items():
+        mean_left = np.exp(-rate * np.linspace(elapsed, elapsed + 600, 20001)).mean()
+        assert suv_factor(header(AcquisitionTime=clock, **tags)) == pytest.approx(70e3 / 350e6 / mean_left, rel=1e-6)
+
+
+def test_gml_is_suv_already_if_by_body_weight():
+    assert suv_factor(header(Units="GML", without=("PatientWeight",))) == 1
+    assert suv_factor(header(Units="GML", SUVType="BW")) == 1
+    with pytest.raises(UnitsError, match="normalized by LBM, not by body weight"):
+        suv_factor(header(Units="GML", SUVType="LBM"))
+
+
+def test_philips_counts_have_private_factors():
+    found = header(Units="CNTS")
+    with pytest.raises(UnitsError, match=r"Philips' scale factors \(7053,1000\) and \(7053,1009\)"):
+        suv_factor(found)
+    block = found.private_block(0x7053, "Philips PET Private Group", create=True)
+    block.add_new(0x09, "DS", "2.5")
+    assert suv_factor(found) == pytest.approx(2.5 * ONE_HOUR)
+    block.add_new(0x00, "DS", "0.0003")
+    assert suv_factor(found) == pytest.approx(0.0003)
+
+
+@pytest.mark.parametrize(
+    ("tags", "tracer", "message"),
+    [
+        ({"PatientWeight": None}, {}, r"pet: SUV cannot .* lacks PatientWeight \(0010,1030\)\. Give weight_kg"),
+        ({"PatientWeight": 0}, {}, "PatientWeight"),
+        ({}, {"RadionuclideTotalDose": None}, r"RadionuclideTotalDose \(0018,1074\)\. Give dose_mbq"),
+        ({}, {"RadionuclideHalfLife": None}, r"RadionuclideHalfLife \(0018,1075\)"),
+        ({}, {"RadiopharmaceuticalStartTime": None}, r"RadiopharmaceuticalStartTime \(0018,1072\)"),
+        ({"RadiopharmaceuticalInformationSequence": None}, {}, "TotalDose .*HalfLife .*StartTime"),
+        ({"SeriesTime": None, "AcquisitionTime": None}, {}, r"lacks AcquisitionTime \(0008,0032\)"),
+        ({"CorrectedImage": ["DECY"]}, {}, "lacks ATTN"),
+        ({"CorrectedImage": ["ATTN"]}, {}, "is 'START' and CorrectedImage .* lacks DECY"),
+        ({"DecayCorrection": None}, {}, "is '' and CorrectedImage .* has DECY"),
+        ({"Units": None}, {}, r"DICOM lacks Units \(0054,1001\)"),
+        ({"Units": "PROPCPS"}, {}, "is PROPCPS; BQML, GML or CNTS"),
+        ({}, {"RadionuclideTotalDose": 350}, "350 Bq, which cannot be"),
+        ({"SeriesTime": "085000", "AcquisitionTime": "085000"}, {}, "more than 10 half-lives"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_or_contradicts_is_named(tags, tracer, message):
+    with pytest.raises(UnitsError, match=message):
+        suv_factor(header(tracer=tracer, **tags))
+
+
+def test_the_manifest_fills_and_overrides_tags():
+    details = {"weight_kg": "140", "dose_mbq": 700, "half_life_s": 1800, "injection_time": "09:30"}
+    found = header(without=("PatientWeight",), tracer={"RadionuclideTotalDose": None})
+    assert suv_factor(found, pet=details) == pytest.approx(ONE_HOUR)
+    assert suv_factor(header(), pet={"acquisition_time": "2020-01-02T11:00:00"}) == pytest.approx(2 * ONE_HOUR)
+    assert suv_factor(header(), pet={"weight_kg": "", "dose_mbq": None}) == pytest.approx(ONE_HOUR)
+    with pytest.raises(UnitsError, match="a: SUV cannot be computed, dose_mbq must be a positive number, found 'x'"):
+        suv_factor(header(), pet={"dose_mbq": "x"}, source="a")
+
+
+@pytest.mark.parametrize("text", ["084500", "08:45", "08:45:00", "0845", "084500.000000"])
+def test_clock_times(text):
+    assert parse_time(text).total_seconds() == 8.75 * 3600
+
+
+@pytest.mark.parametrize("text", ["20240229084500.5", "2024-02-29T08:45:00.5", "2024-02-29 08:45:00.5+01:00"])
+def test_dates_with_times(text):
+    assert parse_time(text).isoformat() == "2024-02-29T08:45:00.500000"
+
+
+@pytest.mark.parametrize("text", ["8h45", "20240102", "2023-02-29T08:45:00", "08:45 pm"])
+def test_what_is_no_time(text):
+    with pytest.raises(ValueError):
+        parse_time(text)
+
+
+def test_a_broken_time_in_the_header_is_named_with_the_scan():
+    found = header(AcquisitionTime="100000")
+    with pytest.raises(UnitsError, match="scan 7: SUV cannot be computed, 'later' is not a time"):
+        suv_factor(found, pet={"acquisition_time": "later"}, source="scan 7")
+    assert earliest_acquisition([new_file(AcquisitionDate="20200102"), new_file()]) is None
+
+
+def test_a_series_in_becquerel_becomes_suv_slice_by_slice(tmp_path):
+    stored, slopes = np.abs(voxels()), np.linspace(1, 6, 6)
+    write_series(tmp_path, stored, slopes=slopes, **pet_tags())
+    volume = load_volume(tmp_path, modality="pet")
+    assert volume.units == "SUVbw" and "Bq/mL to SUVbw by 0.0004" in volume.meta["notes"][0]
+    np.testing.assert_allclose(volume.array[::-1, ::-1], stored * slopes * ONE_HOUR, rtol=1e-6)
+
+
+def test_a_series_without_weight_is_refused_by_its_header_alone(tmp_path):
+    write_series(tmp_path, voxels(), **(pet_tags() | {"PatientWeight": None}))
+    with pytest.raises(UnitsError, match=f"{tmp_path.name}: SUV cannot be computed, DICOM lacks PatientWeight"):
+        read_header(tmp_path)
+    assert read_header(tmp_path, pet={"weight_kg": 70}).units == "SUVbw"
+    assert PET_TAGS["PatientWeight"] == 70
+
+
+def test_private_factors_survive_a_file(tmp_path):
+    def philips(dataset, n):
+        dataset.private_block(0x7053, "Philips PET Private Group", create=True).add_new(0x00, "DS", "0.002")
+
+    stored = np.abs(voxels())
+    write_series(tmp_path, stored, edit=philips, **(pet_tags() | {"Units": "CNTS"}))
+    np.testing.assert_allclose(load_volume(tmp_path).array[::-1, ::-1], stored * 0.002, rtol=1e-6)
