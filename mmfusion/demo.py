@@ -164,7 +164,7 @@ def _facts(
     truth = {subject.subject: subject for subject in raw}
     label = np.array([truth[row["subject"]].label for row in rows])
     shares = np.array([float(row["p_1"]) for row in rows])
-    errors = []
+    errors: list[dict[str, Any]] = []
     for row in cohort.rows:
         for name in row["modalities"].split():
             if name != row["reference"]:
@@ -178,17 +178,18 @@ def _facts(
     return {
         "ceilings": observed_ceilings(fresh),
         "raw": {
+            "cohort": "../raw/cohort",
             "n": len(rows),
             "failed": cohort.count("failed"),
             "auc": classification_metrics(label, shares)["auc"].as_dict(),
             "ceiling": observed_ceilings(raw)["all"],
-        },
-        "registration": {
-            "pairs": len(misses),
-            "median_mm": float(np.median(misses)),
-            "worst_mm": float(misses.max()),
-            "within_2_mm": float((misses <= 2).mean()),
-            "beyond_2_mm_not_doubtful": sum(one["error_mm"] > 2 and one["verdict"] == "ok" for one in errors),
+            "registration": {
+                "pairs": len(misses),
+                "median_mm": float(np.median(misses)),
+                "worst_mm": float(misses.max()),
+                "within_2_mm": float((misses <= 2).mean()),
+                "beyond_2_mm_not_doubtful": sum(one["error_mm"] > 2 and one["verdict"] == "ok" for one in errors),
+            },
         },
     }
 
@@ -207,7 +208,7 @@ def _table(metrics: dict[str, Any], facts: dict[str, Any], train: int, test: int
             f"{ceiling:.3f}   {beside}"
         )
 
-    ceilings, found = facts["ceilings"], facts["registration"]
+    ceilings, found = facts["ceilings"], facts["raw"]["registration"]
     lines = [
         "",
         f"Trained on {train} simulated subjects; {test} fresh ones on the grid and {subjects} raw ones for the test.",

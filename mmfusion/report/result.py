@@ -91,7 +91,7 @@ def read_result(run_dir: str | Path) -> Result:
     metrics = read_json(folder / "metrics.json", remedy) if (folder / "predictions.csv").is_file() else {}
     rows = read_rows(folder / "predictions.csv", remedy)
     predictions = read_predictions(folder / "predictions.csv", rows, options, str(metrics.get("part", "test")))
-    cohort = _cohort_folder(folder, options.get("cohort"))
+    cohort = cohort_folder(folder, options.get("cohort"))
     return Result(
         folder=folder,
         options=options,
@@ -136,9 +136,9 @@ def read_predictions(path: Path, rows: list[dict[str, str]], options: dict[str, 
     return Predictions(classes, np.array(label), np.array(probability, dtype=np.float64), subject, chosen)
 
 
-def _cohort_folder(run: Path, given: Any) -> Path | None:
-    """The cohort's folder: as given, or beside or above the run; None if it is nowhere."""
+def cohort_folder(run: Path, given: Any) -> Path | None:
+    """The cohort's folder: relative to the run, beside it, or as given; None if it is nowhere."""
     if not given:
         return None
-    places = (Path(str(given)), run / str(given), run.parent / str(given))
+    places = (run / str(given), run.parent / str(given), Path(str(given)))
     return next((place for place in places if (place / "cases.csv").is_file()), None)

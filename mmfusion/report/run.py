@@ -20,7 +20,7 @@ from mmfusion.report.files import (
 )
 from mmfusion.report.page import Html, element, join
 from mmfusion.report.qc import GOOD_AND_BAD, case_card
-from mmfusion.report.result import Result, read_predictions, read_result
+from mmfusion.report.result import Result, cohort_folder, read_predictions, read_result
 from mmfusion.report.words import METRIC_NAMES, interval, summary, value, warnings
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def write_report(run_dir: str | Path) -> Path:
         page.section(f"Performance on the {result.metrics.get('part', 'test')} part", *_performance(result)),
         page.section("Each modality alone", *_comparison(result)),
         page.section("Wrong cases", _mistakes(result)),
-        page.section("Registration", *_registration(result)),
+        page.section("The whole way from raw scans", *_raw_scans(result)),
+        page.section("Registration", *_registration(result.cohort, result.cases, result.split)),
         page.section("Training", *_training(result)),
         page.section(
             "Options and versions",
@@ -245,12 +246,35 @@ def _mistakes(result: Result) -> Html:
     return page.table(headers, lines, caption)
 
 
-def _registration(result: Result) -> list[Html]:
-    """The worst and the median case of those that the run used."""
-    if result.cohort is None:
+def _raw_scans(result: Result) -> list[Html]:
+    """What the simulated study adds: cases that went the whole way, how registration did against the truth."""
+    raw = result.metrics.get("raw") or {}
+    if not raw:
         return []
-    used = {row.get("case") for row in result.split} or {row.get("case") for row in result.cases}
-    rows = [row for row in worst_first(result.cases) if row.get("case") in used and status_of(row) != "failed"]
+    auc, found = raw.get("auc") or {}, raw.get("registration") or {}
+    table = page.table(
+        ["cases", "failed", "AUC", "interval", "ceiling"],
+        [[raw.get("n"), raw.get("failed"), value(auc), interval(auc), f"{raw.get('ceiling', float('nan')):.3f}"]],
+        "Simulated subjects as raw DICOM and NIfTI: indexed, checked, prepared with registration, predicted.",
+    )
+    errors = element(
+        "p",
+        f"Registration against the known poses, mean over brain landmarks, {found.get('pairs', 0)} pairs: median "
+        f"{found.get('median_mm', float('nan')):.2f} mm, worst {found.get('worst_mm', float('nan')):.2f} mm, "
+        f"{found.get('within_2_mm', float('nan')):.0%} within 2 mm; beyond 2 mm and not called doubtful: "
+        f"{found.get('beyond_2_mm_not_doubtful', 0)}.",
+    )
+    cohort = cohort_folder(result.folder, raw.get("cohort"))
+    cases = read_rows(cohort / "cases.csv") if cohort else []
+    return [table, errors, *_registration(cohort, cases, [])]
+
+
+def _registration(cohort: Path | None, cases: list[dict[str, str]], split: list[dict[str, str]]) -> list[Html]:
+    """The worst and the median case of those that the run used (of all, without a split)."""
+    if cohort is None:
+        return []
+    used = {row.get("case") for row in split} or {row.get("case") for row in cases}
+    rows = [row for row in worst_first(cases) if row.get("case") in used and status_of(row) != "failed"]
     rows = [row for row in rows if score_of(row) < float("inf")]
     if not rows:
         return []
@@ -260,7 +284,7 @@ def _registration(result: Result) -> list[Html]:
     for words, index in chosen.items():
         parts += [
             element("p", f"{words} of {len(rows)} registered cases:"),
-            case_card(result.cohort, rows[index], index),
+            case_card(cohort, rows[index], index),
         ]
     return [*parts, element("p", "All cases are in qc.html of the cohort folder.", class_="soft")]
 

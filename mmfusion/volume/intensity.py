@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 from mmfusion.errors import OptionError, VoxelError
 from mmfusion.volume.volume import Volume
@@ -94,6 +92,10 @@ def foreground(volume: Volume) -> np.ndarray:
     Raises:
         VoxelError: nothing stands out from the background.
     """
+    # late: these two cost half a second, and most commands that touch volumes never look for a foreground
+    from scipy import ndimage
+    from skimage.filters import threshold_otsu
+
     array = volume.array
     if volume.units == "HU":
         mask = ndimage.binary_opening(array > -300)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import SimpleITK as sitk
-from scipy import ndimage
 
 from mmfusion.errors import GeometryError
 from mmfusion.volume.grid import Grid
 from mmfusion.volume.transform import Transform
 from mmfusion.volume.volume import Volume
 
-_INTERPOLATORS = {0: sitk.sitkNearestNeighbor, 1: sitk.sitkLinear, 3: sitk.sitkBSpline}
+_INTERPOLATORS = {0: "sitkNearestNeighbor", 1: "sitkLinear", 3: "sitkBSpline"}
 _ANTI_ALIAS_FROM = 1.5  # target step in source voxels above which linear interpolation skips voxels
 
 
@@ -51,6 +49,9 @@ def resample(
     Raises:
         GeometryError: ``order`` is not 0, 1 or 3, or a B-spline is asked of fewer than 4 slices.
     """
+    import SimpleITK as sitk  # late: reading headers and checking manifests need no sampler
+    from scipy import ndimage
+
     if order not in _INTERPOLATORS:
         raise GeometryError(f"interpolation order is 0 (nearest), 1 (linear) or 3 (B-spline), found {order}")
     if order == 3 and min(volume.array.shape) < 4:
@@ -74,7 +75,7 @@ def resample(
         image,
         list(grid.shape),
         affine,
-        _INTERPOLATORS[order],
+        getattr(sitk, _INTERPOLATORS[order]),
         [0.0] * 3,
         [1.0] * 3,
         np.eye(3).ravel().tolist(),
