@@ -1,0 +1,7 @@
+"""Networks (``torch.nn`` only): encoders, fusion operators and strategies, assembled by name."""
+
+from mmfusion.networks.build import build, combinations
+from mmfusion.networks.m3t import MultiPlaneSliceEncoder
+from mmfusion.networks.network import FusionNetwork, FusionOutput
+
+__all__ = ["build", "combinations", "FusionNetwork", "FusionOutput", "MultiPlaneSliceEncoder"]

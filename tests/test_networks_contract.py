@@ -1,0 +1,217 @@
+"""What every network promises, for every strategy with every fusion operator and every encoder."""
+
+import io
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from mmfusion.errors import NetworkError
+from mmfusion.networks import FusionOutput, build, combinations
+
+MODALITIES = ("ct", "pet", "mr")
+STRATEGIES = [(name, fusion) for name, row in combinations().items() for fusion in row["fusion"]]
+ENCODERS = sorted({encoder for row in combinations().values() for encoder in row["encoders"]})
+SUBSETS = [s for s in itertools.product([False, True], repeat=3) if any(s)]
+jit_is_old = pytest.mark.filterwarnings(r"ignore:`torch.jit.\w+` is deprecated:DeprecationWarning")
+
+
+def network(strategy="single_level", fusion=None, encoder="resnet10", **options):
+    torch.manual_seed(0)
+    return build(strategy, encoder, fusion, MODALITIES, width=0.06, **options)
+
+
+def batch(size=(17, 21, 19), cases=2, seed=0):
+    return torch.randn(cases, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(("strategy", "fusion"), STRATEGIES)
+def test_forward_and_backward_on_an_odd_shape(strategy, fusion, encoder):
+    net = network(strategy, fusion, encoder, num_classes=3, dropout=0.1)
+    image = batch((29, 31, 30) if encoder == "densenet121" else (17, 21, 19))
+    output = net.outputs(image, torch.tensor([[1, 1, 1], [1, 0, 1]]))
+    assert output.logits.shape == (2, 3)
+    sum(net.losses(output, torch.tensor([0, 2])).values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize(("strategy", "fusion"), STRATEGIES)
+def test_every_subset_is_finite_and_blind_to_what_is_absent(strategy, fusion):
+    net = network(strategy, fusion).eval()
+    present = torch.tensor(SUBSETS)
+    image = batch(cases=len(SUBSETS))
+    logits = net(image, present)
+    assert logits.isfinite().all()
+    for junk in (0.0, 1e6, float("nan")):
+        changed = torch.where(present[:, :, None, None, None], image, torch.tensor(junk))
+        torch.testing.assert_close(net(changed, present), logits, rtol=0, atol=0)
+    assert not torch.allclose(net(image + 1, present), logits)  # and not blind to what is present
+
+
+@pytest.mark.parametrize(("strategy", "fusion"), STRATEGIES)
+def test_a_case_without_any_modality_gets_the_same_answer_whatever_its_voxels(strategy, fusion):
+    net = network(strategy, fusion).eval()
+    logits = net(batch(), torch.zeros(2, 3))
+    assert torch.equal(logits[0], logits[1])
+    bias = torch.zeros(2).log_softmax(0) if strategy == "decision" else net.classifier[1].bias
+    torch.testing.assert_close(logits[0], bias)
+
+
+@pytest.mark.parametrize(("strategy", "fusion"), STRATEGIES)
+def test_gradients_stay_finite_where_modalities_are_missing(strategy, fusion):
+    net = network(strategy, fusion)  # no mr in the whole batch, nothing at all in the last case
+    output = net.outputs(batch(cases=3), torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]]))
+    sum(net.losses(output, torch.tensor([0, 1, 1])).values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize(("strategy", "fusion"), STRATEGIES)
+def test_present_none_means_channels_that_are_not_all_zero(strategy, fusion):
+    net, image = network(strategy, fusion).eval(), batch()
+    image[0, 1] = 0
+    present = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+    assert torch.equal(net(image), net(image, present))
+    assert torch.equal(net.outputs(image).present, present.bool())
+
+
+@pytest.mark.parametrize(("strategy", "fusion"), STRATEGIES)
+def test_one_answer_whatever_the_company_in_the_batch(strategy, fusion):
+    net, image = network(strategy, fusion).eval(), batch(cases=3)
+    present = torch.tensor([[1, 1, 1], [0, 1, 0], [1, 0, 1]])
+    alone = torch.cat([net(image[i : i + 1], present[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(net(image, present), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["single_level", "decision"])
+def test_only_present_rows_are_encoded(strategy):
+    net, rows = network(strategy), []
+    for encoder in net.encoders:
+        encoder.register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
+    net(batch(cases=3), torch.tensor([[1, 0, 0], [1, 0, 1], [1, 0, 0]]))
+    assert rows == [3, 0, 1]
+
+
+@jit_is_old
+@pytest.mark.parametrize(
+    ("strategy", "fusion", "encoder"),
+    [(*pair, "resnet10") for pair in STRATEGIES]
+    + [pytest.param("single_level", "concat", name, marks=pytest.mark.slow) for name in ENCODERS if name != "resnet10"],
+)
+def test_torchscript_says_what_eager_says(strategy, fusion, encoder):
+    net, image = network(strategy, fusion, encoder).eval(), batch((29, 31, 30), cases=3)
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(net), file)
+    file.seek(0)
+    scripted = torch.jit.load(file)
+    for present in ([[1, 1, 1]] * 3, [[1, 0, 0], [0, 0, 1], [0, 0, 0]]):
+        assert torch.equal(scripted(image, torch.tensor(present)), net(image, torch.tensor(present)))
+    assert torch.equal(scripted(image), net(image))
+
+
+@jit_is_old
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of torch's own GroupNorm
+@pytest.mark.parametrize(("strategy", "fusion"), STRATEGIES)
+def test_a_trace_holds_for_other_missing_modalities(strategy, fusion):
+    net, image = network(strategy, fusion).eval(), batch()
+    traced = torch.jit.trace(net, (image, torch.ones(2, 3)))
+    present = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]])
+    assert torch.equal(traced(image, present), net(image, present))
+
+
+@jit_is_old
+def test_monai_exports_it(tmp_path):
+    from monai.networks.utils import convert_to_torchscript
+
+    net = network().eval()
+    convert_to_torchscript(net, filename_or_obj=str(tmp_path / "model.ts"), verify=True, inputs=[batch()])
+    assert torch.equal(torch.jit.load(str(tmp_path / "model.ts"))(batch()), net(batch()))
+
+
+@pytest.mark.parametrize(("strategy", "fusion"), STRATEGIES)
+def test_weights_come_back_from_a_file_of_tensors(strategy, fusion):
+    net, file = network(strategy, fusion).eval(), io.BytesIO()
+    torch.save(net.state_dict(), file)
+    file.seek(0)
+    again = build(strategy, "resnet10", fusion, MODALITIES, width=0.06).eval()
+    assert not torch.equal(again(batch()), net(batch()))
+    again.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(again(batch()), net(batch()))
+
+
+@pytest.mark.parametrize(("strategy", "fusion"), STRATEGIES)
+def test_mixed_precision(strategy, fusion):
+    net = network(strategy, fusion).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = net(batch(), torch.tensor([[1, 1, 1], [0, 1, 0]]))
+    torch.testing.assert_close(logits.float(), net(batch(), torch.tensor([[1, 1, 1], [0, 1, 0]])), atol=0.05, rtol=0)
+
+
+def lesions():
+    """8 cases: pet shows a bright cube in class 1; ct and mr are the same in every case."""
+    label = torch.tensor([0, 1] * 4)
+    image = batch(cases=1).repeat(8, 1, 1, 1, 1)
+    image[:, 1] = batch(cases=8, seed=1)[:, 1]
+    image[label == 1, 1, 6:12, 6:12, 6:12] += 4
+    return image, label
+
+
+def accuracy_after_training(net, image, present, label, steps=15, lr=1e-2):
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum(net.losses(net.outputs(image, present), label).values()).backward()
+        optimizer.step()
+    return (net.eval()(image, present).argmax(1) == label).float().mean().item()
+
+
+@pytest.mark.parametrize(("strategy", "fusion"), STRATEGIES)
+def test_learns_what_one_modality_shows(strategy, fusion):
+    image, label = lesions()
+    assert accuracy_after_training(network(strategy, fusion), image, torch.ones(8, 3), label) == 1
+    without_pet = torch.tensor([[1, 0, 1]] * 8)  # the same pixels are there, but said to be absent
+    assert accuracy_after_training(network(strategy, fusion), image, without_pet, label) == 0.5
+
+
+@pytest.mark.slow
+def test_m3t_learns_it_too():
+    image, label = lesions()
+    torch.manual_seed(0)
+    net = build("single_level", "m3t_small", modalities=MODALITIES, width=0.25)
+    assert accuracy_after_training(net, image, torch.ones(8, 3), label, steps=24, lr=1e-3) == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "present", "message"),
+    [
+        (
+            torch.zeros(2, 2, 9, 9, 9),
+            None,
+            r"image \[B, 3, D, H, W\] with the channels ct, pet, mr, found shape \[2, 2, 9",
+        ),
+        (torch.zeros(3, 9, 9, 9), None, r"found shape \[3, 9, 9, 9\]"),
+        (torch.zeros(2, 3, 9, 9, 9), torch.ones(2), r"present must have shape \[2, 3\].*found \[2\]"),
+    ],
+)
+def test_tensors_that_do_not_fit(image, present, message):
+    with pytest.raises(NetworkError, match=message):
+        network()(image, present)
+
+
+def test_covariates_are_refused():
+    with pytest.raises(NetworkError, match=r"strategy 'single_level' takes no covariates, found \[2, 4\]"):
+        network()(batch(), None, torch.zeros(2, 4))
+
+
+def test_output_is_a_plain_tuple_with_names():
+    output = network("decision").outputs(batch())
+    assert isinstance(output, FusionOutput) and isinstance(output, tuple)
+    assert FusionOutput._fields == ("logits", "present", "modality_logits", "features", "weights")
+    assert output.modality_logits.shape == (2, 3, 2) and output.features is None
+
+
+def test_what_a_network_says_of_itself():
+    net = network("decision")
+    assert (net.modalities, net.num_classes, net.strategy) == (MODALITIES, 2, "decision")
+    assert isinstance(net, nn.Module) and all(torch.is_tensor(v) for v in net.state_dict().values())
