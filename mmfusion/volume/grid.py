@@ -12,6 +12,8 @@ from mmfusion.errors import GeometryError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import ArrayLike
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -43,7 +45,12 @@ class Grid:
         object.__setattr__(self, "affine", affine)
 
     @classmethod
-    def around(cls, center: Sequence[float], spacing: Sequence[float], size: Sequence[int]) -> Grid:
+    def around(
+        cls,
+        center: Sequence[float] | np.ndarray,
+        spacing: Sequence[float] | np.ndarray,
+        size: Sequence[int] | np.ndarray,
+    ) -> Grid:
         """The axis-aligned RAS+ grid of ``size`` voxels of ``spacing`` mm whose middle lies at ``center`` (RAS, mm)."""
         steps, counts = np.asarray(spacing, float), np.asarray(size, float)
         affine = np.diag([*steps, 1.0])
