@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmfusion.cohort import Problem, build_index, check_manifest, format_problems
-from mmfusion.io import save_dicom_series
+from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.volume import Volume
 
 RNG = np.random.default_rng(0)

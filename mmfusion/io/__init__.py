@@ -1,6 +1,5 @@
 """Files to volumes in RAS+ mm with physical units, and back."""
 
-from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.io.files import atomic_path, write_csv, write_json, write_text
 from mmfusion.io.header import Header, kind_of
 from mmfusion.io.index import Series, find_series
@@ -19,7 +18,6 @@ __all__ = [
     "Series",
     "load_mask",
     "save_volume",
-    "save_dicom_series",
     "save_transform",
     "load_transform",
     "suv_factor",

@@ -18,7 +18,7 @@ from mmfusion.cohort.simulate.anatomy import MODALITIES
 from mmfusion.cohort.simulate.scan import native_grids, simulate_volumes
 from mmfusion.cohort.simulate.subjects import SimulatedSubject, from_plain, to_plain
 from mmfusion.errors import CohortError
-from mmfusion.io import save_dicom_series
+from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.volume import Volume
 
 NOTE = "Simulated data on a template anatomy (mmfusion.cohort.simulate): no patient, no meaning for any disease."
