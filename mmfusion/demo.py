@@ -7,6 +7,7 @@ how many of each. Everything here is simulated, and every page says so.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -26,11 +27,12 @@ from mmfusion.cohort.simulate import (
     target_registration_error,
     write_raw_study,
 )
+from mmfusion.errors import CohortError
 from mmfusion.evaluation import classification_metrics
 from mmfusion.io import load_transform, write_json
 from mmfusion.options import resolve
 from mmfusion.predict import read_predictions
-from mmfusion.prepare import CaseResult, Cohort, prepare_cohort, write_case, write_cohort
+from mmfusion.prepare import CaseResult, Cohort, open_cohort, prepare_cohort, write_case, write_cohort
 from mmfusion.report import write_report
 from mmfusion.training import write_metrics
 from mmfusion.volume import coverage, normalize
@@ -72,6 +74,7 @@ def run_demo(
     """
     started, out = time.perf_counter(), Path(out)
     chosen = {**TRAINING, **training, "seed": seed}
+    _refuse_another(out, {"subjects": subjects, "train": train, "test": test, **chosen})
     print(f"SIMULATED DATA, seed {seed} | {subjects} subjects as raw scans, {train} + {test} on the grid | {out}")
 
     raw = draw_subjects(subjects, seed * 3 + 1, prefix="RAW", missing=0.08)
@@ -90,6 +93,7 @@ def run_demo(
             "inference", run_dir=str(run), manifest=str(out / "raw" / "manifest.csv"), out=str(out / "raw")
         ),
     )
+    raw_cohort = write_cohort(raw_cohort.folder, {**raw_cohort.options, "simulated": True}, raw_cohort.rows)
     facts = _facts(out, raw, fresh, raw_cohort)
     metrics = write_metrics(run, seed=seed, simulated=True, **facts)
     page = write_report(run)
@@ -98,6 +102,16 @@ def run_demo(
     print(f"registration of the raw scans: {out / 'raw' / 'cohort' / 'qc.html'}")
     print(f"report: {page}")
     return 0
+
+
+def _refuse_another(out: Path, arguments: dict[str, Any]) -> None:
+    """A folder holds one demo: what other arguments left there would not fit to what these make."""
+    path = out / "demo.json"
+    found = json.loads(path.read_text()) if path.is_file() else arguments
+    other = [f"{name} {found.get(name)}" for name in arguments if found.get(name) != arguments[name]]
+    if other:
+        raise CohortError(f"{out} holds a demo with {', '.join(other)}; choose another --out, or remove that folder")
+    write_json(arguments, path)
 
 
 def _step(what: str, work: Any) -> Any:
@@ -121,6 +135,8 @@ def _prepare_raw(folder: Path, subjects: Sequence[SimulatedSubject]) -> Cohort:
 
 def _simulate_cohort(folder: Path, known: Sequence[SimulatedSubject], fresh: Sequence[SimulatedSubject]) -> Cohort:
     """A cohort folder whose cases are simulated where preparing would have put them."""
+    if (folder / "cases.csv").is_file():  # written last
+        return open_cohort(folder)
     options = resolve({**GRID, "modalities": list(MODALITIES)}, "case")
     validation = len(known) // 5
     splits = ["validation"] * validation + ["train"] * (len(known) - validation) + ["test"] * len(fresh)
@@ -128,7 +144,7 @@ def _simulate_cohort(folder: Path, known: Sequence[SimulatedSubject], fresh: Seq
         write_case(folder, _case(subject, split), _on_grid(subject, options), key=_FORMAT)
         for subject, split in zip([*known, *fresh], splits, strict=True)
     ]
-    return write_cohort(folder, options, rows, qc=False)
+    return write_cohort(folder, {**options, "simulated": True}, rows, qc=False)
 
 
 def _case(subject: SimulatedSubject, split: str) -> Case:
@@ -197,16 +213,15 @@ def _facts(
 def _table(metrics: dict[str, Any], facts: dict[str, Any], train: int, test: int, subjects: int) -> str:
     """The small table at the end."""
 
+    def interval(found: dict[str, Any], sign: str = "") -> str:
+        value, low, high = (
+            "-" if found[key] is None else f"{found[key]:{sign}.3f}" for key in ("value", "low", "high")
+        )
+        return f"{value} [{low}, {high}]"
+
     def row(name: str, auc: dict[str, Any], ceiling: float, difference: dict[str, Any] | None = None) -> str:
-        beside = (
-            ""
-            if difference is None
-            else f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
-        )
-        return (
-            f"  {name:18s} {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}] {auc['n']:5d}   "
-            f"{ceiling:.3f}   {beside}"
-        )
+        beside = "" if difference is None else interval(difference, "+")
+        return f"  {name:18s} {interval(auc):20s} {auc['n']:5d}   {ceiling:.3f}   {beside}".rstrip()
 
     ceilings, found = facts["ceilings"], facts["raw"]["registration"]
     lines = [

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tiny_cohort"]
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 TESTDATA = Path(os.environ.get("MMFUSION_TESTDATA", Path(__file__).parents[2] / "shared" / "testdata"))

@@ -11,7 +11,8 @@ from pydicom.uid import RTStructureSetStorage, generate_uid
 
 from mmfusion.cohort import build_index, read_manifest, split_series
 from mmfusion.errors import ManifestError, ReadError
-from mmfusion.io import load_volume, save_dicom_series
+from mmfusion.io import load_volume
+from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.volume import Volume
 
 FRAME = "1.2.3.4"

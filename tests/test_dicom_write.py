@@ -8,7 +8,8 @@ import pytest
 import SimpleITK as sitk
 
 from mmfusion.errors import GeometryError, OptionError, UnitsError, VoxelError
-from mmfusion.io import load_volume, save_dicom_series
+from mmfusion.io import load_volume
+from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.volume import Transform, Volume
 
 UNITS = {"CT": "HU", "PT": "SUVbw", "MR": "a.u."}

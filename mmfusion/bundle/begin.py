@@ -6,15 +6,18 @@ import os
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from mmfusion.errors import MmfusionError, OptionError
-from mmfusion.options import unknown
+from mmfusion.options import OPTIONS, unknown
 from mmfusion.report import write_report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 _OF_MONAI = ("config_file", "meta_file", "logging_file", "tracking", "args_file", "run_id", "init_id", "final_id",
              "workflow_name", "properties_path", "workflow_type")  # fmt: skip
@@ -58,19 +61,30 @@ def check_overrides(arguments: list[str]) -> None:
         OptionError: with the nearest name that exists.
     """
     given = _pairs(arguments)
+    if "args_file" in given:
+        given = {**ConfigParser.load_config_file(given["args_file"]), **given}
     files = given.get("config_file", "")
-    names = [part.strip(" '\"") for part in files.strip("[]()").split(",")]
+    names = files if isinstance(files, list) else [part.strip(" '\"") for part in files.strip("[]()").split(",")]
     config = ConfigParser.load_config_files([name for name in names if name])
-    parser = ConfigParser(config)
-    for name in given:
-        if name not in _OF_MONAI and name not in parser:
-            plain = [key for key, value in config.items() if not isinstance(value, dict) and key not in ("imports",)]
-            raise OptionError(unknown("option", f"--{name}", [f"--{key}" for key in plain]))
+    refuse_unknown([name for name in given if name not in _OF_MONAI], config, "--")
 
 
-def _pairs(arguments: list[str]) -> dict[str, str]:
+def refuse_unknown(names: Iterable[str], config: Mapping[str, Any], dashes: str = "") -> None:
+    """Refuse a name (``epochs``, ``train#trainer#max_epochs``) that is not in a configuration.
+
+    Raises:
+        OptionError: with the nearest option that exists.
+    """
+    parser = ConfigParser(dict(config))
+    for name in names:
+        if name not in parser:
+            plain = [f"{dashes}{key}" for key in config if key in OPTIONS or key == "device"]
+            raise OptionError(unknown("option", f"{dashes}{name}", plain))
+
+
+def _pairs(arguments: list[str]) -> dict[str, Any]:
     """``--name value`` and ``--name=value`` as a dictionary, the way python-fire reads them."""
-    out: dict[str, str] = {}
+    out: dict[str, Any] = {}
     for position, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")

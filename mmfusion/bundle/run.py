@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from mmfusion.errors import CohortError, MmfusionError, OptionError
-from mmfusion.options import unknown
+from mmfusion.bundle.begin import refuse_unknown
+from mmfusion.errors import CohortError, MmfusionError
 
 TEMPLATE = Path(__file__).parent / "template"
 """The bundle that ships with the package; the one in ``bundles/`` is its copy."""
@@ -46,16 +45,10 @@ def run_config(name: str, bundle: str | Path = TEMPLATE, **overrides: Any) -> Co
         MmfusionError: what the run itself raised, without MONAI's wrapping.
     """
     path = Path(bundle) / "configs" / f"{name}.yaml"
-    known = ConfigParser.load_config_files(str(path))
-    for key in overrides:
-        if key not in known:
-            raise OptionError(unknown("option", key, known))
+    refuse_unknown(overrides, ConfigParser.load_config_files(str(path)))
     workflow_type = "train" if name == "train" else "inference"
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns that logging stays as it is
-    with warnings.catch_warnings():
-        # MONAI says at every start that configurations execute code; this one is our own
-        warnings.filterwarnings("ignore", message=".*arbitrary code.*")
-        workflow = ConfigWorkflow(str(path), logging_file=False, workflow_type=workflow_type, **overrides)
+    workflow = ConfigWorkflow(str(path), logging_file=False, workflow_type=workflow_type, **overrides)
     try:
         workflow.initialize()
         workflow.run()

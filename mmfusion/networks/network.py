@@ -121,9 +121,10 @@ class FusionNetwork(nn.Module):
             class_weight: ``[K]``, weight of each class.
 
         Returns:
-            ``classification``: cross entropy of the logits (of log-probabilities: their negative log-likelihood).
+            ``classification``: cross entropy of the logits (of log-probabilities: their negative log-likelihood),
+            averaged over the cases.
         """
-        return {"classification": F.cross_entropy(output.logits, label, class_weight)}
+        return {"classification": _cross_entropy(output.logits, label, class_weight)}
 
 
 class InputFusion(FusionNetwork):
@@ -259,11 +260,17 @@ class DecisionFusion(PerModalityNetwork):
         assert output.modality_logits is not None
         case, modality = torch.nonzero(output.present, as_tuple=True)
         logits, labels = output.modality_logits[case, modality], label[case]
-        # summed and divided by hand: the mean over no row at all would be NaN
-        total = F.cross_entropy(logits, labels, class_weight, reduction="sum")
-        count = labels.new_tensor(len(labels)) if class_weight is None else class_weight[labels].sum()
-        alone = total / count.clamp_min(torch.finfo(total.dtype).tiny)
+        alone = _cross_entropy(logits, labels, class_weight)
         return {**super().losses(output, label, class_weight), "modality": alone}
+
+
+def _cross_entropy(logits: Tensor, label: Tensor, class_weight: Tensor | None) -> Tensor:
+    """Weighted cross entropy of ``[N, K]`` and ``[N]``, averaged over the rows; 0 of no row.
+
+    torch's own mean divides by the weights of the batch, so that a small batch keeps its class shares: the network
+    would not learn the prior that the weights stand for, and correcting it would spoil the probabilities.
+    """
+    return F.cross_entropy(logits, label, class_weight, reduction="sum") / max(len(label), 1)
 
 
 def _classifier(features: int, num_classes: int, dropout: float) -> nn.Module:

@@ -28,7 +28,8 @@ class Model:
         modalities: the channels, in order.
         classes: class labels, in the order of the outputs.
         network: arguments of :func:`mmfusion.networks.build` (group ``network`` of the options).
-        case: how its cases were prepared (group ``case`` of the options); inference prepares the same way.
+        case: how its cases were prepared (group ``case`` of the options); inference prepares the same way. Its
+            ``modalities`` are the cohort's: one that the network does not use may still be the reference.
         training_prior: class shares that the loss saw (weights included), ``[K]``.
         target_prior: class shares of the training subjects, ``[K]``; probabilities are corrected to these.
         threshold: of the last class's probability, chosen on validation; None for more than two classes.
@@ -85,7 +86,7 @@ def prepare_for(model: Model, manifest: str | Path | None, out: str | Path, work
     Modalities that the manifest lacks altogether are missing in every case.
 
     Raises:
-        CohortError: no manifest is given.
+        CohortError: no manifest is given, or it has none of the network's modalities.
         ManifestError: the manifest has problems.
     """
     from mmfusion.cohort import read_manifest
@@ -93,11 +94,10 @@ def prepare_for(model: Model, manifest: str | Path | None, out: str | Path, work
     if manifest is None:
         raise CohortError("no manifest is given: add --manifest MANIFEST, a table of the cases to predict on")
     there = {name for case in read_manifest(manifest) for name in case.images}
-    usable = [name for name in model.modalities if name in there]
-    if not usable:
+    if not there & set(model.modalities):
         raise CohortError(
             f"{manifest} has none of the model's modalities {', '.join(model.modalities)}; "
             f"it has {', '.join(sorted(there))}"
         )
-    steps = {name: value for name, value in model.case.items() if name != "modalities"}
-    return prepare_cohort(manifest, Path(out) / "cohort", workers=workers, modalities=usable, **steps)
+    usable = [name for name in model.case["modalities"] if name in there]
+    return prepare_cohort(manifest, Path(out) / "cohort", workers=workers, **{**model.case, "modalities": usable})

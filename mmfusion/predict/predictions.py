@@ -1,7 +1,8 @@
 """Predictions: logits to probabilities, and the one file that holds them.
 
 ``predictions.csv`` has one row a case: case, subject, session, part, label, ``p_<class>`` for each class,
-predicted, modalities (those that were used), status (done, doubtful or failed preparation) and reasons.
+predicted, modalities (those that were used), status (done, doubtful or failed preparation) and reasons. A case
+without a prediction has empty cells and a reason.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class PredictionsHandler:
         path: the file to write.
         model: gives classes, prior and threshold.
         part: text for the column ``part``.
-        cohort: adds its failed cases as rows without a prediction, and the status of the others.
+        cohort: adds the status of its cases, and a row for each of those without a prediction.
     """
 
     def __init__(self, path: str | Path, model: Model, part: str = "", cohort: Cohort | None = None) -> None:
@@ -77,7 +78,7 @@ class PredictionsHandler:
             self.rows.append({**facts, "part": self.part, "label": known} | _outcome(shares[row], self.model))
 
     def _write(self, _: Any) -> None:
-        write_predictions(self.path, self.rows, self.model, self.cohort)
+        write_predictions(self.path, self.rows, self.model, self.part, self.cohort)
 
 
 def _outcome(shares: np.ndarray, model: Model) -> dict[str, Any]:
@@ -90,18 +91,20 @@ def _outcome(shares: np.ndarray, model: Model) -> dict[str, Any]:
 
 
 def write_predictions(
-    path: Path, rows: Sequence[Mapping[str, Any]], model: Model, cohort: Cohort | None = None
+    path: Path, rows: Sequence[Mapping[str, Any]], model: Model, part: str = "", cohort: Cohort | None = None
 ) -> None:
-    """Write ``predictions.csv``, with the status of every case of ``cohort`` (failed ones have no probability)."""
+    """Write ``predictions.csv``; with ``cohort``, every case of it, those without a prediction too."""
     shares = [f"p_{name}" for name in model.classes]
     columns = ["case", "subject", "session", "part", "label", *shares, "predicted", "modalities", "status", "reasons"]
     out = [dict(row) for row in rows]
     if cohort is not None:
         known = {row["case"]: row for row in cohort.rows}
         for row in out:
-            row |= {name: known[row["case"]][name] for name in ("status", "reasons")}
-        failed = [row for row in cohort.rows if row["status"] == "failed"]
-        out += [{name: row.get(name, "") for name in columns} for row in failed]
+            prepared = known.pop(row["case"])
+            row |= {name: prepared[name] for name in ("label", "status", "reasons")}
+        for row in known.values():
+            why = row["reasons"] if row["status"] == "failed" else f"has none of {', '.join(model.modalities)}"
+            out.append({**row, "part": part, "modalities": "", "reasons": why})
     write_csv(out, path, columns)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfusion.cohort import split_series
 from mmfusion.errors import GeometryError, OptionError, VoxelError
-from mmfusion.io import load_mask, load_volume
+from mmfusion.io import PET_DETAILS, load_mask, load_volume
 from mmfusion.options import resolve
 from mmfusion.registration import Registration, register
 from mmfusion.volume import (
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mmfusion.cohort import Case
-
-PET_TAGS = ("weight_kg", "dose_mbq", "injection_time", "acquisition_time", "half_life_s")
-"""Manifest columns that stand in for DICOM tags that SUV needs and a file lacks."""
 
 _LEAST_COVERAGE = 0.05  # of the grid; a scan that shows less of it is reported
 
@@ -66,9 +64,9 @@ class CaseResult:
     pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-def pet_tags(case: Case) -> dict[str, str]:
-    """What the manifest says of the injection, by the names of :data:`PET_TAGS`."""
-    return {name: case.covariates[name] for name in PET_TAGS if case.covariates.get(name)}
+def pet_details(case: Case) -> dict[str, str]:
+    """What the manifest says of the PET scan, by the names of :data:`mmfusion.io.PET_DETAILS`."""
+    return {name: case.covariates[name] for name in PET_DETAILS if case.covariates.get(name)}
 
 
 def load_case(case: Case, **options: Any) -> dict[str, Volume]:
@@ -84,7 +82,7 @@ def load_case(case: Case, **options: Any) -> dict[str, Volume]:
     """
     options = resolve(options, "case")
     wanted = options["modalities"] or list(case.images)
-    pet = pet_tags(case)
+    pet = pet_details(case)
     volumes = {}
     for modality in wanted:
         if modality in case.images:
@@ -100,16 +98,18 @@ def load_case(case: Case, **options: Any) -> dict[str, Volume]:
     return volumes
 
 
-def prepare_case(case: Case, **options: Any) -> CaseResult:
+def prepare_case(case: Case, *, pictures: bool = True, **options: Any) -> CaseResult:
     """Everything from the files of one case to its tensor.
 
     Args:
         case: a row of the manifest.
+        pictures: also make the arrays of the QC page.
         options: the group ``case`` of :mod:`mmfusion.options`.
 
     Raises:
         ReadError, VoxelError: see :func:`load_case`.
         GeometryError: scans cannot be brought together, or there is nothing to center on.
+        OptionError: the case has none of the wanted modalities.
     """
     options = resolve(options, "case")
     volumes = load_case(case, **options)
@@ -120,9 +120,8 @@ def prepare_case(case: Case, **options: Any) -> CaseResult:
     options["modalities"] = options["modalities"] or list(volumes)
     mask = None
     if case.mask is not None:
-        source = case.mask
-        mask = lambda grid: load_mask(source, grid)  # noqa: E731 (a reader that waits for its grid)
-    return prepare_volumes(volumes, mask=mask, **options)
+        mask = partial(load_mask, case.mask, assume_orientation=options["assume_orientation"])
+    return prepare_volumes(volumes, mask=mask, pictures=pictures, **options)
 
 
 def choose_reference(available: Sequence[str], preferred: Sequence[str]) -> str:
@@ -156,6 +155,7 @@ def prepare_volumes(
     available = [name for name in modalities if name in volumes]
     if not available:
         raise GeometryError(f"none of the modalities {', '.join(modalities)} is there")
+    volumes = {name: volumes[name] for name in available}
     reference = choose_reference(available, options["reference"])
     fixed = volumes[reference]
     registrations = {
@@ -239,7 +239,13 @@ def _center(
     mask, owner = read_mask(fixed.grid), reference
     frame = mask.frame_of_reference
     if frame and frame != fixed.frame_of_reference:  # drawn in the world of another modality
-        owner = next((name for name, volume in volumes.items() if volume.frame_of_reference == frame), reference)
+        frames = {volume.frame_of_reference: name for name, volume in volumes.items()}
+        if frame not in frames and "" not in frames:
+            raise GeometryError(
+                "the mask was drawn in the frame of reference of a scan that the case does not have: "
+                "fill the column of that scan, give another mask, or use --center foreground"
+            )
+        owner = frames.get(frame, reference)
         mask = read_mask(volumes[owner].grid)
     if not mask.array.any():
         raise GeometryError(

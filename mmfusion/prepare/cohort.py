@@ -18,8 +18,10 @@ import os
 import shutil
 import traceback
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
+from glob import escape
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,13 +35,15 @@ from mmfusion.cohort import Case, read_manifest, split_series
 from mmfusion.errors import CohortError, MmfusionError, OptionError
 from mmfusion.io import save_transform, write_csv, write_json
 from mmfusion.options import resolve
-from mmfusion.prepare.case import CaseResult, pet_tags, prepare_case
+from mmfusion.prepare.case import CaseResult, pet_details, prepare_case
 from mmfusion.report import write_qc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _FORMAT = "1"  # of the files of a case; a change prepares every case again
+_WHOLE = (".nii", ".nii.gz", ".mha", ".nrrd")  # one file holds the whole scan
+_HEADERS = (".mhd", ".nhdr", ".hdr", ".img")  # two files of one stem do
 _GIVEN = ("subject", "session", "label", "split", "fold", "site")
 _CASE_COLUMNS = ("case", *_GIVEN, "status", "reasons", "reference", "modalities", "file", "key", "seconds")
 
@@ -85,7 +89,14 @@ class Cohort:
         """The cases that can be used: done and doubtful ones."""
         return [
             PreparedCase(
-                case=Case(**{name: row[name] for name in _GIVEN if name != "label"}, label=row["label"] or None),
+                case=Case(
+                    subject=row["subject"],
+                    session=row["session"],
+                    label=row["label"] or None,
+                    site=row["site"],
+                    split=row["split"],
+                    fold=row["fold"],
+                ),
                 modalities=tuple(row["modalities"].split()),
                 status=row["status"],
                 file=self.folder / row["file"],
@@ -97,7 +108,7 @@ class Cohort:
     @cached_property
     def hash(self) -> str:
         """One short text that changes with the options, the cases and their content."""
-        keys = sorted(row["case"] + row["key"] + row["label"] + row["split"] for row in self.rows)
+        keys = sorted("|".join(row[name] for name in ("case", "key", "status", "label", "split")) for row in self.rows)
         return hashlib.sha256("\n".join([json.dumps(self.options, sort_keys=True), *keys]).encode()).hexdigest()[:16]
 
     def count(self, status: str) -> int:
@@ -157,6 +168,8 @@ def prepare_cohort(
     records = {case.id: _unchanged(out, case.id, keys[case.id]) for case in cases}
     todo = [case for case in cases if records[case.id] is None]
     finished = len(cases) - len(todo)
+    if todo:  # until all is done the folder is not a finished cohort, see open_cohort
+        (out / "cases.csv").unlink(missing_ok=True)
     for case, record in _run(todo, options, out, keys, _processes(workers, len(todo))):
         records[case.id] = record
         finished += 1
@@ -179,7 +192,7 @@ def write_cohort(
 
 def write_case(out: Path, case: Case, result: CaseResult, key: str = "", seconds: float = 0.0) -> dict[str, Any]:
     """Write one prepared case under its final name in one step, and return its row of ``cases.csv``."""
-    final, temporary = out / "cases" / case.id, out / "cases" / f".{case.id}.{os.getpid()}"
+    final, temporary = out / "cases" / case.id, out / "cases" / f".{case.id}"  # no case begins with a dot
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     np.save(temporary / "image.npy", result.image)
@@ -220,12 +233,23 @@ def _key(case: Case, options: Mapping[str, Any]) -> str:
     sources = {name: split_series(cell)[0] for name, cell in case.images.items()}
     sources |= {"mask": case.mask} if case.mask else {}
     for name, path in sorted(sources.items()):
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in files:
+        for file in _files(path):
             stat = file.stat()
             digest.update(f"{name}|{case.images.get(name)}|{file}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
-    digest.update(json.dumps(pet_tags(case), sort_keys=True).encode())
+    digest.update(json.dumps(pet_details(case), sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+def _files(path: Path) -> list[Path]:
+    """The files that a scan is read from: a header brings its voxels, a DICOM slice all of its folder."""
+    found: Iterable[Path] = [path]
+    if path.is_dir():
+        found = path.rglob("*")
+    elif path.suffix.lower() in _HEADERS:
+        found = path.parent.glob(f"{escape(path.stem)}.*")
+    elif not path.name.lower().endswith(_WHOLE):
+        found = path.parent.iterdir()
+    return sorted(file for file in found if file.is_file())
 
 
 def _unchanged(out: Path, case_id: str, key: str) -> dict[str, Any] | None:
@@ -257,8 +281,13 @@ def _run(
         try:
             for job in as_completed(jobs):
                 yield jobs[job], job.result()
+        except BrokenProcessPool as error:
+            raise CohortError(
+                "a process that prepared cases was ended from outside, most likely for lack of memory. Run the same "
+                "command with fewer --workers; it goes on where it stopped"
+            ) from error
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # cases under way are finished, so that none is half written
             raise
 
 
@@ -269,16 +298,20 @@ def _one_thread() -> None:
 
 
 def _prepare_one(case: Case, options: Mapping[str, Any], out: Path, key: str) -> dict[str, Any]:
-    start = perf_counter()
+    start, trace = perf_counter(), out / "cases" / f"{case.id}.error.txt"
+    trace.unlink(missing_ok=True)
     try:
-        return write_case(out, case, prepare_case(case, **options), key, perf_counter() - start)
+        result = prepare_case(case, **options)
     except MmfusionError as error:
         message = str(error)
-    except OSError as error:
-        raise CohortError(f"subject {case.subject}: {error}") from error
     except Exception as error:  # one case must never stop the others
-        (out / "cases" / f"{case.id}.error.txt").write_text(traceback.format_exc())
-        message = f"unexpected {type(error).__name__}: {error} (trace in cases/{case.id}.error.txt)"
+        trace.write_text(traceback.format_exc())
+        message = f"unexpected {type(error).__name__}: {error} (trace in cases/{trace.name})"
+    else:
+        try:
+            return write_case(out, case, result, key, perf_counter() - start)
+        except OSError as error:  # a full disk stops them all
+            raise CohortError(f"case {case.id} cannot be written: {error}") from error
     shutil.rmtree(out / "cases" / case.id, ignore_errors=True)
     return {"status": "failed", "reasons": message, "reference": "", "modalities": "", "file": "", "seconds": 0.0}
 
@@ -296,8 +329,8 @@ def refuse_contradictions(cohort: Cohort, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if value is None or name == "modalities":
             continue
-        there = cohort.options[name]
-        if resolve({name: value}, "case")[name] != there:
+        wanted, there = resolve({name: value}, "case")[name], cohort.options[name]
+        if wanted != there:
             raise OptionError(
                 f"option {name} is {value}, but the cohort {cohort.folder} was prepared with {there}. "
                 f"Leave {name} out, or prepare another cohort folder"

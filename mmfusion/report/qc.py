@@ -62,6 +62,7 @@ def write_qc(cohort_dir: str | Path) -> Path:
         element("h1", "Quality of the prepared cases"),
         element("p", f"{cohort.resolve().name}: {_counts(rows)}", class_="lead"),
         element("p", "Research use only.", class_="banner"),
+        element("p", "Simulated data: no patient.", class_="banner simulated") if options.get("simulated") else "",
         page.section("Cases, worst first", element("p", GOOD_AND_BAD, class_="soft"), *cards, _left_out(rows, cards)),
         page.section("All cases", _overview(rows, len(cards))),
         page.section("Options and versions", page.options_table(options, "Options of mmfusion prepare")),

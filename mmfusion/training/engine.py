@@ -68,7 +68,7 @@ def update(engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
     engine.state.output = {"label": label, "pred": logits.detach(), "loss": loss.detach()}
     engine.fire_event(IterationEvents.FORWARD_COMPLETED)
     if not torch.isfinite(loss):
-        parts = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+        parts = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
         raise MmfusionError(
             f"the loss is not finite in epoch {engine.state.epoch} ({parts}; cases {', '.join(batchdata['case'])}). "
             "Lower --learning_rate, or switch --amp off"
@@ -151,19 +151,21 @@ class History:
         self._losses, self._start = [], perf_counter()
 
     def _end(self, engine: Any) -> None:
-        scores = self.validator.state.metrics
-        row = {
+        validated = self.validator.state.epoch == engine.state.epoch  # not each epoch is, if val_interval is above 1
+        scores = self.validator.state.metrics if validated else {}
+        row: dict[str, Any] = {
             "epoch": engine.state.epoch,
             "train_loss": round(sum(self._losses) / len(self._losses), 5),
-            "validation_loss": round(-scores["negative_loss"], 5),
-            "validation_auc": round(scores["auc"], 5),
+            "validation_loss": round(-scores["negative_loss"], 5) if validated else None,
+            "validation_auc": round(scores["auc"], 5) if validated else None,
             "seconds": round(perf_counter() - self._start, 2),
         }
         self.rows.append(row)
         write_csv(self.rows, self.path)
+        words = f"loss {row['validation_loss']:.3f}, auc {row['validation_auc']:.3f}" if validated else "left out"
         print(
             f"epoch {row['epoch']:3d}/{self.epochs} | train loss {row['train_loss']:.3f} | "
-            f"validation loss {row['validation_loss']:.3f}, auc {row['validation_auc']:.3f} | {row['seconds']:.1f} s",
+            f"validation {words} | {row['seconds']:.1f} s",
             file=sys.stderr,
             flush=True,
         )

@@ -33,7 +33,9 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
     """
     best = study.run / "checkpoints" / "best.pt"
     if not best.is_file():
-        raise CohortError(f"{study.run} has no checkpoints/best.pt: the training did not complete an epoch")
+        raise CohortError(
+            f"{study.run} has no checkpoints/best.pt: no epoch was validated. Train longer, or lower val_interval"
+        )
     network.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
     network.to(device)
     threshold = None
@@ -71,11 +73,13 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
         raise CohortError(f"{run / 'predictions.csv'} has no labels; metrics need them")
     label, shares, groups = _arrays(rows.values(), model.classes)
     threshold = 0.5 if model.threshold is None else model.threshold
-    how = {"resamples": resamples, "seed": seed}
+    how: dict[str, Any] = {"resamples": resamples, "seed": seed}
     metrics = classification_metrics(label, shares, threshold=threshold, groups=groups, **how)
     comparison = {}
     for name, folder in single_runs(run).items():
         alone = {row["case"]: row for row in read_predictions(folder / "predictions.csv") if row["case"] in rows}
+        if not alone:  # evaluated on another part
+            continue
         label, own, groups = _arrays(alone.values(), model.classes)
         _, fused, _ = _arrays([rows[case] for case in alone], model.classes)
         comparison[name] = {

@@ -18,7 +18,7 @@ import csv
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from mmfusion.cohort import refuse_leakage, split_cases
 from mmfusion.errors import CohortError, ManifestError, OptionError
 from mmfusion.io import write_csv, write_json
-from mmfusion.options import resolve, unknown
+from mmfusion.options import OPTIONS, resolve, unknown
 from mmfusion.predict import Model, dataset_items
 from mmfusion.prepare import Cohort, PreparedCase, open_cohort, prepare_cohort, refuse_contradictions, versions
 
@@ -88,7 +88,7 @@ class Study:
             modalities=self.modalities,
             classes=self.classes,
             network=resolve({k: self.options[k] for k in resolve({}, "network")}, "network"),
-            case={**self.cohort.options, "modalities": list(self.modalities)},
+            case=self.cohort.options,
             training_prior=tuple(weighted),
             target_prior=tuple(self.class_shares),
             threshold=threshold,
@@ -142,7 +142,10 @@ def open_study(
         raise CohortError("no run folder is given: add --run RUN, the folder to write")
     if (cohort is None) == (manifest is None):
         raise CohortError("give either --cohort COHORT (prepared before) or --manifest MANIFEST (prepared first)")
-    run = Path(run)
+    run, modalities = Path(run), OPTIONS["modalities"].check(modalities)
+    if isinstance(classes, (list, tuple)):  # MONAI's command line reads 0,1 as numbers
+        classes = [str(name) for name in classes]
+    classes = OPTIONS["classes"].check(classes)
     given = {name: value for name, value in options.items() if name in groups["case"] and value is not None}
     if cohort is not None:
         opened = open_cohort(cohort)
@@ -158,9 +161,14 @@ def open_study(
     study_classes, parts = _parts(opened, names, classes, chosen)
     study = Study(run, opened, names, study_classes, parts, chosen)
     for part in ("train", "validation"):
-        if not study.cases(part):
-            raise CohortError(f"no case of {opened.folder} is left for {part}; check labels, split and modalities")
+        found = {one.case.label for one in study.cases(part)}
+        if lost := [name for name in study_classes if name not in found]:
+            raise CohortError(
+                f"{opened.folder} has no case of class {', '.join(lost)} with {' or '.join(names)} for {part}; "
+                "check labels, split and modalities"
+            )
     run.mkdir(parents=True, exist_ok=True)
+    (run / "checkpoints" / "best.pt").unlink(missing_ok=True)  # of an earlier training in this folder
     facts = {"cohort": os.path.relpath(opened.folder, run), "cohort_hash": opened.hash}
     write_json(
         {
@@ -168,7 +176,7 @@ def open_study(
             "classes": list(study_classes),
             **facts,
             **chosen,
-            **{f"{name}": value for name, value in opened.options.items() if name != "modalities"},
+            **{name: value for name, value in opened.options.items() if name != "modalities"},
             "versions": versions(),
         },
         run / "options.json",
@@ -223,7 +231,7 @@ def run_cohort(run: str | Path) -> Cohort:
 
 
 def evaluation_items(run: str | Path, model: Model, part: str) -> tuple[Cohort, list[dict[str, Any]]]:
-    """The cohort of a run, and the items of one part of its split.
+    """The items of one part of a run's split, and the cohort with these cases alone.
 
     Raises:
         CohortError: see :func:`run_cohort`; or the part has no cases.
@@ -236,4 +244,6 @@ def evaluation_items(run: str | Path, model: Model, part: str) -> tuple[Cohort, 
         raise CohortError(
             f"the split of {run} has no case in part {part}; it has {', '.join(sorted(set(parts.values())))}"
         )
-    return cohort, dataset_items(cohort, cases, model.modalities, model.classes)
+    items = dataset_items(cohort, cases, model.modalities, model.classes)
+    used = {item["case"] for item in items}
+    return replace(cohort, rows=[row for row in cohort.rows if row["case"] in used]), items

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from monai.transforms import (
     Compose,
     RandAffined,
@@ -25,7 +26,8 @@ class RandModalityDropd(Randomizable, Transform):
     Args:
         probability: of hiding, for each modality.
 
-    Takes and gives ``image [M, D, H, W]`` and ``present [M]``; a hidden channel becomes zero.
+    Takes and gives ``image [M, D, H, W]`` and ``present [M]``. Hidden and absent channels are zero afterwards, also
+    where a shift of intensity went over them before.
     """
 
     def __init__(self, probability: float = 0.1) -> None:
@@ -34,13 +36,11 @@ class RandModalityDropd(Randomizable, Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         present = np.asarray(data["present"], bool)
         hidden = present & (self.R.random(len(present)) < self.probability)
-        if hidden.sum() == present.sum():  # keep one, each with the same chance
+        if hidden.any() and hidden.sum() == present.sum():  # keep one, each with the same chance
             hidden[self.R.choice(np.flatnonzero(present))] = False
-        if not hidden.any():
-            return dict(data)
-        image, left = data["image"].clone(), data["present"].clone()
-        for channel in np.flatnonzero(hidden):
-            image[channel], left[channel] = 0, False
+        left = torch.from_numpy(present & ~hidden)
+        image = data["image"].clone()
+        image[~left] = 0
         return {**data, "image": image, "present": left}
 
 
@@ -70,6 +70,4 @@ def training_augmentation(augment: bool = True, modality_drop: float = 0.1, seed
             RandScaleIntensityd("image", factors=0.15, prob=0.5, channel_wise=True),
             RandShiftIntensityd("image", offsets=0.05, prob=0.3, channel_wise=True),
         ]
-    if modality_drop > 0:
-        steps.append(RandModalityDropd(modality_drop))
-    return Compose(steps).set_random_state(seed)
+    return Compose([*steps, RandModalityDropd(modality_drop)]).set_random_state(seed)

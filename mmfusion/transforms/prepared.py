@@ -10,6 +10,7 @@ import torch
 from monai.transforms import Transform
 
 from mmfusion.cohort import Case
+from mmfusion.io import PET_DETAILS
 from mmfusion.options import resolve
 from mmfusion.prepare import prepare_case
 
@@ -24,8 +25,9 @@ class PrepareCased(Transform):
         keys: modality names, in the order of the channels; a key that is absent or empty is a missing modality.
         options: the group ``case`` of :mod:`mmfusion.options`, without ``modalities``.
 
-    Takes ``{modality: path, "mask": path, "subject": text, ...}``, or ``{"case": Case}``. Gives the other entries,
-    ``image [M, D, H, W]`` float32, ``present [M]`` bool, and ``status`` and ``reasons`` of the preparation.
+    Takes ``{modality: path, "mask": path, "subject": text, ...}`` (also ``weight_kg`` and the other
+    :data:`mmfusion.io.PET_DETAILS`), or ``{"case": Case}``. Gives the other entries, ``image [M, D, H, W]`` float32,
+    ``present [M]`` bool, and ``status`` and ``reasons`` of the preparation.
     """
 
     def __init__(self, keys: Sequence[str], **options: Any) -> None:
@@ -37,8 +39,9 @@ class PrepareCased(Transform):
         if not isinstance(case, Case):
             images = {key: Path(data[key]) for key in self.keys if data.get(key)}
             mask = Path(data["mask"]) if data.get("mask") else None
-            case = Case(str(data.get("subject", "")), images=images, mask=mask)
-        result = prepare_case(case, **self.options)
+            pet = {name: str(data[name]) for name in PET_DETAILS if data.get(name)}
+            case = Case(str(data.get("subject", "")), images=images, mask=mask, covariates=pet)
+        result = prepare_case(case, pictures=False, **self.options)
         rest = {name: value for name, value in data.items() if name not in (*self.keys, "case", "mask")}
         return {
             **rest,

@@ -14,8 +14,9 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from mmfusion.errors import GeometryError, VoxelError
+from mmfusion.errors import GeometryError, OptionError, VoxelError
 from mmfusion.io import load_volume
+from mmfusion.options import unknown
 from mmfusion.prepare import choose_reference
 from mmfusion.registration import register
 from mmfusion.volume import (
@@ -33,6 +34,7 @@ from mmfusion.volume import (
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
+_CENTERS = ("foreground", "volume")
 _PLAIN = ("source", "frame_of_reference", "notes", "stored_orientation", "stored_spacing")
 
 
@@ -143,6 +145,9 @@ class ResampleToGridd(_Step):
         spacing: voxel size, mm.
         size: voxels along (x, y, z).
         center: ``foreground`` or ``volume`` of the reference, or a point (RAS, mm).
+
+    Raises:
+        OptionError: an unknown ``center``.
     """
 
     def __init__(
@@ -153,6 +158,8 @@ class ResampleToGridd(_Step):
         center: str | Sequence[float] = "foreground",
     ) -> None:
         super().__init__(keys)
+        if isinstance(center, str) and center not in _CENTERS:
+            raise OptionError(unknown("center", center, _CENTERS))
         self.spacing, self.size, self.center = tuple(spacing), tuple(size), center
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -161,7 +168,7 @@ class ResampleToGridd(_Step):
         if not there:
             return out
         reference = str(data[there[0]].meta.get("reference", there[0]))
-        grid = Grid.around(self._center(from_meta_tensor(data[reference])), self.spacing, self.size)
+        grid = Grid.around(self._center(data[reference]), self.spacing, self.size)
         for key in there:
             tensor = data[key]
             transform = Transform(np.asarray(tensor.meta.get("fixed_to_moving", np.eye(4))))
@@ -170,10 +177,15 @@ class ResampleToGridd(_Step):
             out[key] = to_meta_tensor(moved, **kept)
         return out
 
-    def _center(self, volume: Volume) -> np.ndarray:
-        if isinstance(self.center, str):
-            return mask_center(foreground(volume), volume.grid) if self.center == "foreground" else volume.grid.center
-        return np.asarray(self.center, float)
+    def _center(self, tensor: MetaTensor) -> np.ndarray:
+        if not isinstance(self.center, str):
+            return np.asarray(self.center, float)
+        volume = from_meta_tensor(tensor)
+        if self.center == "volume":
+            return volume.grid.center
+        if "foreground_center" in tensor.meta:
+            return np.asarray(tensor.meta["foreground_center"])
+        return mask_center(foreground(volume), volume.grid)
 
 
 class WindowCTd(_Step):
@@ -217,9 +229,11 @@ class NormalizeMRd(_Step):
         out = dict(data)
         for key in self.there(data):
             volume = from_meta_tensor(data[key])
-            offset, scale = normalize_mr(volume.array, foreground(volume), self.method)
+            body = foreground(volume)
+            offset, scale = normalize_mr(volume.array, body, self.method)
             out[key] = _with_values(data[key], lambda array, o=offset, s=scale: (array - np.float32(o)) / np.float32(s))
-            out[key].meta["fill"] = -offset / scale
+            # normalized values no longer show where the body is
+            out[key].meta |= {"fill": -offset / scale, "foreground_center": mask_center(body, volume.grid)}
         return out
 
 

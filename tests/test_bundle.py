@@ -1,0 +1,270 @@
+"""The bundle as its consumers see it: properties, metadata, export, overrides, and the command line of MONAI."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigWorkflow, ckpt_export, verify_net_in_out
+from tiny_cohort import FAST, write_scans
+
+import mmfusion
+from mmfusion.bundle import TEMPLATE, begin, run_config, write_bundle
+from mmfusion.bundle.begin import _one_sentence, _pairs, _restart_with_run_dir, check_overrides, refuse_unknown
+from mmfusion.errors import CohortError, OptionError
+from mmfusion.options import OPTIONS
+from mmfusion.predict import load_model
+
+CONFIGS = TEMPLATE / "configs"
+PUBLISHED = Path(__file__).parents[1] / "bundles" / "pet_ct_mr_fusion_classification"
+
+
+def options_of(name):
+    """The plain data at the top of a configuration, in the order of the file."""
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    return yaml.safe_load(text[: text.index("# Pieces")])
+
+
+# what is in the bundle
+
+
+def test_defaults_are_those_of_the_table_of_options():
+    given = {name: value for name, value in options_of("train").items() if name in OPTIONS}
+    assert len(given) > 35 and given == {name: v if v is None else OPTIONS[name].default for name, v in given.items()}
+    assert set(options_of("train")) - set(OPTIONS) == {"device", "val_interval"}
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inference"])
+def test_defaults_of_the_other_configurations(name):
+    given = {key: value for key, value in options_of(name).items() if value is not None and key in OPTIONS}
+    batch = {"batch_size": 8}  # needs less memory than in training
+    assert given == {key: OPTIONS[key].default for key in given} | batch
+
+
+def test_null_stands_only_for_what_has_no_plain_default():
+    null = {name for name, value in options_of("train").items() if value is None}
+    decided_by_the_cohort = set(mmfusion.options.GROUPS["case"])
+    assert null - decided_by_the_cohort == {"cohort", "manifest", "run_dir", "classes", "fusion"}
+
+
+def test_metadata_is_complete():
+    text, versions = {"type": "string", "minLength": 1}, {"type": "string", "pattern": r"^\d+\.\d+\.\d+$"}
+    tensor = {
+        "type": "object",
+        "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data"],
+    }
+    formats = {
+        name: {"type": "object", "required": [entry], "properties": {entry: tensor}}
+        for name, entry in (("inputs", "image"), ("outputs", "pred"))
+    }
+    schema = {
+        "type": "object",
+        "properties": {
+            **dict.fromkeys(("schema", "task", "description", "authors", "copyright"), text),
+            **dict.fromkeys(("version", "monai_version", "pytorch_version", "numpy_version"), versions),
+            "changelog": {"type": "object"},
+            "required_packages_version": {"type": "object", "additionalProperties": versions, "minProperties": 1},
+            "network_data_format": {"type": "object", "required": ["inputs", "outputs"], "properties": formats},
+        },
+    }
+    schema["required"] = list(schema["properties"])
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    jsonschema.validate(metadata, schema)
+    assert metadata["version"] in metadata["changelog"] and "optional_packages_version" not in metadata
+    assert metadata["required_packages_version"]["mmfusion"] == mmfusion.__version__
+
+
+def test_inference_stands_alone():
+    text = (CONFIGS / "inference.yaml").read_text()
+    assert "%" not in text and not (TEMPLATE / "scripts").exists()
+
+
+def test_write_bundle_copies_the_template_into_a_new_folder(tmp_path):
+    folder = write_bundle(tmp_path / "mine")
+    names = [path.relative_to(TEMPLATE) for path in sorted(CONFIGS.iterdir())]
+    assert [(folder / name).read_bytes() for name in names] == [(TEMPLATE / name).read_bytes() for name in names]
+    with pytest.raises(CohortError, match="mine is not empty; choose a new folder"):
+        write_bundle(folder)
+
+
+def test_published_bundle_is_what_the_template_writes(tmp_path):
+    written = write_bundle(tmp_path / "mine") / "configs"
+    assert sorted(path.name for path in written.iterdir()) == sorted(p.name for p in (PUBLISHED / "configs").iterdir())
+    for path in written.iterdir():
+        assert path.read_bytes() == (PUBLISHED / "configs" / path.name).read_bytes(), path.name
+
+
+# what consumers ask of a workflow
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
+def test_workflows_have_all_properties(name, tiny_run, tiny_cohort, tmp_path):
+    if name == "train":
+        given = FAST | {"cohort": str(tiny_cohort), "run_dir": str(tmp_path)}
+    else:
+        given = {"run_dir": str(tiny_run), "device": "cpu"}
+    if name == "inference":
+        manifest = write_scans(tmp_path, {"A": ("ct", "pet")})
+        given |= {"manifest": str(manifest), "out": str(tmp_path / "out"), "workers": 1}
+    kind = "train" if name == "train" else "inference"
+    workflow = ConfigWorkflow(str(CONFIGS / f"{name}.yaml"), logging_file=False, workflow_type=kind, **given)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert isinstance(workflow.network_def, torch.nn.Module) and Path(workflow.dataset_dir).is_dir()
+
+
+def test_export_to_torchscript_gives_the_same_logits(tiny_run, tmp_path):
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tiny_run / "model.pt"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.yaml"),
+        run_dir=str(tiny_run),
+    )
+    scripted, (_, eager) = torch.jit.load(tmp_path / "model.ts"), load_model(tiny_run)
+    image = torch.rand(3, 3, 17, 19, 18, generator=torch.Generator().manual_seed(2))
+    image[1, 0] = 0  # without presence a channel of zeros is absent
+    present = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 1]]).bool()
+    with torch.no_grad():
+        torch.testing.assert_close(scripted(image, present), eager(image, present))
+        torch.testing.assert_close(scripted(image[:2]), eager(image[:2], present[:2]))
+
+
+def test_network_takes_and_gives_what_the_metadata_say(tiny_run):
+    files = {"meta_file": str(CONFIGS / "metadata.json"), "config_file": str(CONFIGS / "inference.yaml")}
+    verify_net_in_out(net_id="network_def", device="cpu", run_dir=str(tiny_run), **files)
+
+
+# overrides
+
+
+def test_pairs_are_read_as_fire_does():
+    given = ["--config_file", "a.yaml", "--epochs=3", "--run-dir", "r", "--train#trainer#max_epochs", "1", "--amp"]
+    assert _pairs(given) == {
+        "config_file": "a.yaml",
+        "epochs": "3",
+        "run_dir": "r",
+        "train#trainer#max_epochs": "1",
+        "amp": "",
+    }
+    assert _pairs(["train", "--learning_rate", "-1"]) == {"learning_rate": "-1"}
+
+
+@pytest.mark.parametrize("given", ["--epochs 3", "--train#trainer#max_epochs 1", "--imports#0 x", "--device=cpu"])
+def test_overrides_that_name_something_pass(given):
+    check_overrides(["--config_file", str(CONFIGS / "train.yaml"), "--meta_file", "m.json", *given.split()])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("--learning_rte 5", "unknown option '--learning_rte'; did you mean '--learning_rate'"),
+        ("--batch-sise=5", "unknown option '--batch_sise'; did you mean '--batch_size'"),
+        ("--train#trainer#max_epoch 1", "unknown option '--train#trainer#max_epoch'. Known: --cohort"),
+        ("--train#handlers#99 1", "unknown option '--train#handlers#99'"),
+    ],
+)
+def test_overrides_that_name_nothing_are_refused(given, words):
+    with pytest.raises(OptionError) as error:
+        check_overrides(["--config_file", str(CONFIGS / "train.yaml"), *given.split()])
+    assert words in str(error.value)
+
+
+def test_overrides_of_several_files_and_of_an_arguments_file(tmp_path):
+    (tmp_path / "more.yaml").write_text("gradient_clip: 1.0\n")
+    files = [str(CONFIGS / "train.yaml"), str(tmp_path / "more.yaml")]
+    check_overrides(["--config_file", str(files), "--gradient_clip", "2", "--epochs", "1"])
+    check_overrides(["--config_file", ",".join(files), "--gradient_clip", "2"])
+    (tmp_path / "arguments.json").write_text(json.dumps({"config_file": files, "gradient_clip": 3, "epochz": 1}))
+    with pytest.raises(OptionError, match="unknown option '--epochz'; did you mean '--epochs'"):
+        check_overrides(["--args_file", str(tmp_path / "arguments.json"), "--gradient_clip", "2"])
+
+
+def test_run_config_refuses_the_same(tmp_path):
+    with pytest.raises(OptionError, match="unknown option 'learning_rte'; did you mean 'learning_rate'"):
+        run_config("train", learning_rte=5)
+    with pytest.raises(CohortError, match="no run folder is given"):
+        run_config("train", **{"train#trainer#max_epochs": 1})
+    refuse_unknown(["out", "evaluator#amp"], {"out": None, "evaluator": {"amp": False}})
+
+
+def test_errors_of_components_keep_their_one_sentence(tmp_path):
+    with pytest.raises(CohortError, match="^give either --cohort COHORT") as error:
+        run_config("train", run_dir=str(tmp_path))
+    assert error.value.__cause__ is None
+
+
+def test_other_errors_are_not_hidden(train, tmp_path):
+    with pytest.raises(RuntimeError, match="max_lr"):
+        train(tmp_path, **{"train#scheduler#max_lr": "much"})
+
+
+def test_begin_sets_seed_and_threads_elsewhere():
+    begin(seed=7, threads=1)
+    first = torch.rand(3)
+    begin(seed=7)
+    assert torch.equal(first, torch.rand(3)) and torch.get_num_threads() == 1
+    begin()
+    assert not torch.equal(first, torch.rand(3))
+
+
+def test_trace_is_one_sentence_where_the_cause_is_known(capsys):
+    try:
+        try:
+            raise CohortError("runs/a has no model.json")
+        except CohortError as error:
+            raise RuntimeError("Failed to evaluate ConfigExpression") from error
+    except RuntimeError as error:
+        _one_sentence(type(error), error, error.__traceback__)
+    assert capsys.readouterr().err == "error: runs/a has no model.json\n"
+    _one_sentence(ValueError, ValueError("a bug"), None)
+    assert capsys.readouterr().err == "ValueError: a bug\n"
+
+
+def test_run_is_another_word_for_run_dir(monkeypatch):
+    started = []
+    monkeypatch.setattr("os.execv", lambda program, command: started.append(command))
+    command = ["python", "-m", "monai.bundle", "run", "--run", "runs/a", "--run_dir=b", "--run=c", "--run_id", "run"]
+    _restart_with_run_dir(command)
+    assert started == [[*command[:4], "--run_dir", "runs/a", "--run_dir=b", "--run_dir=c", "--run_id", "run"]]
+    _restart_with_run_dir(started[0])
+    assert len(started) == 1
+
+
+# as a user types it
+
+
+def monai_bundle(folder, *arguments):
+    """``python -m monai.bundle run`` in a folder that is not the project's."""
+    command = [sys.executable, "-m", "monai.bundle", "run", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_train_from_another_folder(tiny_cohort, tmp_path):
+    fast = [f"--{name}={value}" for name, value in (FAST | {"epochs": 1}).items()]
+    given = ["--config_file", CONFIGS / "train.yaml", "--cohort", tiny_cohort, "--run", "runs/a", *fast]
+    done = monai_bundle(tmp_path, *given)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "a" / "model.pt").is_file() and "epoch   1/1 | train loss" in done.stderr
+    assert done.stdout.startswith("device cpu | train 14 (") or "\ndevice cpu | train 14 (" in done.stdout
+
+
+@pytest.mark.slow
+def test_misspelt_override_ends_with_one_sentence(tiny_cohort, tmp_path):
+    given = ["--cohort", tiny_cohort, "--run_dir", "r", "--learning_rte", "5"]
+    done = monai_bundle(tmp_path, "--config_file", CONFIGS / "train.yaml", *given)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and not (tmp_path / "r").exists()
+    assert "error: unknown option '--learning_rte'; did you mean '--learning_rate'?" in done.stderr
+
+
+@pytest.mark.slow
+def test_error_of_a_component_ends_with_one_sentence(tmp_path):
+    done = monai_bundle(tmp_path, "--config_file", CONFIGS / "train.yaml", "--run_dir", "r")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: give either --cohort COHORT (prepared before)")

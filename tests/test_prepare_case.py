@@ -1,0 +1,340 @@
+"""One case to one tensor: every voxel from one interpolation, in known units, whatever is missing."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from io_dicom import pet_tags, voxels, write_series
+from small_scans import GRIDS, MIDDLE, scan, values
+
+from mmfusion.cohort import Case
+from mmfusion.cohort.simulate import draw_subjects, native_grids, simulate_volumes, target_registration_error
+from mmfusion.errors import GeometryError, OptionError, ReadError, VoxelError
+from mmfusion.io import save_volume
+from mmfusion.prepare import case as room
+from mmfusion.prepare import choose_reference, load_case, prepare_case, prepare_volumes
+from mmfusion.volume import Grid, Transform, Volume, foreground, mask_center, resample
+
+FLIP = np.diag([-1.0, -1, 1, 1])
+SMALL = {"spacing": (8.0, 7.0, 9.0), "size": (17, 21, 13), "register": "none"}
+OBLIQUE = Grid(GRIDS["mr"].shape, Transform.rigid((11, -7, 16), (9, -6, 5), MIDDLE).matrix @ GRIDS["mr"].affine)
+
+
+def sample(modality, grid):
+    """The head on any grid, from its formula."""
+    points = grid.to_world(np.moveaxis(np.indices(grid.shape), 0, -1))
+    return scan(modality).replace(array=values(modality, points).astype(np.float32), affine=grid.affine)
+
+
+def ball(center, frame="", radius=20.0):
+    """A mask that can be read on any grid."""
+
+    def read(grid):
+        points = grid.to_world(np.moveaxis(np.indices(grid.shape), 0, -1))
+        inside = (np.linalg.norm(points - center, axis=-1) < radius).astype(np.uint8)
+        return Volume(inside, grid.affine, "mask", "label", {"frame_of_reference": frame})
+
+    return read
+
+
+def by_simpleitk(volume, grid, fill=0.0):
+    """Linear interpolation in physical space (LPS), with spacing, origin and direction in the headers."""
+
+    def stamped(image, affine):
+        lps, step = FLIP @ affine, np.linalg.norm(affine[:3, :3], axis=0)
+        image.SetSpacing(step.tolist())
+        image.SetOrigin(lps[:3, 3].tolist())
+        image.SetDirection((lps[:3, :3] / step).ravel().tolist())
+        return image
+
+    moving = stamped(sitk.GetImageFromArray(np.ascontiguousarray(volume.array.T)), volume.affine)
+    fixed = stamped(sitk.GetImageFromArray(np.zeros(grid.shape[::-1], np.float32)), grid.affine)
+    return sitk.GetArrayFromImage(sitk.Resample(moving, fixed, sitk.Transform(), sitk.sitkLinear, fill)).T
+
+
+@pytest.fixture(scope="module")
+def head():
+    """Simulated CT and PET in poses of their own, and where the PET's mask lies."""
+    subject = draw_subjects(1, 11)[0]
+    coarse = {
+        name: Grid.around(grid.center, (6, 6.5, 7), np.multiply(grid.shape, grid.spacing) // (6, 6.5, 7))
+        for name, grid in native_grids(subject).items()
+        if name != "mr"
+    }
+    scans = simulate_volumes(subject, coarse)
+    return subject, {n: v.replace(meta={"frame_of_reference": f"1.2.{n}"}) for n, v in scans.items()}
+
+
+@pytest.fixture(scope="module")
+def registered(head):
+    subject, scans = head
+    target = (12.0, -40.0, 20.0)  # head frame
+    mask = ball(subject.poses["pet"].apply(target), "1.2.pet")
+    return target, prepare_volumes(scans, mask=mask, center="mask", spacing=(7, 8, 6), size=(13, 11, 17))
+
+
+def test_a_pose_in_the_header_is_resampled_once():
+    mr = sample("mr", OBLIQUE)
+    result = prepare_volumes({"ct": scan("ct"), "mr": mr}, **SMALL)
+    scale = np.percentile(mr.array[foreground(mr)], 99)
+    np.testing.assert_allclose(result.image[1], resample(mr, result.grid).array / scale, atol=1e-6)
+    np.testing.assert_allclose(result.image[1], by_simpleitk(mr, result.grid) / scale, atol=1e-5)
+    truth = sample("mr", result.grid).array / scale
+    assert np.abs(result.image[1] - truth)[result.valid[1]].max() < 0.12  # what linear interpolation loses
+    assert np.abs(scan("mr").array - mr.array).max() / scale > 0.4  # what ignoring the header would lose
+
+
+def test_a_registered_scan_is_resampled_once(head, registered):
+    scans, (_, result) = head[1], registered
+    found = result.registrations["pet"].fixed_to_moving
+    assert found.displacement_mm(result.grid.center) > 5
+    carried = scans["pet"].replace(affine=found.inverse().matrix @ scans["pet"].affine)
+    expected = np.clip(by_simpleitk(carried, result.grid), 0, 10) / 10
+    np.testing.assert_allclose(result.image[1], expected, atol=1e-5)
+    assert np.ptp(result.image[1]) > 0.5
+
+
+def test_every_modality_is_interpolated_once_from_its_own_voxels(monkeypatch):
+    read = []
+
+    def counting(volume, grid, transform=None, **how):
+        read.append(volume)
+        return resample(volume, grid, transform, **how)
+
+    monkeypatch.setattr(room, "resample", counting)
+    scans = {name: scan(name) for name in GRIDS}
+    prepare_volumes(scans, pictures=False, **SMALL)
+    assert [id(one) for one in read] == [id(scans[name]) for name in ("ct", "pet", "mr")]
+
+
+def test_on_its_own_grid_a_scan_stays_as_it_is():
+    ct, pet = scan("ct"), sample("pet", GRIDS["ct"])
+    result = prepare_volumes(
+        {"ct": ct, "pet": pet}, grid=ct.grid, register="none", ct_window=(-900.0, 200.0), suv_max=5.0
+    )
+    np.testing.assert_allclose(result.image[0], np.clip((ct.array + 900) / 1100, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(result.image[1], np.clip(pet.array / 5, 0, 1), atol=1e-6)
+    assert result.image.shape == (2, 27, 25, 21) and result.image.dtype == np.float32
+    assert result.image[0].min() == 0 and result.image[0].max() == 1 and (pet.array > 5).any() and result.valid.all()
+
+
+@pytest.mark.parametrize("size", [(5, 7, 4), (41, 35, 37)])
+def test_mr_statistics_are_those_of_the_native_scan_whatever_the_grid(size):
+    mr = scan("mr")
+    body = mr.array[foreground(mr)]
+    by_percentile = prepare_volumes({"mr": mr}, size=size, spacing=(8, 8, 8))
+    by_zscore = prepare_volumes({"mr": mr}, size=size, spacing=(8, 8, 8), mr_normalize="zscore")
+    raw = resample(mr, by_percentile.grid).array
+    np.testing.assert_allclose(by_percentile.image[0], raw / np.percentile(body, 99), atol=1e-6)
+    np.testing.assert_allclose(by_zscore.image[0], (raw - body.mean()) / body.std(), atol=1e-5)
+
+
+def test_channels_come_in_the_order_asked_for_and_a_missing_one_is_zero():
+    scans = {"pet": scan("pet"), "ct": scan("ct")}
+    result = prepare_volumes(scans, modalities=["mr", "ct", "pet"], **SMALL)
+    usual = prepare_volumes(scans, **SMALL)
+    assert (result.modalities, result.present.tolist()) == (("mr", "ct", "pet"), [False, True, True])
+    assert not result.image[0].any() and not result.valid[0].any()
+    np.testing.assert_array_equal(result.image[1:], usual.image[::-1])
+    assert result.image.shape == (3, 17, 21, 13) and usual.modalities == ("pet", "ct")
+
+
+def test_only_the_wanted_modalities_take_part():
+    result = prepare_volumes({name: scan(name) for name in GRIDS}, modalities=["pet"], **SMALL)
+    assert (result.reference, result.image.shape[0], dict(result.registrations)) == ("pet", 1, {})
+    scans = {"ct": scan("ct", frame_of_reference="1.2.1"), "pet": scan("pet", frame_of_reference="1.2.2")}
+    with pytest.raises(GeometryError, match="of a scan that the case does not have"):
+        prepare_volumes(scans, modalities=["pet"], center="mask", mask=ball(MIDDLE, "1.2.1"), **SMALL)
+
+
+def test_valid_says_where_the_scan_looked():
+    mr = sample("mr", OBLIQUE)
+    result = prepare_volumes({"ct": scan("ct"), "mr": mr}, size=(35, 37, 31), spacing=(8, 7, 9), register="none")
+    centers = nib.affines.apply_affine(result.grid.affine, np.moveaxis(np.indices(result.grid.shape), 0, -1))
+    index = nib.affines.apply_affine(np.linalg.inv(mr.affine), centers)
+    inside = ((index >= -0.5) & (index <= np.array(mr.array.shape) - 0.5)).all(-1)
+    assert 0.1 < inside.mean() < 0.9
+    np.testing.assert_array_equal(result.valid[1], inside)
+    assert result.facts["mr_coverage"] == pytest.approx(inside.mean(), abs=1e-4) and not result.image[1][~inside].any()
+
+
+@pytest.mark.parametrize(
+    ("there", "reference"),
+    [("pet mr", "mr"), ("ct mr", "ct"), ("ct pet", "ct"), ("ct", "ct"), ("pet", "pet"), ("mr", "mr")],
+)
+def test_any_modality_may_be_missing_the_reference_too(there, reference):
+    scans = {name: scan(name) for name in there.split()}
+    result = prepare_volumes(scans, modalities=["ct", "pet", "mr"], **SMALL)
+    assert result.reference == reference and set(result.registrations) == set(scans) - {reference}
+    np.testing.assert_array_equal(result.present, [name in scans for name in ("ct", "pet", "mr")])
+    np.testing.assert_array_equal(result.image.any((1, 2, 3)), result.present)
+    body = foreground(scans[reference])
+    np.testing.assert_allclose(result.grid.center, mask_center(body, GRIDS[reference]), atol=1e-6)
+
+
+def test_the_reference_is_the_first_preferred_one_that_is_there():
+    assert choose_reference(["pet", "mr"], ["ct", "mr"]) == "mr"
+    assert choose_reference(["t2", "pet"], ["ct", "mr"]) == "t2"
+    scans = {name: scan(name) for name in GRIDS}
+    assert prepare_volumes(scans, reference=["pet"], **SMALL).reference == "pet"
+
+
+def test_centers():
+    scans = {"ct": scan("ct"), "pet": scan("pet")}
+    whole = prepare_volumes(scans, center="volume", **SMALL).grid
+    np.testing.assert_allclose(whole.center, MIDDLE + (3, -2, 1), atol=1e-9)
+    assert whole.shape == SMALL["size"] and whole.spacing == SMALL["spacing"] and whole.orientation == "RAS"
+    body = prepare_volumes(scans, **SMALL).grid
+    assert np.linalg.norm(body.center - MIDDLE) < 4
+    drawn = prepare_volumes(scans, center="mask", mask=ball(MIDDLE + (20, 5, -9)), **SMALL).grid
+    np.testing.assert_allclose(drawn.center, MIDDLE + (20, 5, -9), atol=1.5)
+
+
+def test_a_mask_drawn_on_another_scan_is_found_through_the_registration(head, registered):
+    subject, (target, result) = head[0], registered
+    assert result.reference == "ct" and result.registrations["pet"].verdict == "ok"
+    assert target_registration_error(subject, "ct", "pet", result.registrations["pet"].fixed_to_moving) < 2
+    place = subject.poses["ct"].apply(target)
+    assert np.linalg.norm(result.grid.center - place) < 3
+    assert np.linalg.norm(subject.poses["pet"].apply(target) - place) > 5
+
+
+def test_masks_that_cannot_be_centered_on():
+    scans = {"ct": scan("ct", frame_of_reference="1.2.1"), "pet": scan("pet", frame_of_reference="1.2.2")}
+
+    def center_on(mask, volumes=scans):
+        return prepare_volumes(volumes, center="mask", mask=mask, **SMALL)
+
+    with pytest.raises(GeometryError, match=r"centered on a mask, but the case has none: fill the column mask"):
+        center_on(None)
+    with pytest.raises(GeometryError, match=r"the mask is empty on the grid of ct: it lies outside the scan"):
+        center_on(ball(MIDDLE + 900))
+    with pytest.raises(GeometryError, match=r"empty on the grid of pet"):
+        center_on(ball(MIDDLE + 900, "1.2.2"))
+    with pytest.raises(GeometryError, match=r"frame of reference of a scan that the case does not have"):
+        center_on(ball(MIDDLE, "1.2.3"))
+    plain = {"ct": scan("ct")}  # as NIfTI: no frame of reference, so the mask is taken at its word
+    np.testing.assert_allclose(center_on(ball(MIDDLE, "1.2.3"), plain).grid.center, MIDDLE, atol=2)
+
+
+def test_scans_that_cannot_be_prepared():
+    ct, pet = scan("ct"), scan("pet")
+    air = Grid.around(MIDDLE + (85, 85, 75), (2, 2, 2), (5, 4, 6))
+    with pytest.raises(VoxelError, match=r"ct is constant on the prepared grid \(100% of the grid lies in its field"):
+        prepare_volumes({"ct": ct}, grid=air)
+    with pytest.raises(GeometryError, match="none of the modalities mr, t2 is there"):
+        prepare_volumes({"ct": ct}, modalities=["mr", "t2"])
+    far = pet.replace(affine=Transform.rigid(translation_mm=(900, 0, 0)).matrix @ pet.affine)
+    with pytest.raises(GeometryError, match=r"pet could not be registered to ct: .* leave the pet cell empty, or use"):
+        prepare_volumes({"ct": ct, "pet": far}, **SMALL)
+    with pytest.raises(OptionError, match="a value range needs low < high, found 240 and -160"):
+        prepare_volumes({"ct": ct}, ct_window=(240.0, -160.0), **SMALL)
+
+
+def test_options_that_do_not_exist():
+    with pytest.raises(OptionError, match="unknown option 'spaceing'; did you mean 'spacing'"):
+        prepare_volumes({"ct": scan("ct")}, spaceing=(2, 2, 2))
+    with pytest.raises(OptionError, match="unknown center 'masks'; did you mean 'mask'"):
+        prepare_volumes({"ct": scan("ct")}, center="masks")
+    with pytest.raises(OptionError, match="option spacing takes 3 values"):
+        prepare_case(Case("001"), spacing=(2, 2))
+
+
+def test_a_scan_that_shows_little_of_the_grid_makes_the_case_doubtful():
+    slab = sample("mr", Grid.around(MIDDLE + (4, 0, 0), (8, 8, 4), (17, 21, 11)))
+    result = prepare_volumes({"ct": scan("ct"), "mr": slab}, spacing=(9, 9, 9), size=(61, 57, 53), register="none")
+    assert result.status == "doubtful" and "mr: its field of view covers only" in "; ".join(result.reasons)
+    assert result.facts["mr_coverage"] < 0.05 and prepare_volumes({"mr": slab}, **SMALL).status == "done"
+
+
+def test_pictures_show_three_planes_before_and_after(registered):
+    pictures = registered[1].pictures
+    shapes = {name: picture.shape for name, picture in pictures.items() if name.startswith("reference")}
+    steps = np.array([13 * 7, 11 * 8, 17 * 6]) * 128 / 102  # square pixels of a 128th of the longest side
+    for axis, plane in enumerate(("sagittal", "coronal", "axial")):
+        assert shapes[f"reference_{plane}"] == tuple(np.delete(np.round(steps).astype(int), axis))
+        before, after = (pictures[f"{moment}_pet_{plane}"] for moment in ("before", "after"))
+        assert before.shape == after.shape and np.abs(before - after).max() > 0.1
+    before, after = (pictures[f"histogram_{moment}_pet"] for moment in ("before", "after"))
+    assert before.shape == (32, 32) and (after > 0).sum() < (before > 0).sum()  # sharper where aligned
+
+
+def test_facts_for_the_table(registered):
+    facts = registered[1].facts
+    assert (facts["ct_spacing"], facts["ct_units"], facts["pet_units"]) == ("6 6.5 7", "HU", "SUVbw")
+    assert facts["pet_verdict"] == "ok" and facts["pet_coverage"] > 0.9 and "ct_verdict" not in facts
+
+
+def test_files_of_a_case(tmp_path):
+    """CT as one of two DICOM series of a folder, PET in Bq/mL that the manifest explains, a mask without directions."""
+    stored = voxels((13, 11, 17))
+    for uid, shift in (("1.2.3.4", 0), ("1.2.3.5", 7)):
+        write_series(tmp_path / "dcm", stored + np.int16(shift), series_uid=uid, step=(0, 0, 2.5 + shift))
+    pet = scan("pet")
+    save_volume(pet.replace(array=pet.array * np.float32(5000)), tmp_path / "pet.nii.gz")
+    # 70 kg, 350 MBq one half-life before: SUV = Bq/mL * 70000 / 175e6 = Bq/mL / 2500
+    details = {"weight_kg": "70", "dose_mbq": "350", "half_life_s": "3600"}
+    details |= {"injection_time": "09:00:00", "acquisition_time": "10:00:00"}
+    images = {"ct": tmp_path / "dcm#1.2.3.5", "pet": tmp_path / "pet.nii.gz"}
+    found = load_case(Case("001", images=images, covariates={**details, "age": "50"}))
+    np.testing.assert_array_equal(np.sort(found["ct"].array, axis=None), np.sort(stored + 7, axis=None))
+    np.testing.assert_allclose(found["pet"].array, pet.array * 2, rtol=1e-4)
+    assert list(load_case(Case("001", images=images, covariates=details), modalities=["mr", "pet"])) == ["pet"]
+
+
+def test_pet_from_dicom_needs_no_manifest(tmp_path):
+    write_series(tmp_path / "pet", np.abs(voxels((11, 13, 9))), slopes=10.0, **pet_tags())
+    pet = load_case(Case("001", images={"pet": tmp_path / "pet"}))["pet"]
+    assert pet.units == "SUVbw" and pet.array.max() == pytest.approx(np.abs(voxels((11, 13, 9))).max() * 10 * 4e-4)
+
+
+def test_a_case_from_files_is_that_from_memory(tmp_path):
+    scans = {name: scan(name) for name in GRIDS}
+    for name, volume in scans.items():
+        save_volume(volume, tmp_path / f"{name}.nii.gz")
+    save_volume(ball(MIDDLE + (9, -5, 4))(GRIDS["mr"]), tmp_path / "mask.nii.gz")
+    case = Case("001", images={n: tmp_path / f"{n}.nii.gz" for n in scans}, mask=tmp_path / "mask.nii.gz")
+    result = prepare_case(case, modalities=["mr", "ct", "pet"], center="mask", **SMALL)
+    expected = prepare_volumes(
+        scans, modalities=["mr", "ct", "pet"], center="mask", mask=ball(MIDDLE + (9, -5, 4)), **SMALL
+    )
+    np.testing.assert_allclose(result.grid.center, expected.grid.center, atol=2)  # mask voxels of 8 mm
+    np.testing.assert_allclose(
+        prepare_case(case, modalities=["mr", "ct", "pet"], **SMALL).image,
+        prepare_volumes(scans, modalities=["mr", "ct", "pet"], **SMALL).image,
+        atol=1e-5,
+    )
+    assert not prepare_case(case, pictures=False, **SMALL).pictures and result.pictures
+
+
+def test_directions_that_are_assumed_hold_for_the_mask_too(tmp_path):
+    for name, array in (("mr", scan("mr").array), ("mask", ball(MIDDLE + (30, 0, 0))(GRIDS["mr"]).array)):
+        nib.save(nib.Nifti1Image(array, None), tmp_path / f"{name}.nii")
+    case = Case("001", images={"mr": tmp_path / "mr.nii"}, mask=tmp_path / "mask.nii")
+    with pytest.raises(ReadError):
+        prepare_case(case, center="mask", **SMALL)
+    right, left = (prepare_case(case, center="mask", assume_orientation=o, **SMALL).grid.center for o in ("RAS", "LAS"))
+    np.testing.assert_allclose(right[0], -left[0], atol=1e-6)
+    assert abs(right[0]) > 2 and right[1] == left[1]
+
+
+def test_a_case_without_the_wanted_modalities(tmp_path):
+    save_volume(scan("ct"), tmp_path / "ct.nii.gz")
+    with pytest.raises(OptionError, match="subject 007: none of the modalities pet, mr is in the manifest row"):
+        prepare_case(Case("007", images={"ct": tmp_path / "ct.nii.gz"}), modalities=["pet", "mr"])
+
+
+@pytest.mark.realdata
+def test_one_sarcoma_patient(testdata):
+    study = testdata / "sts_dicom" / "STS_002"
+    images = {"ct": study / "CT", "pet": study / "PET", "mr": study / "MR_T1"}
+    result = prepare_case(
+        Case("STS_002", images=images, mask=study / "CT_mask"), center="mask", spacing=(4, 4, 4), size=(24, 22, 20)
+    )
+    assert result.image.shape == (3, 24, 22, 20) and result.present.all() and np.isfinite(result.image).all()
+    assert result.image.min() == 0 and result.image[:2].max() <= 1 and result.reference == "ct"
+    # the scanner aligned them, so little may move; the tumor in the middle is what shines in PET
+    assert all(one.motion_mm < 20 for one in result.registrations.values())
+    middle = tuple(slice(n // 4, -n // 4) for n in result.grid.shape)
+    assert result.image[1][middle].max() == result.image[1].max() > 0.3
+    assert result.valid[0].mean() > 0.9 and result.facts["pet_units"] == "SUVbw"

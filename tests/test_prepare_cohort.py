@@ -1,0 +1,378 @@
+"""A cohort folder: made once, what changed made again, bad cases reported, and the same whoever makes it."""
+
+import csv
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from io_dicom import voxels, write_series
+from small_scans import GRIDS, scan, write_study
+
+from mmfusion import __version__
+from mmfusion.cohort import Case, read_manifest
+from mmfusion.cohort.simulate import (
+    brain_landmarks,
+    draw_subjects,
+    native_grids,
+    simulate_volumes,
+    target_registration_error,
+)
+from mmfusion.errors import CohortError, ManifestError, OptionError
+from mmfusion.io import load_transform, save_volume
+from mmfusion.prepare import cohort as room
+from mmfusion.prepare import open_cohort, prepare_case, prepare_cohort, refuse_contradictions
+from mmfusion.volume import Grid
+
+OPTIONS = {"spacing": [12.0, 11.0, 13.0], "size": [9, 11, 7], "register": "none"}
+
+
+def prepare(manifest, out, **options):
+    """The cohort, and what was prepared for it."""
+    steps = []
+    cohort = prepare_cohort(manifest, out, workers=1, progress=lambda *step: steps.append(step), **OPTIONS | options)
+    return cohort, [words.split()[0] for _, _, words in steps]
+
+
+def interrupt(done, of, words):
+    raise KeyboardInterrupt
+
+
+def written(out):
+    """When each tensor was written, ns."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in sorted(Path(out).glob("cases/*/image.npy"))}
+
+
+def rewrite(manifest, change):
+    with manifest.open(newline="") as file:
+        rows = [change(row) for row in csv.DictReader(file)]
+    with manifest.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A study of three subjects, the last without CT, and its cohort. Not to be changed."""
+    folder = tmp_path_factory.mktemp("study")
+    manifest = write_study(folder, split=["train", "train", "test"], weight_kg=["70", "", ""])
+    return manifest, prepare(manifest, folder / "cohort")[0]
+
+
+@pytest.fixture
+def study(made, tmp_path):
+    """A copy to change: its manifest, and its cohort folder, prepared."""
+    for path in made[0].parent.glob("*.*"):
+        shutil.copy2(path, tmp_path)
+    cohort, _ = prepare(tmp_path / "manifest.csv", tmp_path / "cohort")
+    return tmp_path / "manifest.csv", cohort
+
+
+def test_what_is_in_the_folder(made):
+    cohort = made[1]
+    assert (cohort.modalities, cohort.count("done"), cohort.count("failed")) == (("ct", "pet", "mr"), 3, 0)
+    assert sorted(p.name for p in cohort.folder.iterdir()) == ["cases", "cases.csv", "options.json", "qc.html"]
+    files = {p.name: sorted(file.name for file in p.iterdir()) for p in (cohort.folder / "cases").iterdir()}
+    assert files == {
+        "001": ["case.json", "image.npy", "mr.tfm", "pet.tfm", "qc.npz"],
+        "002": ["case.json", "image.npy", "mr.tfm", "pet.tfm", "qc.npz"],
+        "003": ["case.json", "image.npy", "pet.tfm", "qc.npz"],
+    }
+    page = (cohort.folder / "qc.html").read_text()
+    assert all(case in page for case in files) and "data:image/png" in page
+
+
+def test_the_table_of_cases(made):
+    rows = {row["case"]: row for row in made[1].rows}
+    assert list(made[1].rows[0])[:14] == [
+        *("case", "subject", "session", "label", "split", "fold", "site"),
+        *("status", "reasons", "reference", "modalities", "file", "key", "seconds"),
+    ]
+    assert [(row["reference"], row["modalities"]) for row in rows.values()] == [
+        ("ct", "ct pet mr"),
+        ("ct", "ct pet mr"),
+        ("mr", "pet mr"),
+    ]
+    assert [(row["label"], row["split"], row["status"]) for row in rows.values()] == [
+        ("0", "train", "done"),
+        ("1", "train", "done"),
+        ("0", "test", "done"),
+    ]
+    first = rows["001"]
+    assert (first["pet_units"], first["ct_spacing"], first["mr_verdict"]) == ("SUVbw", "7 8 9", "ok")
+    assert float(first["pet_overlap"]) > 0.9 and float(first["pet_translation_mm"]) == 0 and "ct_overlap" not in first
+    assert rows["003"]["ct_spacing"] == ""
+
+
+def test_options_and_versions_are_recorded(made):
+    options = json.loads((made[1].folder / "options.json").read_text())
+    assert options["versions"]["mmfusion"] == __version__ and options["versions"]["SimpleITK"][0].isdigit()
+    assert {**options, **OPTIONS, "modalities": ["ct", "pet", "mr"], "reference": ["ct", "mr", "pet"]} == options
+    assert open_cohort(made[1].folder).options == made[1].options and "versions" not in made[1].options
+
+
+def test_tensors_are_those_of_prepare_case(made):
+    manifest, cohort = made
+    for case, one in zip(read_manifest(manifest), cohort.cases, strict=True):
+        result = prepare_case(case, modalities=list(cohort.modalities), **OPTIONS)
+        np.testing.assert_array_equal(np.load(one.file), result.image)
+        assert result.image.shape == (3, 9, 11, 7) and one.case.id == case.id
+        facts = json.loads((one.file.parent / "case.json").read_text())
+        np.testing.assert_array_equal(facts["affine"], result.grid.affine)
+    last = cohort.cases[2]
+    assert (last.modalities, last.case.label, last.case.split) == (("pet", "mr"), "0", "test")
+    assert not np.load(last.file)[0].any()
+
+
+def test_nothing_is_prepared_twice(study):
+    manifest, cohort = study
+    before, table = written(cohort.folder), (cohort.folder / "cases.csv").read_text()
+    again, done = prepare(manifest, cohort.folder)
+    assert done == [] and written(cohort.folder) == before and again.hash == cohort.hash
+    assert (cohort.folder / "cases.csv").read_text() == table
+
+
+def test_only_what_changed_is_prepared_again(study):
+    manifest, cohort = study
+    before = written(cohort.folder)
+    os.utime(manifest.parent / "002_pet.nii.gz", (1, 1))
+    again, done = prepare(manifest, cohort.folder)
+    assert done == ["002"] and again.hash != cohort.hash
+    assert {case for case, time in written(cohort.folder).items() if time != before[case]} == {"002"}
+    rewrite(manifest, lambda row: {**row, "weight_kg": "71" if row["subject"] == "003" else row["weight_kg"]})
+    assert prepare(manifest, cohort.folder)[1] == ["003"]
+    changed, done = prepare(manifest, cohort.folder, suv_max=7.0)
+    assert done == ["001", "002", "003"] and changed.options["suv_max"] == 7
+    rewrite(manifest, lambda row: {**row, "mr": "" if row["subject"] == "001" else row["mr"]})
+    smaller, done = prepare(manifest, cohort.folder, suv_max=7.0)
+    assert done == ["001"] and smaller.rows[0]["modalities"] == "ct pet"
+
+
+def test_labels_change_the_hash_but_no_tensor(study):
+    manifest, cohort = study
+    rewrite(manifest, lambda row: {**row, "label": "1", "site": "a"})
+    again, done = prepare(manifest, cohort.folder)
+    assert done == [] and again.hash != cohort.hash
+    assert [(one.case.label, one.case.site) for one in again.cases] == [("1", "a")] * 3
+    assert prepare(manifest, cohort.folder)[0].hash == again.hash
+
+
+def test_the_hash_knows_options_and_status(made):
+    cohort = made[1]
+    other = replace(cohort, options={**cohort.options, "suv_max": 7.0})
+    fewer = replace(cohort, rows=cohort.rows[:2])
+    failed = replace(cohort, rows=[{**cohort.rows[0], "status": "failed"}, *cohort.rows[1:]])
+    turned = replace(cohort, rows=cohort.rows[::-1])
+    assert len({one.hash for one in (cohort, other, fewer, failed)}) == 4 and turned.hash == cohort.hash
+    assert [one.case.id for one in failed.cases] == ["002", "003"] and failed.count("failed") == 1
+
+
+def test_voxels_beside_a_header_and_slices_in_a_folder_count(tmp_path):
+    ct = sitk.GetImageFromArray(scan("ct").array.T.astype(np.int16))
+    ct.SetSpacing(GRIDS["ct"].spacing)
+    (tmp_path / "flat").mkdir()
+    for name in ("a", "b"):
+        sitk.WriteImage(ct, str(tmp_path / "flat" / f"{name}.mhd"))
+    for name in ("c", "d"):
+        write_series(tmp_path / name, voxels((13, 11, 9)), step=(0, 0, 6.0), spacing=(6.0, 5.0))
+    slices = sorted((tmp_path / "d").iterdir())
+    cells = {"a": "flat/a.mhd", "b": "flat/b.mhd", "c": "c", "d": f"d/{slices[0].name}"}
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("subject,ct\n" + "".join(f"{name},{cell}\n" for name, cell in cells.items()))
+    cohort, done = prepare(manifest, tmp_path / "out", center="volume")
+    assert done == list("abcd") and cohort.count("done") == 4
+    for path, case in ((tmp_path / "flat" / "a.raw", "a"), (slices[3], "d"), (tmp_path / "c" / slices[1].name, "c")):
+        os.utime(path, (1, 1))
+        assert prepare(manifest, tmp_path / "out", center="volume")[1] == [case]
+
+
+def test_a_bad_case_stops_no_other(study):
+    manifest, cohort = study
+    file = manifest.parent / "002_mr.nii.gz"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    broken, done = prepare(manifest, cohort.folder)
+    assert done == ["002"] and [row["status"] for row in broken.rows] == ["done", "failed", "done"]
+    assert "002_mr.nii.gz" in broken.rows[1]["reasons"] and broken.rows[1]["file"] == ""
+    assert sorted(written(cohort.folder)) == ["001", "003"]  # no tensor of yesterday is left to be taken for today's
+    assert [one.case.id for one in broken.cases] == ["001", "003"] and "002_mr.nii.gz" in page_of(cohort)
+    assert prepare(manifest, cohort.folder)[1] == ["002"]  # a failed case is tried again
+    file.write_bytes(whole)
+    mended, done = prepare(manifest, cohort.folder)
+    assert done == ["002"] and mended.count("done") == 3
+
+
+def page_of(cohort):
+    return (cohort.folder / "qc.html").read_text()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by chance"), PermissionError("not yours")])
+def test_an_unexpected_error_is_a_failed_case_with_its_trace(study, monkeypatch, error):
+    manifest, cohort = study
+    os.utime(manifest.parent / "002_pet.nii.gz", (1, 1))
+
+    def fail(case, **options):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "prepare_case", fail)
+        row = prepare(manifest, cohort.folder)[0].rows[1]
+    assert (
+        row["reasons"] == f"unexpected {type(error).__name__}: {error.args[0]} (trace in cases/002.error.txt)"
+        and row["status"] == "failed"
+    )
+    trace = cohort.folder / "cases" / "002.error.txt"
+    assert "Traceback" in trace.read_text()
+    assert prepare(manifest, cohort.folder)[0].count("done") == 3 and not trace.exists()
+
+
+def test_a_folder_that_cannot_be_written_stops_at_once(study):
+    manifest, cohort = study
+    os.utime(manifest.parent / "002_pet.nii.gz", (1, 1))
+    (cohort.folder / "cases" / ".002").write_text("in the way")
+    with pytest.raises(CohortError, match="case 002 cannot be written: "):
+        prepare(manifest, cohort.folder)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(made, tmp_path):
+    manifest, whole = made
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_cohort(manifest, tmp_path, workers=1, progress=interrupt, **OPTIONS)
+    assert list(written(tmp_path)) == ["001"]
+    (tmp_path / "cases" / ".002").mkdir()  # what a killed process leaves
+    with pytest.raises(CohortError, match=r"has no options\.json: it is not a finished cohort folder"):
+        open_cohort(tmp_path)
+    cohort, done = prepare(manifest, tmp_path)
+    assert done == ["002", "003"] and cohort.hash == whole.hash
+    assert sorted(path.name for path in (tmp_path / "cases").iterdir()) == ["001", "002", "003"]
+
+
+def test_an_interrupted_change_leaves_no_folder_of_two_minds(study):
+    manifest, cohort = study
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_cohort(manifest, cohort.folder, workers=1, progress=interrupt, **OPTIONS | {"size": [5, 5, 5]})
+    with pytest.raises(CohortError, match=r"has no cases\.csv"):
+        open_cohort(cohort.folder)
+    again, done = prepare(manifest, cohort.folder)
+    assert done == ["001"] and again.hash == cohort.hash
+
+
+def test_two_workers_make_the_same_bytes_also_after_trouble(made, tmp_path):
+    manifest, whole = made
+
+    def kill():
+        while not multiprocessing.active_children():
+            time.sleep(0.01)
+        multiprocessing.active_children()[0].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(CohortError, match=r"ended from outside, most likely for lack of memory\. Run the same command"):
+        prepare_cohort(manifest, tmp_path, workers=2, **OPTIONS)
+    killer.join()
+    with pytest.raises(KeyboardInterrupt):
+        prepare_cohort(manifest, tmp_path, workers=2, progress=interrupt, **OPTIONS)
+    before = written(tmp_path)
+    cohort = prepare_cohort(manifest, tmp_path, workers=2, **OPTIONS)
+    assert before and before.items() <= written(tmp_path).items() and cohort.hash == whole.hash
+    for mine, theirs in zip(cohort.cases, whole.cases, strict=True):
+        assert mine.file.read_bytes() == theirs.file.read_bytes()
+    assert [row["case"] for row in cohort.rows] == ["001", "002", "003"]
+
+
+def test_modalities_select_and_order(made, tmp_path):
+    cohort, _ = prepare(made[0], tmp_path, modalities=["mr", "ct"])
+    assert cohort.modalities == ("mr", "ct") and [one.modalities for one in cohort.cases][1:] == [("mr", "ct"), ("mr",)]
+    whole = np.load(made[1].cases[0].file)
+    np.testing.assert_array_equal(np.load(cohort.cases[0].file), whole[[2, 0]])
+
+
+def test_a_file_that_is_not_there_is_named_with_its_line(study):
+    manifest, cohort = study
+    (manifest.parent / "002_mr.nii.gz").unlink()
+    with pytest.raises(
+        ManifestError, match=r"subject 002: mr file 002_mr\.nii\.gz does not exist \(manifest\.csv line 3"
+    ):
+        prepare(manifest, cohort.folder)
+    assert open_cohort(cohort.folder).count("done") == 3  # nothing was begun
+
+
+def test_folders_that_are_no_cohort(made, tmp_path):
+    with pytest.raises(CohortError, match=r"nowhere has no options\.json.*Run: mmfusion prepare MANIFEST --out .*nowh"):
+        open_cohort(tmp_path / "nowhere")
+    shutil.copy(made[1].folder / "options.json", tmp_path)
+    with pytest.raises(CohortError, match=r"has no cases\.csv"):
+        open_cohort(str(tmp_path))
+
+
+def test_options_that_contradict_the_cohort(made):
+    cohort = made[1]
+    refuse_contradictions(cohort, {"spacing": (12, 11, 13), "size": None, "modalities": ["mr"], "suv_max": 10})
+    with pytest.raises(
+        OptionError, match=r"option size is \[8, 8, 8\], but the cohort .*cohort was prepared with \[9,"
+    ):
+        refuse_contradictions(cohort, {"size": [8, 8, 8]})
+    with pytest.raises(OptionError, match=r"modality t2 is not in the cohort .*; it has ct, pet, mr"):
+        refuse_contradictions(cohort, {"modalities": ["ct", "t2"]})
+    with pytest.raises(OptionError, match="unknown option 'centre'; did you mean 'center'"):
+        refuse_contradictions(cohort, {"centre": "volume"})
+
+
+def test_transforms_in_the_folder_are_within_2_mm_of_the_truth(tmp_path):
+    """As ITK reads them: a point of the CT (LPS) to the same point of the head in PET and MR."""
+    subject = draw_subjects(1, 11)[0]
+    coarse = {
+        name: Grid.around(grid.center, (6, 6.5, 7), np.multiply(grid.shape, grid.spacing) // (6, 6.5, 7))
+        for name, grid in native_grids(subject).items()
+    }
+    for name, volume in simulate_volumes(subject, coarse).items():
+        save_volume(volume, tmp_path / f"{name}.nii.gz")
+    (tmp_path / "m.csv").write_text("subject,ct,pet,mr\nSIM,ct.nii.gz,pet.nii.gz,mr.nii.gz\n")
+    cohort, _ = prepare(tmp_path / "m.csv", tmp_path / "out", register="rigid")
+    assert cohort.count("done") == 1
+    flip, points = np.array([-1.0, -1, 1]), brain_landmarks()[::5]
+    for name in ("pet", "mr"):
+        file = cohort.folder / "cases" / "SIM" / f"{name}.tfm"
+        found = sitk.ReadTransform(str(file))
+        placed = [np.array(found.TransformPoint(p.tolist())) * flip for p in subject.poses["ct"].apply(points) * flip]
+        misses = np.linalg.norm(placed - subject.poses[name].apply(points), axis=1)
+        assert misses.max() < 2 and len(misses) > 20
+        assert target_registration_error(subject, "ct", name, load_transform(file)) == pytest.approx(
+            misses.mean(), abs=0.2
+        )
+        unmoved = np.linalg.norm(subject.poses["ct"].apply(points) - subject.poses[name].apply(points), axis=1)
+        assert unmoved.mean() > 4  # so that doing nothing would not pass
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_three_sarcoma_patients(testdata, tmp_path):
+    names = ("STS_002", "STS_004", "STS_012")
+    root = testdata / "sts_dicom"
+    rows = [f"{n},{root}/{n}/CT,{root}/{n}/PET,{root}/{n}/MR_T1,{root}/{n}/CT_mask\n" for n in names]
+    (tmp_path / "m.csv").write_text("subject,ct,pet,mr,mask\n" + "".join(rows))
+    options = {"center": "mask", "spacing": [4.0, 4.0, 4.0], "size": [24, 22, 20]}
+    cohort = prepare_cohort(tmp_path / "m.csv", tmp_path / "out", workers=2, **options)
+    assert cohort.count("failed") == 0 and len(cohort.cases) == 3
+    for one, row in zip(cohort.cases, cohort.rows, strict=True):
+        image = np.load(one.file)
+        assert image.shape == (3, 24, 22, 20) and np.isfinite(image).all() and image.any((1, 2, 3)).all()
+        assert row["reference"] == "ct" and float(row["pet_motion_mm"]) < 20 and float(row["ct_coverage"]) > 0.8
+
+
+def test_a_case_without_registration_writes_no_transform(tmp_path):
+    save_volume(scan("pet"), tmp_path / "pet.nii.gz")
+    result = prepare_case(Case("7", images={"pet": tmp_path / "pet.nii.gz"}), pictures=False, **OPTIONS)
+    row = room.write_case(tmp_path, Case("7", session="b", label="x"), result)
+    assert sorted(p.name for p in (tmp_path / "cases" / "7_b").iterdir()) == ["case.json", "image.npy"]
+    assert (row["case"], row["label"], row["pet_spacing"]) == ("7_b", "x", "9 7.5 8") and GRIDS["pet"].spacing[0] == 9
