@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 MODALITIES = ("ct", "pet", "mr")
 _FORMAT = "simulated"  # stands for the key of a case that comes from no file
 GRID: dict[str, Any] = {"spacing": [4.0, 4.0, 4.0], "size": [40, 48, 40]}
-TRAIN, TEST = 400, 200  # subjects simulated onto the grid
+TRAIN, TEST = 400, 400  # subjects simulated onto the grid
 TRAINING: dict[str, Any] = {
     "strategy": "single_level",
     "encoder": "resnet10",
@@ -52,7 +52,7 @@ TRAINING: dict[str, Any] = {
     "batch_size": 16,
     "learning_rate": 0.003,
     "patience": 12,
-    "augment": False,
+    "augment": True,
     "modality_drop": 0.0,
 }
 

@@ -157,7 +157,7 @@ def lesions():
     return image, label
 
 
-def accuracy_after_training(net, image, present, label, steps=15, lr=1e-2):
+def accuracy_after_training(net, image, present, label, steps=25, lr=1e-2):
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
     for _ in range(steps):
         optimizer.zero_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
 from mmfusion.networks.backbones import Encoder
+from mmfusion.networks.blocks import Standardize
 from mmfusion.networks.operators import DECISION_RULES, FEATURE_OPERATORS
 
 
@@ -50,6 +51,7 @@ class FusionNetwork(nn.Module):
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
         self.encoded_features = encoders[0].out_features
+        self.standardize = nn.ModuleList(Standardize(encoder.out_features) for encoder in encoders)
         self.modalities = tuple(modalities)
         self.num_classes = num_classes
 
@@ -156,7 +158,7 @@ class InputFusion(FusionNetwork):
 
     def fuse(self, image: Tensor, present: Tensor) -> FusionOutput:
         mask = present[:, :, None, None, None]
-        features = self.encoders[0](image.masked_fill(~mask, 0.0))
+        features = self.standardize[0](self.encoders[0](image.masked_fill(~mask, 0.0)))
         # a case without any modality is answered by the classifier's bias alone, as in the other strategies
         features = features * present.any(1, keepdim=True)
         return FusionOutput(self.classifier(features), present, None, features, None)
@@ -172,9 +174,9 @@ class PerModalityNetwork(FusionNetwork):
         (of zero), which distributed training needs.
         """
         vectors: list[Tensor] = []
-        for m, encoder in enumerate(self.encoders):
+        for m, (encoder, standardize) in enumerate(zip(self.encoders, self.standardize)):  # noqa: B905 (not scriptable)
             rows = torch.nonzero(present[:, m]).squeeze(1)
-            encoded = encoder(image[:, m : m + 1].index_select(0, rows))
+            encoded = standardize(encoder(image[:, m : m + 1].index_select(0, rows)))
             empty = torch.zeros((image.shape[0], encoded.shape[1]), dtype=encoded.dtype, device=encoded.device)
             vectors.append(empty.index_copy(0, rows, encoded))
         return torch.stack(vectors, 1)

@@ -77,14 +77,22 @@ def update(engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
     if engine.amp and engine.scaler is not None:
         engine.scaler.scale(loss).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        engine.scaler.unscale_(engine.optimizer)
+        _clip(engine.network)
         engine.scaler.step(engine.optimizer)
         engine.scaler.update()
     else:
         loss.backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        _clip(engine.network)
         engine.optimizer.step()
     engine.fire_event(IterationEvents.MODEL_COMPLETED)
     return engine.state.output
+
+
+def _clip(network: torch.nn.Module) -> None:
+    """Bound the gradient: on a few hundred cases a single odd batch can otherwise throw the training off."""
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
 
 
 class ValidationScore(Metric):
