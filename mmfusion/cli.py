@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmfusion import __version__
 from mmfusion.errors import MmfusionError
-from mmfusion.options import GROUPS, OPTIONS, Option
+from mmfusion.options import GROUPS, OPTIONS, Option, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,8 +50,12 @@ REQUIRED = {"index": ("out",), "prepare": ("out",), "register": ("out",), "demo"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (0 done, 1 an error that the user can mend, 130 stopped by Ctrl-C)."""
     parser = make_parser()
-    given = vars(parser.parse_args(arguments))
+    known, unrecognized = parser.parse_known_args(arguments)
+    given = vars(known)
     command = given.pop("command")
+    if unrecognized:
+        flags = [OPTIONS[name].flag for name in GROUPS[command or "report"]]
+        parser.error(unknown("option", unrecognized[0], flags) if flags else f"unknown option '{unrecognized[0]}'")
     if command is None:
         print(overview())
         return 0
@@ -62,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output, head or less, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def overview() -> str:
@@ -150,10 +158,11 @@ def _index(root: str, out: str, labels: str | None, label: str | None) -> int:
     return 0
 
 
-def _check(manifest: str, modalities: list[str] | None) -> int:
+def _check(manifest: str, modalities: list[str] | None, **reading: Any) -> int:
     from mmfusion.cohort import check_manifest, format_problems
 
-    problems = check_manifest(manifest, modalities, progress=progress_line("rows") if sys.stderr.isatty() else None)
+    show = progress_line("rows") if sys.stderr.isatty() else None
+    problems = check_manifest(manifest, modalities, progress=show, **reading)
     print(format_problems(problems))
     return int(any(problem.level == "error" for problem in problems))
 
@@ -173,13 +182,14 @@ def _prepare(manifest: str, out: str, workers: int | None, **options: Any) -> in
 
 def _register(
     fixed: str, moving: str, out: str, transform_out: str | None, json: bool | None, kind: str | None,
-    init: str | None, **reading: Any,
+    init: str | None, fixed_modality: str | None, moving_modality: str | None, **reading: Any,
 ) -> int:  # fmt: skip
     from mmfusion.io import load_volume, save_transform, save_volume
     from mmfusion.registration import register
     from mmfusion.volume import resample
 
-    still, other = load_volume(fixed, **reading), load_volume(moving, **reading)
+    still = load_volume(fixed, modality=fixed_modality or "", **reading)
+    other = load_volume(moving, modality=moving_modality or "", **reading)
     found = register(still, other, kind or "rigid", init=init or "auto")
     save_volume(resample(other, still.grid, found.fixed_to_moving), out)
     if transform_out:

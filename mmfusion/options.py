@@ -29,6 +29,7 @@ class Option:
         choices: allowed values; empty allows all.
         count: None for a single value, 0 for a list of any length but zero, n for a list of exactly n.
         low, high: allowed range of a number, both ends included.
+        rising: the values of a list must rise.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Option:
     count: int | None = None
     low: float = float("-inf")
     high: float = float("inf")
+    rising: bool = False
 
     @property
     def flag(self) -> str:
@@ -60,7 +62,12 @@ class Option:
         if not values or (self.count and len(values) != self.count):
             wanted = f"{self.count} values" if self.count else "at least one value"
             raise OptionError(f"option {self.name} takes {wanted}, found {value!r}")
-        return [self._check_one(one) for one in values]
+        checked = [self._check_one(one) for one in values]
+        if self.rising and checked != sorted(set(checked)):
+            raise OptionError(f"option {self.name} takes rising values, found {' '.join(map(str, checked))}")
+        if self.kind is str and len(set(checked)) < len(checked):
+            raise OptionError(f"option {self.name} names something twice: {' '.join(checked)}")
+        return checked
 
     def _check_one(self, value: Any) -> Any:
         wanted: Any = (int, float) if self.kind is float else self.kind
@@ -72,11 +79,16 @@ class Option:
         if self.choices and value not in self.choices:
             raise OptionError(unknown(self.name.replace("_", " "), value, self.choices))
         if self.kind in (int, float) and not self.low <= value <= self.high:
-            raise OptionError(f"option {self.name} must lie between {self.low:g} and {self.high:g}, found {value:g}")
+            span = (
+                f"lie between {self.low:g} and {self.high:g}"
+                if self.high < float("inf")
+                else f"be {self.low:g} or more"
+            )
+            raise OptionError(f"option {self.name} must {span}, found {value:g}")
         return value
 
 
-_KIND_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_KIND_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
 
 _TABLE = (
     # the study
@@ -100,7 +112,7 @@ _TABLE = (
         high=1024,
     ),
     Option("center", str, "foreground", "what the grid is centered on", choices=("foreground", "volume", "mask")),
-    Option("ct_window", float, [-160.0, 240.0], "HU that become 0 and 1", unit="HU", count=2),
+    Option("ct_window", float, [-160.0, 240.0], "HU that become 0 and 1", unit="HU", count=2, rising=True),
     Option("suv_max", float, 10.0, "SUV that becomes 1", unit="SUVbw", low=0.1),
     Option(
         "mr_normalize",
@@ -136,7 +148,7 @@ _TABLE = (
     Option("manifest", str, None, "manifest to prepare first, or to predict on"),
     Option("run_dir", str, None, "run folder to write or to read"),
     Option("epochs", int, 50, "passes over the training cases", low=1),
-    Option("batch_size", int, 4, "cases a step", low=1),
+    Option("batch_size", int, 8, "cases a step", low=1),
     Option("learning_rate", float, 1e-3, "of AdamW, at its peak (one cycle)", low=0, high=10),
     Option("weight_decay", float, 1e-2, "of AdamW", low=0),
     Option("patience", int, 20, "epochs without a better validation before stopping", low=1),
@@ -173,6 +185,8 @@ _TABLE = (
     Option("resamples", int, 2000, "bootstrap resamples for the intervals", low=100),
     # register, demo
     Option("kind", str, "rigid", "kind of registration", choices=("rigid", "none")),
+    Option("fixed_modality", str, None, "what FIXED holds, if it is no DICOM", choices=("ct", "pet", "mr")),
+    Option("moving_modality", str, None, "what MOVING holds, if it is no DICOM", choices=("ct", "pet", "mr")),
     Option("out", str, None, "file or folder to write"),
     Option("transform_out", str, None, "ITK transform file (.tfm) to write, fixed to moving"),
     Option("json", bool, False, "print one JSON object instead of text"),
@@ -183,7 +197,7 @@ OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "index": ("out", "labels", "label"),
-    "check": ("modalities",),
+    "check": ("modalities", "frame", "assume_orientation"),
     "geometry": ("reference", "register", "init", "spacing", "size", "center"),
     "intensity": ("ct_window", "suv_max", "mr_normalize", "frame", "assume_orientation"),
     "network": ("strategy", "encoder", "fusion", "width", "norm", "dropout"),
@@ -200,7 +214,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("class_weights", "augment", "modality_drop", "seed"),
     ),
     "machine": ("threads", "loaders", "amp", "tensorboard"),
-    "register": ("kind", "init", "out", "transform_out", "json", "frame", "assume_orientation"),
+    "register": (
+        *("kind", "init", "out", "transform_out", "json"),
+        *("fixed_modality", "moving_modality", "frame", "assume_orientation"),
+    ),
     "demo": ("out", "subjects", "seed"),
     "report": (),
 }

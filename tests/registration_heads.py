@@ -24,10 +24,7 @@ def template(mm: int) -> dict[str, np.ndarray]:
     """``[i, j, k]`` maps at a spacing of ``mm``, with 20 mm of air around: t1, gm, wm, brain, and depth outside it."""
     from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 
-    images = [
-        load(resolution=mm)
-        for load in (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
-    ]
+    images = [load(resolution=mm) for load in (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)]
     air = 20 // mm
     t1, gm, wm = (np.pad(image.get_fdata(), air) for image in images)
     brain = ndimage.binary_fill_holes(ndimage.binary_closing(gm + wm > 0.3, iterations=2))

@@ -12,7 +12,7 @@ from mmfusion.evaluation import classification_metrics, compare
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 STATES = [
     ("done", "0.91", ""),
-    ("doubtful", "0.35", "translation of 61 mm is large; similarity did not rise"),
+    ("doubtful", "0.35", "translation of 61 mm is large | similarity did not rise"),
     ("done", "0.62", ""),
     ("failed", "", "subject <b>017</b>: ct file scans/017_ct.nii.gz does not exist"),
 ]

@@ -81,7 +81,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["check", "m.csv", "--modalitis", "ct"], "unrecognized arguments: --modalitis ct"),
+        (["check", "m.csv", "--modalitis", "ct"], "unknown option '--modalitis'; did you mean '--modalities'?"),
         (["prepare", "m.csv"], "the following arguments are required: --out"),
         (["prepare", "m.csv", "--out", "c", "--register", "rigd"], "invalid choice: 'rigd'"),
         (["prepare", "m.csv", "--out", "c", "--spacing", "2", "2"], "expected 3 arguments"),

@@ -376,3 +376,10 @@ def test_a_case_without_registration_writes_no_transform(tmp_path):
     row = room.write_case(tmp_path, Case("7", session="b", label="x"), result)
     assert sorted(p.name for p in (tmp_path / "cases" / "7_b").iterdir()) == ["case.json", "image.npy"]
     assert (row["case"], row["label"], row["pet_spacing"]) == ("7_b", "x", "9 7.5 8") and GRIDS["pet"].spacing[0] == 9
+
+
+def test_a_reference_that_is_no_modality_is_refused(tmp_path):
+    (tmp_path / "pet.nii.gz").touch()
+    (tmp_path / "manifest.csv").write_text("subject,pet\n001,pet.nii.gz\n")
+    with pytest.raises(OptionError, match="reference CT names none of the modalities pet; give --reference one"):
+        prepare_cohort(tmp_path / "manifest.csv", tmp_path / "cohort", reference=["CT"])

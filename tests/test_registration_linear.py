@@ -23,16 +23,11 @@ TILTED = Transform.rigid((6, -7, 4), (8, -9, 6), (0, -18, 10))
 @pytest.fixture(scope="module")
 def aligned() -> dict[str, Volume]:
     """Three modalities in one pose, in one frame of reference."""
-    return {
-        name: scan(name, STILL, seed, frame_of_reference="1.2")
-        for seed, name in enumerate(("ct", "pet", "mr"))
-    }
+    return {name: scan(name, STILL, seed, frame_of_reference="1.2") for seed, name in enumerate(("ct", "pet", "mr"))}
 
 
 def distance(one: Transform, other: Transform, volume: Volume) -> float:
-    return float(
-        np.linalg.norm(one.apply(volume.grid.corners()) - other.apply(volume.grid.corners()), axis=1).max()
-    )
+    return float(np.linalg.norm(one.apply(volume.grid.corners()) - other.apply(volume.grid.corners()), axis=1).max())
 
 
 @pytest.mark.parametrize(("fixed", "moving"), [("mr", "pet"), ("pet", "ct"), ("ct", "mr")])
@@ -184,9 +179,7 @@ def test_a_body_bent_otherwise_is_doubtful():
 def test_unknown_words(aligned):
     with pytest.raises(OptionError, match=r"unknown kind of registration 'rigit'; did you mean 'rigid'"):
         register(aligned["ct"], aligned["mr"], "rigit")
-    with pytest.raises(
-        OptionError, match="unknown start of the registration 'centre'; did you mean 'centers'"
-    ):
+    with pytest.raises(OptionError, match="unknown start of the registration 'centre'; did you mean 'centers'"):
         register(aligned["ct"], aligned["mr"], init="centre")
     assert KINDS == ("rigid", "none") and INITS == ("auto", "identity", "centers")
 
@@ -235,9 +228,7 @@ def test_aligned_limbs_do_not_move(testdata, name):
 @pytest.mark.realdata
 @pytest.mark.slow
 def test_no_aligned_limb_moves(testdata):
-    verdicts = [
-        word for study in sorted((testdata / "sts_dicom").glob("STS_*")) for word in do_no_harm(study)
-    ]
+    verdicts = [word for study in sorted((testdata / "sts_dicom").glob("STS_*")) for word in do_no_harm(study)]
     assert len(verdicts) == 40 and verdicts.count("failed") == 0
     assert verdicts.count("ok") >= 30
 

@@ -73,13 +73,12 @@ class Standardize(nn.Module):
 
     def __init__(self, features: int, momentum: float = 0.1, eps: float = 1e-4) -> None:
         super().__init__()
-        self.momentum, self.eps = momentum, eps
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("variance", torch.ones(features))
+        self.norm = nn.BatchNorm1d(features, eps, momentum, affine=False)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        of_batch = self.training and vectors.shape[0] > 1
-        return F.batch_norm(vectors, self.mean, self.variance, None, None, of_batch, self.momentum, self.eps)
+        if vectors.shape[0] > 1:
+            return self.norm(vectors)
+        return F.batch_norm(vectors, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
 
 
 class MLP(nn.Sequential):

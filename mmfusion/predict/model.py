@@ -65,7 +65,7 @@ def load_model(folder: str | Path | None) -> tuple[Model, torch.nn.Module]:
     """
     if folder is None:
         raise CohortError("no run is given: add --run RUN, a folder that train.yaml wrote")
-    folder = Path(folder)
+    folder = Path(str(folder))  # MONAI's command line turns --run 7 into a number
     for name in ("model.json", "model.pt"):
         if not (folder / name).is_file():
             raise CohortError(f"{folder} has no {name}: it is not a finished run. Train first, or check --run")

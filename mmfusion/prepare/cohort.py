@@ -157,11 +157,15 @@ def prepare_cohort(
 
     Raises:
         ManifestError: the manifest has problems (all are listed).
+        OptionError: an option does not fit, or ``reference`` names no modality.
     """
+    chosen_by_hand = options.get("reference") is not None
     options = resolve(options, "case")
     cases = read_manifest(manifest, options["modalities"])
     if options["modalities"] is None:
         options["modalities"] = list(dict.fromkeys(name for case in cases for name in case.images))
+    if chosen_by_hand:
+        _refuse_reference(options["reference"], cases)
     out = Path(out)
     (out / "cases").mkdir(parents=True, exist_ok=True)
     keys = {case.id: _key(case, options) for case in cases}
@@ -202,7 +206,7 @@ def write_case(out: Path, case: Case, result: CaseResult, key: str = "", seconds
         save_transform(registration.fixed_to_moving, temporary / f"{name}.tfm")
     record = {
         "status": result.status,
-        "reasons": "; ".join(result.reasons),
+        "reasons": " | ".join(result.reasons),
         "reference": result.reference,
         "modalities": " ".join(n for n, there in zip(result.modalities, result.present, strict=True) if there),
         "file": f"cases/{case.id}/image.npy",
@@ -260,6 +264,16 @@ def _unchanged(out: Path, case_id: str, key: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record if record.get("key") == key and (folder / "image.npy").is_file() else None
+
+
+def _refuse_reference(reference: Sequence[str], cases: Sequence[Case]) -> None:
+    """A misspelt reference would silently leave the choice to the order of the columns."""
+    there = {name for case in cases for name in case.images}
+    if not there & set(reference):
+        raise OptionError(
+            f"reference {' '.join(reference)} names none of the modalities {', '.join(sorted(there))}; "
+            "give --reference one of them, or leave it out"
+        )
 
 
 def _processes(workers: int, jobs: int) -> int:

@@ -92,9 +92,7 @@ def pyramid(volume: Volume, spacings: Sequence[float]) -> Pyramid:
         VoxelError: not finite, constant, or without a foreground.
     """
     if min(volume.array.shape) < 2:
-        raise GeometryError(
-            f"{volume.name}: a single slice ({volume.array.shape}) cannot be registered in 3D"
-        )
+        raise GeometryError(f"{volume.name}: a single slice ({volume.array.shape}) cannot be registered in 3D")
     fine = _decimated(volume.checked(), min(spacings))
     rough = _decimated(fine, max(_BODY_MM, min(spacings)))
     body = foreground(rough)
@@ -108,9 +106,7 @@ def pyramid(volume: Volume, spacings: Sequence[float]) -> Pyramid:
     index = np.argwhere(body)
     ends = np.stack([index.min(0) - 0.5, index.max(0) + 0.5])
     box = np.stack(np.meshgrid(*ends.T, indexing="ij"), -1).reshape(8, 3)
-    return Pyramid(
-        tuple(levels[::-1]), volume.grid, rough.grid.to_world(index.mean(0)), rough.grid.to_world(box)
-    )
+    return Pyramid(tuple(levels[::-1]), volume.grid, rough.grid.to_world(index.mean(0)), rough.grid.to_world(box))
 
 
 def _decimated(volume: Volume, spacing: float) -> Volume:

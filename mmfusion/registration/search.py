@@ -69,9 +69,7 @@ class Search:
         """The objective on a level (0 coarsest), at ``count`` points."""
         source, target = self.source.levels[level], self.target.levels[level]
         points = source.points(count or COUNTS[level], self.seed if seed is None else seed)
-        values, _ = trilinear(
-            source.array, source.to_index[:3, :3] @ points + source.to_index[:3, 3:], slopes=False
-        )
+        values, _ = trilinear(source.array, source.to_index[:3, :3] @ points + source.to_index[:3, 3:], slopes=False)
         expected = min(1.0, self.target.volume_mm3 / self.source.volume_mm3)
         return Objective(Similarity(points, values, target), expected)
 

@@ -35,9 +35,7 @@ def mutual_information(
     """
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or (mask is not None and np.shape(mask) != a.shape):
-        raise GeometryError(
-            f"mutual information needs one grid, found arrays of shape {a.shape} and {b.shape}"
-        )
+        raise GeometryError(f"mutual information needs one grid, found arrays of shape {a.shape} and {b.shape}")
     a, b = (a.ravel(), b.ravel()) if mask is None else (a[mask], b[mask])
     if a.size == 0:
         raise VoxelError("mutual information of no voxels: the mask is empty")

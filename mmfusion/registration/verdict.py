@@ -82,17 +82,13 @@ class Evidence:
     def checks(self) -> list[Check]:
         """Each against its limit, but for the length of the motion."""
         return [
-            Check(
-                self.back_mm, _BACK_MM, f"the other way round, the result differs by {self.back_mm:.1f} mm"
-            ),
+            Check(self.back_mm, _BACK_MM, f"the other way round, the result differs by {self.back_mm:.1f} mm"),
             Check(
                 self.halves_mm,
                 _HALVES_MM,
                 f"halves of the body, each alone, move {self.halves_mm:.1f} mm on from the whole",
             ),
-            Check(
-                self.rival, _RIVAL, f"another position is nearly as good ({self.rival:.0%} of the similarity)"
-            ),
+            Check(self.rival, _RIVAL, f"another position is nearly as good ({self.rival:.0%} of the similarity)"),
             Check(
                 self.rotation_deg,
                 _ROTATION_DEG,

@@ -90,8 +90,8 @@ def modalities_of(row: Mapping[str, str]) -> list[str]:
 
 
 def reasons_of(row: Mapping[str, str]) -> list[str]:
-    """Why the case failed or is doubtful."""
-    return [reason.strip() for reason in row.get("reasons", "").split(";") if reason.strip()]
+    """Why the case failed or is doubtful; " | " lies between sentences, which may hold semicolons."""
+    return [reason.strip() for reason in row.get("reasons", "").split(" | ") if reason.strip()]
 
 
 def worst_first(rows: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -99,7 +99,7 @@ class Study:
         parts = []
         for part in ("train", "validation", "test"):
             count = Counter(one.case.label for one in self.cases(part))
-            by_class = " + ".join(f"{count[name]} {name}" for name in self.classes)
+            by_class = ", ".join(f"{name}: {count[name]}" for name in self.classes)
             parts.append(f"{part} {sum(count.values())} ({by_class})")
         return (
             f"device {device} | {', '.join(parts)} | modalities {', '.join(self.modalities)} | "

@@ -48,7 +48,7 @@ class PrepareCased(Transform):
             "image": torch.from_numpy(result.image),
             "present": torch.from_numpy(result.present),
             "status": result.status,
-            "reasons": "; ".join(result.reasons),
+            "reasons": " | ".join(result.reasons),
         }
 
 

@@ -12,7 +12,6 @@ from mmfusion.errors import GeometryError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, eq=False)
