@@ -273,6 +273,7 @@ def test_two_workers_make_the_same_bytes_also_after_trouble(made, tmp_path):
     def kill():
         while not multiprocessing.active_children():
             time.sleep(0.01)
+        time.sleep(0.5)  # it has started by then, and imports
         multiprocessing.active_children()[0].kill()
 
     killer = threading.Thread(target=kill)

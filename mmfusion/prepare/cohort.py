@@ -288,21 +288,23 @@ def _run(
             yield case, _prepare_one(case, options, out, keys[case.id])
         return
     # spawn: a forked copy of a process that already runs threads (torch, SimpleITK) can hang
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_one_thread)
+    try:
         jobs: dict[Future[dict[str, Any]], Case] = {
             pool.submit(_prepare_one, case, options, out, keys[case.id]): case for case in cases
         }
-        try:
-            for job in as_completed(jobs):
-                yield jobs[job], job.result()
-        except BrokenProcessPool as error:
-            raise CohortError(
-                "a process that prepared cases was ended from outside, most likely for lack of memory. Run the same "
-                "command with fewer --workers; it goes on where it stopped"
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # cases under way are finished, so that none is half written
-            raise
+        for job in as_completed(jobs):
+            yield jobs[job], job.result()
+    except (BrokenProcessPool, BrokenPipeError) as error:
+        pool.shutdown(wait=False, cancel_futures=True)  # a pool that lost a process while starting it never ends
+        raise CohortError(
+            "a process that prepared cases was ended from outside, most likely for lack of memory. Run the same "
+            "command with fewer --workers; it goes on where it stopped"
+        ) from error
+    except BaseException:
+        pool.shutdown(cancel_futures=True)  # cases under way are finished, so that none is half written
+        raise
+    pool.shutdown()
 
 
 def _one_thread() -> None:
