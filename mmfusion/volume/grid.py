@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-
 @dataclass(frozen=True, eq=False)
 class Grid:
     """A regular lattice of voxel centers in the world.
