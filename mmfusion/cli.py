@@ -6,13 +6,13 @@ import argparse
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfusion import __version__
 from mmfusion.errors import MmfusionError
 from mmfusion.options import GROUPS, OPTIONS, Option, unknown
+from mmfusion.progress import progress_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -115,23 +115,6 @@ def _add(parser: argparse.ArgumentParser, option: Option, required: bool) -> Non
         more["nargs"] = option.count or "+"
     metavar = None if option.choices else option.name.upper() if option.kind is str else "N"
     parser.add_argument(option.flag, type=option.kind, required=required, help=text, metavar=metavar, **more)
-
-
-def progress_line(what: str) -> Callable[..., None]:
-    """A function ``(done, total, note="")`` that shows progress: one moving line on a terminal, else few lines."""
-    start, shown = time.monotonic(), [-1]
-
-    def show(done: int, total: int, note: str = "") -> None:
-        spent = time.monotonic() - start
-        left = spent / done * (total - done) if done else 0.0
-        line = f"{what} {done}/{total} | {spent:.0f} s, {left:.0f} s left {note}"
-        if sys.stderr.isatty():
-            print(f"\r{line[:110]:110s}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        elif done == total or done * 10 // max(total, 1) > shown[0]:
-            shown[0] = done * 10 // max(total, 1)
-            print(line, file=sys.stderr, flush=True)
-
-    return show
 
 
 def _index(root: str, out: str, labels: str | None, label: str | None) -> int:

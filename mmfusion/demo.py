@@ -33,6 +33,7 @@ from mmfusion.io import load_transform, write_json
 from mmfusion.options import resolve
 from mmfusion.predict import read_predictions
 from mmfusion.prepare import CaseResult, Cohort, open_cohort, prepare_cohort, write_case, write_cohort
+from mmfusion.progress import progress_line
 from mmfusion.report import write_report
 from mmfusion.training import write_metrics
 from mmfusion.volume import coverage, normalize
@@ -126,11 +127,12 @@ def _prepare_raw(folder: Path, subjects: Sequence[SimulatedSubject]) -> Cohort:
     """The commands index, check and prepare on the raw scans."""
     study = folder / "study"
     if not (study / "truth.json").is_file():
-        write_raw_study(subjects, study)
+        write_raw_study(subjects, study, progress=progress_line("scanned"))
     manifest = folder / "manifest.csv"
     build_index(study, labels=study / "labels.csv", label="label").write(manifest)
     print(format_problems(check_manifest(manifest)).splitlines()[-1])
-    return prepare_cohort(manifest, folder / "cohort", modalities=list(MODALITIES), **GRID)
+    show = progress_line("prepared")
+    return prepare_cohort(manifest, folder / "cohort", modalities=list(MODALITIES), progress=show, **GRID)
 
 
 def _simulate_cohort(folder: Path, known: Sequence[SimulatedSubject], fresh: Sequence[SimulatedSubject]) -> Cohort:

@@ -12,11 +12,12 @@ from scipy.ndimage import gaussian_filter
 from tiny_cohort import write_scans
 
 from mmfusion import __version__, cli
-from mmfusion.cli import main, progress_line
+from mmfusion.cli import main
 from mmfusion.cohort import read_manifest
 from mmfusion.io import load_transform, load_volume, save_volume
 from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.prepare import open_cohort
+from mmfusion.progress import progress_line
 from mmfusion.volume import Volume
 
 SHIFT = np.array([9.0, -6.0, 4.0])  # mm, from a point of the fixed scan to the same tissue in the moving one

@@ -72,7 +72,7 @@ def test_table_shows_a_dash_where_there_is_no_interval():
 
 def test_too_few_subjects_are_one_sentence(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path), "--subjects", "3"]) == 1
-    assert capsys.readouterr().err == "error: option subjects must lie between 8 and inf, found 3\n"
+    assert capsys.readouterr().err == "error: option subjects must be 8 or more, found 3\n"
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from mmfusion.errors import CohortError
 from mmfusion.io import atomic_path, write_json
 from mmfusion.networks import build
 from mmfusion.prepare import prepare_cohort
+from mmfusion.progress import progress_line
 
 if TYPE_CHECKING:
     from mmfusion.prepare import Cohort
@@ -100,4 +101,5 @@ def prepare_for(model: Model, manifest: str | Path | None, out: str | Path, work
             f"it has {', '.join(sorted(there))}"
         )
     usable = [name for name in model.case["modalities"] if name in there]
-    return prepare_cohort(manifest, Path(out) / "cohort", workers=workers, **{**model.case, "modalities": usable})
+    how = {**model.case, "modalities": usable, "progress": progress_line("prepared")}
+    return prepare_cohort(manifest, Path(out) / "cohort", workers=workers, **how)

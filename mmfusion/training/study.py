@@ -29,6 +29,7 @@ from mmfusion.io import write_csv, write_json
 from mmfusion.options import OPTIONS, resolve, unknown
 from mmfusion.predict import Model, dataset_items
 from mmfusion.prepare import Cohort, PreparedCase, open_cohort, prepare_cohort, refuse_contradictions, versions
+from mmfusion.progress import progress_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,7 +152,8 @@ def open_study(
         opened = open_cohort(cohort)
         refuse_contradictions(opened, {**given, "modalities": modalities})
     else:
-        opened = prepare_cohort(str(manifest), run / "cohort", workers=workers, **given, modalities=modalities)
+        given |= {"modalities": modalities, "progress": progress_line("prepared")}
+        opened = prepare_cohort(str(manifest), run / "cohort", workers=workers, **given)
     chosen = {
         name: value
         for group in ("network", "training", "machine")
