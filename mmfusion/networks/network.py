@@ -28,9 +28,9 @@ class FusionOutput(NamedTuple):
 
     logits: Tensor
     present: Tensor
-    modality_logits: Optional[Tensor] = None  # noqa: UP045
-    features: Optional[Tensor] = None  # noqa: UP045
-    weights: Optional[Tensor] = None  # noqa: UP045
+    modality_logits: Optional[Tensor] = None
+    features: Optional[Tensor] = None
+    weights: Optional[Tensor] = None
 
 
 class FusionNetwork(nn.Module):
@@ -58,8 +58,8 @@ class FusionNetwork(nn.Module):
     def forward(
         self,
         image: Tensor,
-        present: Optional[Tensor] = None,  # noqa: UP045
-        covariates: Optional[Tensor] = None,  # noqa: UP045
+        present: Optional[Tensor] = None,
+        covariates: Optional[Tensor] = None,
     ) -> Tensor:
         """Logits ``[B, K]``; see :meth:`outputs`."""
         return self.outputs(image, present, covariates).logits
@@ -67,8 +67,8 @@ class FusionNetwork(nn.Module):
     def outputs(
         self,
         image: Tensor,
-        present: Optional[Tensor] = None,  # noqa: UP045
-        covariates: Optional[Tensor] = None,  # noqa: UP045
+        present: Optional[Tensor] = None,
+        covariates: Optional[Tensor] = None,
     ) -> FusionOutput:
         """All that the network says about a batch.
 

@@ -35,7 +35,7 @@ class ConcatFusion(FeatureOperator):
         super().__init__()
         self.out_features = modalities * features
 
-    def forward(self, vectors: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:  # noqa: UP045
+    def forward(self, vectors: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
         return vectors.flatten(1), None
 
 
@@ -54,7 +54,7 @@ class GatedFusion(FeatureOperator):
         self.scores = nn.ModuleList(nn.Linear(hidden, 1) for _ in range(modalities))
         self.out_features = features
 
-    def forward(self, vectors: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:  # noqa: UP045
+    def forward(self, vectors: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
         scored: list[Tensor] = []
         for m, (gate, score) in enumerate(zip(self.gates, self.scores)):  # noqa: B905 (not scriptable)
             value, opening = gate(vectors[:, m]).chunk(2, 1)
@@ -73,7 +73,7 @@ class MeanRule(nn.Module):
     def __init__(self, modalities: int, num_classes: int) -> None:
         super().__init__()
 
-    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:  # noqa: UP045
+    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
         weights = present / present.sum(1, keepdim=True).clamp_min(1)
         counted = _counted(present)
         log_probabilities = torch.log_softmax(modality_logits, 2).masked_fill(~counted.unsqueeze(2), float("-inf"))
