@@ -110,12 +110,16 @@ def _restart_with_run_dir(command: list[str]) -> None:
         os.execv(sys.executable, renamed)
 
 
+def own_error(error: BaseException | None) -> MmfusionError | None:
+    """The error of ours behind one that MONAI raised: it wraps what a component raises in a RuntimeError."""
+    while error is not None and not isinstance(error, MmfusionError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def _one_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
-    """``sys.excepthook``: MONAI wraps what a component raises in a RuntimeError; the cause is what matters."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, MmfusionError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is None:
-        sys.__excepthook__(kind, error, trace)
+    """``sys.excepthook``: the one sentence of an error of ours, the trace of any other."""
+    if own := own_error(error):
+        print(f"error: {own}", file=sys.stderr)
     else:
-        print(f"error: {cause}", file=sys.stderr)
+        sys.__excepthook__(kind, error, trace)

@@ -9,8 +9,8 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from mmfusion.bundle.begin import refuse_unknown
-from mmfusion.errors import CohortError, MmfusionError
+from mmfusion.bundle.begin import own_error, refuse_unknown
+from mmfusion.errors import CohortError
 
 TEMPLATE = Path(__file__).parent / "template"
 """The bundle that ships with the package; the one in ``bundles/`` is its copy."""
@@ -54,10 +54,8 @@ def run_config(name: str, bundle: str | Path = TEMPLATE, **overrides: Any) -> Co
         workflow.run()
         workflow.finalize()
     except RuntimeError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, MmfusionError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        own = own_error(error)
+        if own is None:
             raise
-        raise cause from None
+        raise own from None
     return workflow

@@ -19,6 +19,8 @@ from mmfusion.io import write_csv
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmfusion.networks import FusionNetwork
+
 
 class TrainingStep(torch.nn.Module):
     """A network with its losses as one module: what an optimizer step runs, and what DDP wraps.
@@ -30,7 +32,9 @@ class TrainingStep(torch.nn.Module):
         class_weight: ``[K]`` weights of the classes in the loss, or None.
     """
 
-    def __init__(self, network: torch.nn.Module, class_weight: Sequence[float] | None = None) -> None:
+    class_weight: torch.Tensor | None
+
+    def __init__(self, network: FusionNetwork, class_weight: Sequence[float] | None = None) -> None:
         super().__init__()
         self.network = network
         weight = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32)
@@ -44,8 +48,8 @@ class TrainingStep(torch.nn.Module):
         label: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """``[B, M, D, H, W]`` and ``[B]`` labels to logits ``[B, K]`` and the losses by name."""
-        output = self.network.outputs(image, present, covariates)  # type: ignore[operator]
-        return output.logits, self.network.losses(output, label, class_weight=self.class_weight)  # type: ignore[operator]
+        output = self.network.outputs(image, present, covariates)
+        return output.logits, self.network.losses(output, label, class_weight=self.class_weight)
 
 
 def total_loss(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
