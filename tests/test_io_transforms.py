@@ -6,7 +6,7 @@ import SimpleITK as sitk
 
 from mmfusion.errors import ReadError
 from mmfusion.io import load_transform, save_transform
-from mmfusion.volume import Grid, Transform, Volume, resample
+from mmfusion.volume import Displacement, Grid, Transform, Volume, resample
 
 MOVE = Transform.rigid((8, -5, 12), (3.0, -6.0, 4.0), (10, 20, 5)).compose(Transform(np.diag([1.05, 0.97, 1.02, 1])))
 FLIP = np.diag([-1.0, -1, 1])
@@ -59,11 +59,106 @@ def test_every_linear_transform_of_itk_moves_points_as_itk_does(tmp_path, made):
         np.testing.assert_allclose(load_transform(tmp_path / "a.tfm").apply(point), expected, atol=1e-6)
 
 
-def test_what_is_no_linear_3d_transform_is_named(tmp_path):
-    field = sitk.DisplacementFieldTransform(sitk.Image([4, 5, 6], sitk.sitkVectorFloat64, 3))
-    sitk.WriteTransform(field, str(tmp_path / "field.h5"))
-    with pytest.raises(ReadError, match=r"field\.h5 holds a DisplacementFieldTransform; only linear"):
-        load_transform(tmp_path / "field.h5")
+SHEAR = np.array([[1, 0.3, 0, 0], [0, 1, 0.2, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+TILT = Transform.rigid((5, -9, 14)).matrix
+
+
+def bend(affine, seed=0, shape=(11, 13, 17)):
+    return Displacement(np.random.default_rng(seed).uniform(-2, 2, (*shape, 3)), Grid(shape, affine))
+
+
+def some_points(count=200):
+    return np.random.default_rng(5).uniform(-20, 60, (count, 3))
+
+
+def by_itk(transform, points):
+    return np.array([FLIP @ transform.TransformPoint((FLIP @ point).tolist()) for point in points])
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.tfm"])
+@pytest.mark.parametrize("affine", [np.diag([2, 2.5, 3, 1]), TILT @ np.diag([-2, 2.5, 3, 1]), TILT @ SHEAR], ids=str)
+def test_a_field_is_written_for_itk_and_comes_back(tmp_path, name, affine):
+    warp = Transform(MOVE.matrix, bend(affine))
+    save_transform(warp, tmp_path / name)
+    found = sitk.ReadTransform(str(tmp_path / name))
+    points = np.concatenate([some_points(), Grid((11, 13, 17), affine).to_world(np.argwhere(np.ones((4, 5, 6))))])
+    np.testing.assert_allclose(by_itk(found, points), warp.apply(points), atol=1e-4)
+    np.testing.assert_allclose(load_transform(tmp_path / name).apply(points), warp.apply(points), atol=1e-4)
+
+
+def test_simpleitk_resamples_through_a_field_as_we_do(tmp_path):
+    rng = np.random.default_rng(0)
+    moving = Volume(
+        rng.normal(size=(21, 25, 19)).astype(np.float32), Grid.around((5, 6, 7), (2, 2.5, 3), (21, 25, 19)).affine
+    )
+    grid = Grid.around((4, 8, 6), (1.7, 2.1, 2.3), (11, 13, 9))
+    warp = Transform(MOVE.matrix, bend(TILT @ Grid.around((5, 8, 6), (2, 2, 2), (11, 13, 17)).affine))
+    save_transform(warp, tmp_path / "a.h5")
+    reference = itk(Volume(np.zeros(grid.shape, np.float32), grid.affine))
+    for order, kind in ((0, sitk.sitkNearestNeighbor), (1, sitk.sitkLinear), (3, sitk.sitkBSpline)):
+        ours = resample(moving, grid, warp, anti_alias=False, order=order).array
+        theirs = sitk.Resample(itk(moving), reference, sitk.ReadTransform(str(tmp_path / "a.h5")), kind)
+        np.testing.assert_allclose(ours, sitk.GetArrayFromImage(theirs).T, atol=1e-4)
+        assert ours.std() > 0.3
+
+
+def test_composites_of_any_order_become_one_transform(tmp_path):
+    save_transform(Transform(displacement=bend(TILT @ np.diag([3, 3, 3, 1]))), tmp_path / "field.h5")
+    field = sitk.CompositeTransform(sitk.ReadTransform(str(tmp_path / "field.h5"))).GetNthTransform(1)
+    turn, shift = sitk.Euler3DTransform((1, 2, 3), 0.1, -0.2, 0.3, (4, 5, 6)), sitk.TranslationTransform(3, (4, -5, 6))
+    inner = sitk.CompositeTransform([shift, field])
+    for parts in ([turn, field], [field, turn], [shift, field, turn], [turn, inner]):
+        composite = sitk.CompositeTransform(parts)
+        composite.FlattenTransform()
+        sitk.WriteTransform(composite, str(tmp_path / "a.h5"))
+        found = load_transform(tmp_path / "a.h5")
+        points = some_points()
+        np.testing.assert_allclose(found.apply(points), by_itk(sitk.CompositeTransform(parts), points), atol=1e-4)
+        assert not found.is_linear
+
+
+def test_a_bspline_becomes_a_field_on_its_domain(tmp_path):
+    spline = sitk.BSplineTransformInitializer(
+        itk(Volume(np.zeros((21, 17, 19)), TILT @ np.diag([4, 5, 6, 1]))), [4, 3, 5]
+    )
+    spline.SetParameters(np.random.default_rng(0).uniform(-5, 5, len(spline.GetParameters())).tolist())
+    sitk.WriteTransform(
+        sitk.CompositeTransform([sitk.TranslationTransform(3, (1, 2, 3)), spline]), str(tmp_path / "a.h5")
+    )
+    found = load_transform(tmp_path / "a.h5")
+    points = found.displacement.grid.to_world(
+        np.random.default_rng(1).uniform(0, np.subtract(found.displacement.grid.shape, 1), (300, 3))
+    )
+    expected = by_itk(spline, points) + [-1, -2, 3]
+    assert np.abs(found.apply(points) - expected).max() < 0.15
+    assert np.abs(points + [-1, -2, 3] - expected).max() > 2
+    outside = found.displacement.grid.corners() * 3
+    np.testing.assert_allclose(found.apply(outside), by_itk(spline, outside) + [-1, -2, 3], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["1Warp.nii.gz", "a.mha"])
+def test_an_image_of_displacements_is_a_transform(tmp_path, name):
+    field = bend(np.diag([2.0, 2.5, 3, 1]))
+    image = sitk.GetImageFromArray((field.array @ FLIP).transpose(2, 1, 0, 3).astype(np.float32), isVector=True)
+    image.SetSpacing((2.0, 2.5, 3.0))
+    image.SetDirection(FLIP.ravel().tolist())
+    sitk.WriteImage(image, str(tmp_path / name))
+    found = load_transform(tmp_path / name)
+    assert np.array_equal(found.matrix, np.eye(4))
+    np.testing.assert_allclose(found.apply(some_points()), some_points() + field.at(some_points()), atol=1e-5)
+    sitk.WriteImage(sitk.Image([4, 5, 6], sitk.sitkFloat32), str(tmp_path / name))
+    with pytest.raises(ReadError, match="is an image of 1 values a voxel; a displacement field has 3"):
+        load_transform(tmp_path / name)
+
+
+def test_what_cannot_be_used_is_named(tmp_path):
+    array = np.zeros((4, 5, 6, 3))
+    array[1, 2, 3] = np.inf
+    sitk.WriteTransform(
+        sitk.DisplacementFieldTransform(sitk.GetImageFromArray(array, isVector=True)), str(tmp_path / "f.h5")
+    )
+    with pytest.raises(ReadError, match=r"f\.h5: 3 of 360 displacements are not finite"):
+        load_transform(tmp_path / "f.h5")
     sitk.WriteTransform(sitk.TranslationTransform(2), str(tmp_path / "flat.tfm"))
     with pytest.raises(ReadError, match="is 2D; 3D is expected"):
         load_transform(tmp_path / "flat.tfm")

@@ -1,4 +1,4 @@
-"""ITK transform files to and from our transforms."""
+"""ITK transform files and displacement images to and from our transforms."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ import SimpleITK as sitk
 from mmfusion.errors import GeometryError, ReadError
 from mmfusion.io.files import atomic_path
 from mmfusion.io.metaimage import LPS_TO_RAS, last_line
-from mmfusion.volume import Transform
+from mmfusion.volume import Displacement, Grid, Transform
 
 _ENDINGS = (".tfm", ".txt", ".h5", ".hdf5")
+_IMAGES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
+_FLIP = LPS_TO_RAS[:3, :3]
+_PER_CONTROL_POINT = 8  # samples between two control points of a B-spline: off by about 1 % of what it bends there
+_FINEST_MM = 1.0
 
 
 def save_transform(transform: Transform, path: str | Path) -> None:
-    """Write an ITK transform file (``.tfm``, ``.txt`` or ``.h5``), atomically: an affine in LPS.
+    """Write an ITK transform file (``.tfm``, ``.txt`` or ``.h5``), atomically, in LPS.
 
-    The direction stays: ITK transforms, too, map points of the fixed world to the moving world.
+    The direction stays: ITK transforms, too, map points of the fixed world to the moving world. A linear transform
+    is written as an affine, one with a displacement field as a composite of field and affine (the last part of an
+    ITK composite is applied first). An ITK image has no sheared grid; a field on one is written between two
+    affines, on a grid without shear, which says the same and resamples nothing. Use ``.h5`` for fields: as text
+    they are several times larger and slow.
 
     Raises:
         ReadError: another file ending.
@@ -26,39 +34,129 @@ def save_transform(transform: Transform, path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() not in _ENDINGS:
         raise ReadError(f"{path}: transforms are written as {', '.join(_ENDINGS)}")
-    matrix = LPS_TO_RAS @ transform.matrix @ LPS_TO_RAS
-    affine = sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
+    if transform.displacement is None:
+        found: sitk.Transform = _to_affine(transform.matrix)
+    else:
+        found = sitk.CompositeTransform(_to_parts(transform.matrix, transform.displacement))
     with atomic_path(path) as temporary:
-        sitk.WriteTransform(affine, str(temporary))
+        sitk.WriteTransform(found, str(temporary))
 
 
 def load_transform(path: str | Path) -> Transform:
-    """Read an ITK transform file as fixed_to_moving, RAS mm.
+    """Read an ITK transform file, or an image of displacements, as fixed_to_moving, RAS mm.
 
-    Any linear ITK transform will do (translation, Euler, versor, similarity, affine), also several in a row.
+    Linear ITK transforms (translation, Euler, versor, similarity, affine), displacement fields and B-splines are
+    taken, alone or several in a row, in any order; elastix and ANTs can write them. A B-spline becomes a
+    displacement field on its domain, with 8 samples between control points but no finer than 1 mm. Several fields
+    in a row are sampled into one, see :meth:`mmfusion.volume.Transform.compose`. An image (``1Warp.nii.gz`` of
+    ANTs, also ``.mha`` and ``.nrrd``) holds a vector a voxel: LPS mm, as ITK reads it.
 
     Raises:
-        ReadError: the file is missing, damaged, not 3D, or not linear (a displacement field, a B-spline), or the
-            transform is singular.
+        ReadError: the file is missing, damaged, not 3D, of another kind, or the transform is singular.
     """
     path = Path(path)
     if not path.exists():
         raise ReadError(f"transform {path} does not exist")
+    is_image = path.name.lower().endswith(_IMAGES)
+    found: sitk.Image | sitk.Transform
     try:
-        found = sitk.ReadTransform(str(path))
+        found = sitk.ReadImage(str(path)) if is_image else sitk.ReadTransform(str(path))
     except RuntimeError as error:
         raise ReadError(f"transform {path} cannot be read: {last_line(error)}") from None
     if found.GetDimension() != 3:
         raise ReadError(f"transform {path} is {found.GetDimension()}D; 3D is expected")
-    if not found.IsLinear():
-        raise ReadError(f"transform {path} holds a {found.GetName()}; only linear transforms can be used")
-    # by its effect on four points: the same for every kind, and for several in a row
-    origin = np.asarray(found.TransformPoint((0.0, 0.0, 0.0)))
-    scale = 1e3  # mm, far points keep more digits of a rotation
-    columns = [(np.asarray(found.TransformPoint((scale * axis).tolist())) - origin) / scale for axis in np.eye(3)]
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = np.stack(columns, axis=1), origin
+    if isinstance(found, sitk.Image) and found.GetNumberOfComponentsPerPixel() != 3:
+        raise ReadError(
+            f"transform {path} is an image of {found.GetNumberOfComponentsPerPixel()} values a voxel; a displacement "
+            "field has 3 (mm)"
+        )
     try:
-        return Transform(LPS_TO_RAS @ matrix @ LPS_TO_RAS)
+        if isinstance(found, sitk.Image):
+            return Transform(displacement=_from_image(found))
+        result = Transform()
+        for part in _in_order(found):
+            result = result.compose(_from_part(part, path))
+        return result
     except GeometryError as error:
         raise ReadError(f"transform {path}: {error}") from None
+
+
+def _in_order(found: sitk.Transform) -> list[sitk.Transform]:
+    """The parts of a transform, the first that is applied first."""
+    found = found.Downcast()
+    if not isinstance(found, sitk.CompositeTransform):
+        return [found]
+    parts = [found.GetNthTransform(n) for n in reversed(range(found.GetNumberOfTransforms()))]
+    return [inner for part in parts for inner in _in_order(part)]
+
+
+def _from_part(part: sitk.Transform, path: Path) -> Transform:
+    if part.IsLinear():
+        return Transform(LPS_TO_RAS @ _matrix(part) @ LPS_TO_RAS)
+    if isinstance(part, sitk.DisplacementFieldTransform):
+        return Transform(displacement=_from_image(part.GetDisplacementField()))
+    if isinstance(part, sitk.BSplineTransform):
+        return Transform(displacement=_from_image(_sampled(part)))
+    raise ReadError(
+        f"transform {path} holds a {part.GetName()}; linear transforms, displacement fields and B-splines can be used"
+    )
+
+
+def _matrix(part: sitk.Transform) -> np.ndarray:
+    """``[4, 4]`` in LPS, by its effect on four points: the same for every kind."""
+    origin = np.asarray(part.TransformPoint((0.0, 0.0, 0.0)))
+    scale = 1e3  # mm, far points keep more digits of a rotation
+    columns = [(np.asarray(part.TransformPoint((scale * axis).tolist())) - origin) / scale for axis in np.eye(3)]
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = np.stack(columns, axis=1), origin
+    return matrix
+
+
+def _sampled(spline: sitk.BSplineTransform) -> sitk.Image:
+    """A B-spline's displacements in its domain: the voxels fill it, since nothing moves outside."""
+    extent = np.asarray(spline.GetTransformDomainPhysicalDimensions())
+    mesh = np.asarray(spline.GetTransformDomainMeshSize())
+    size = np.ceil(extent / np.maximum(extent / mesh / _PER_CONTROL_POINT, _FINEST_MM) - 1e-6).astype(int).clip(1)
+    step = extent / size
+    direction = np.asarray(spline.GetTransformDomainDirection()).reshape(3, 3)
+    origin = np.asarray(spline.GetTransformDomainOrigin()) + direction @ (step / 2)
+    return sitk.TransformToDisplacementField(
+        spline, sitk.sitkVectorFloat64, size.tolist(), origin.tolist(), step.tolist(), direction.ravel().tolist()
+    )
+
+
+def _from_image(image: sitk.Image) -> Displacement:
+    """An image of LPS vectors, mm."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.asarray(image.GetDirection()).reshape(3, 3) * np.asarray(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    array = sitk.GetArrayFromImage(image).transpose(2, 1, 0, 3) * np.diag(_FLIP)
+    return Displacement(array, Grid(array.shape[:3], LPS_TO_RAS @ affine))
+
+
+def _to_affine(matrix: np.ndarray) -> sitk.AffineTransform:
+    matrix = LPS_TO_RAS @ matrix @ LPS_TO_RAS
+    return sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
+
+
+def _to_parts(matrix: np.ndarray, displacement: Displacement) -> list[sitk.Transform]:
+    """What an ITK composite is made of, the last applied first."""
+    axes = displacement.grid.affine[:3, :3] / displacement.grid.spacing
+    if np.abs(axes.T @ axes - np.eye(3)).max() < 1e-6:
+        return [_to_affine(matrix), _to_field(displacement)]
+    # x -> M (x + u(x)) = M P^-1 (y + v(y)) with y = P x, where P takes the grid to one along the axes of the world
+    straight = np.diag([*displacement.grid.spacing, 1.0])
+    there = straight @ np.linalg.inv(displacement.grid.affine)
+    back = np.linalg.inv(there)
+    return [_to_affine(matrix @ back), _to_field(displacement.before(back)), _to_affine(there)]
+
+
+def _to_field(displacement: Displacement) -> sitk.DisplacementFieldTransform:
+    vectors = (displacement.array * np.diag(_FLIP)).transpose(2, 1, 0, 3)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(vectors, np.float64), isVector=True)
+    spacing = displacement.grid.spacing
+    affine = LPS_TO_RAS @ displacement.grid.affine
+    image.SetSpacing(spacing)
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    return sitk.DisplacementFieldTransform(image)  # takes the image for its own

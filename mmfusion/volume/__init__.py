@@ -1,5 +1,6 @@
 """What a volume is and what can be done to it: pure functions on arrays in world coordinates (RAS+, mm)."""
 
+from mmfusion.volume.displacement import Displacement
 from mmfusion.volume.grid import Grid, mask_center, nearest_ras, spacing_of
 from mmfusion.volume.intensity import clip_suv, foreground, normalize, normalize_mr, window_ct
 from mmfusion.volume.sampling import coverage, overlap, resample
@@ -11,6 +12,7 @@ __all__ = [
     "FILL",
     "Grid",
     "Transform",
+    "Displacement",
     "resample",
     "coverage",
     "overlap",

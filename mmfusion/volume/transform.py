@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mmfusion.errors import GeometryError
+from mmfusion.volume.displacement import Displacement
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,16 +15,19 @@ class Transform:
     """Where a point of the fixed world lies in the moving world.
 
     The direction is always ``fixed_to_moving``: to fill a voxel of the fixed grid, map its center with
-    :meth:`apply` and read the moving volume there (so resampling needs no inverse).
+    :meth:`apply` and read the moving volume there (so resampling needs no inverse). A point x goes to
+    ``matrix @ (x + u(x))``: first the displacement, in the fixed world, then the matrix.
 
     Attributes:
         matrix: ``[4, 4]`` fixed_to_moving in RAS+ mm.
+        displacement: u, mm, or None for a linear transform.
 
     Raises:
         GeometryError: the matrix is not finite, not 4 x 4, or singular.
     """
 
     matrix: np.ndarray = field(default_factory=lambda: np.eye(4))
+    displacement: Displacement | None = None
 
     def __post_init__(self) -> None:
         matrix = np.asarray(self.matrix, dtype=np.float64)
@@ -55,24 +59,64 @@ class Transform:
 
     def apply(self, points: np.ndarray) -> np.ndarray:
         """Map points ``[..., 3]`` (RAS mm) from the fixed to the moving world."""
-        return np.asarray(points, float) @ self.matrix[:3, :3].T + self.matrix[:3, 3]
+        points = np.asarray(points, float)
+        if self.displacement is not None:
+            points = points + self.displacement.at(points)
+        return points @ self.matrix[:3, :3].T + self.matrix[:3, 3]
 
     def compose(self, then: Transform) -> Transform:
-        """First this transform, ``then`` the other: a point of A goes to B (self), from B to C (then)."""
-        return Transform(then.matrix @ self.matrix)
+        """First this transform, ``then`` the other: a point of A goes to B (self), from B to C (then).
+
+        Exact if at most one of them has a displacement field. The result of two fields is sampled on a grid that
+        covers both, see :meth:`Displacement.followed_by`.
+        """
+        matrix = then.matrix @ self.matrix
+        if then.displacement is None:
+            return Transform(matrix, self.displacement)
+        later = then.displacement.before(self.matrix)
+        return Transform(matrix, later if self.displacement is None else self.displacement.followed_by(later))
 
     def inverse(self) -> Transform:
-        """The transform back: moving to fixed."""
-        return Transform(np.linalg.inv(self.matrix))
+        """The transform back: moving to fixed. A displacement field is inverted on its grid, see there.
+
+        Raises:
+            GeometryError: the displacement field folds and has no inverse.
+        """
+        back = Transform(np.linalg.inv(self.matrix))
+        return back if self.displacement is None else back.compose(Transform(displacement=self.displacement.inverse()))
+
+    @property
+    def is_linear(self) -> bool:
+        """True if there is no displacement field."""
+        return self.displacement is None
 
     @property
     def is_identity(self) -> bool:
         """True if no point moves."""
-        return bool(np.array_equal(self.matrix, np.eye(4)))
+        still = self.displacement is None or not self.displacement.array.any()
+        return still and bool(np.array_equal(self.matrix, np.eye(4)))
+
+    def jacobian(self) -> np.ndarray:
+        """``[i, j, k]`` local change of volume by the displacement on its grid, see :meth:`Displacement.jacobian`.
+
+        Raises:
+            GeometryError: the transform is linear.
+        """
+        if self.displacement is None:
+            raise GeometryError("a linear transform has no displacement field to take the Jacobian of")
+        return self.displacement.jacobian()
+
+    @property
+    def folding(self) -> float:
+        """Share of the field's voxels whose Jacobian determinant is not positive, 0 to 1; 0 if linear."""
+        return 0.0 if self.displacement is None else float((self.displacement.jacobian() <= 0).mean())
 
     @property
     def rotation_deg(self) -> float:
-        """The angle of the rotation part, degrees (of the closest rotation, if the matrix scales or shears)."""
+        """The angle of the rotation part, degrees (of the closest rotation, if the matrix scales or shears).
+
+        Of the matrix alone; a displacement field does not count.
+        """
         u, _, vt = np.linalg.svd(self.matrix[:3, :3])
         turn = u @ np.diag([1.0, 1.0, float(np.sign(np.linalg.det(u @ vt)))]) @ vt
         # the sine of half the angle stays exact for small angles, where arccos of the trace does not
