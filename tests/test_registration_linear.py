@@ -181,7 +181,7 @@ def test_unknown_words(aligned):
         register(aligned["ct"], aligned["mr"], "rigit")
     with pytest.raises(OptionError, match="unknown start of the registration 'centre'; did you mean 'centers'"):
         register(aligned["ct"], aligned["mr"], init="centre")
-    assert KINDS == ("rigid", "none") and INITS == ("auto", "identity", "centers")
+    assert KINDS[-1] == "none" and INITS == ("auto", "identity", "centers")
 
 
 def test_volumes_that_cannot_be_registered(aligned):

@@ -1,6 +1,6 @@
 """Which motion brings one volume onto another, and whether to believe it: volumes in, :class:`Registration` out."""
 
-from mmfusion.registration.linear import INITS, KINDS, Registration, register
+from mmfusion.registration.linear import INITS, KINDS, Registration, register, register_many
 from mmfusion.registration.similarity import mutual_information
 
-__all__ = ["register", "Registration", "KINDS", "INITS", "mutual_information"]
+__all__ = ["register", "register_many", "Registration", "KINDS", "INITS", "mutual_information"]

@@ -7,10 +7,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from scipy import ndimage
+from torch.nn.functional import avg_pool3d
 
-from mmfusion.errors import GeometryError
-from mmfusion.volume import Grid, Volume, foreground, resample
+from mmfusion.errors import GeometryError, VoxelError
+from mmfusion.volume import Grid, Volume, foreground
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 _BODY_MM = 4.0  # resolution at which the body is found: enough for where to look, and fast
 _MARGIN_MM = 10.0  # around the body: its outline is information, the far air is not
 _RANK_WEIGHT = 0.5
+_TABLE = 4096  # steps of the map of intensities
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,37 +28,40 @@ class Level:
     """A volume at one resolution.
 
     Attributes:
-        array: ``[i, j, k]`` float32, 0..1, the same monotone map of the voxel values on every level.
-        near: ``[i, j, k]`` bool, the body and a margin of 10 mm around it.
+        data: ``[i, j, k]`` float32, 0..1, the same monotone map of the voxel values on every level.
+        near: ``[i, j, k]`` bool, where points are drawn: the body and a margin of 10 mm around it, within the mask.
         grid: where the voxels lie.
+        mask: ``[i, j, k]`` bool, which voxels count when this level is read; all if None.
     """
 
-    array: np.ndarray
+    data: torch.Tensor
     near: np.ndarray
     grid: Grid
+    mask: torch.Tensor | None = None
 
     @cached_property
     def to_index(self) -> np.ndarray:
         """``[4, 4]`` RAS mm to voxel index."""
         return np.linalg.inv(self.grid.affine)
 
-    def inside(self, index: np.ndarray) -> np.ndarray:
-        """``[N]`` bool: which of the voxel indices ``[3, N]`` lie in the field of view."""
-        upper = np.asarray(self.array.shape)[:, None] - 0.5
-        return np.all((index >= -0.5) & (index <= upper), axis=0)
-
-    def points(self, count: int, seed: int) -> np.ndarray:
-        """``[3, N]`` at most ``count`` places in and near the body, RAS mm, spread evenly and off the lattice.
+    def points(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places in and near the body, spread evenly and off the lattice, and the values there.
 
         Each voxel gives as many points as any other (or one more), each shifted at random within its voxel:
-        where the lattices of two images coincide, unshifted points flatter mutual information.
+        where the lattices of two images coincide, unshifted points flatter mutual information. They come in the
+        order of the voxels, so that points read one after the other lie side by side in memory.
+
+        Returns:
+            ``[3, N]`` RAS mm, and ``[N]`` 0..1.
         """
         random = np.random.default_rng(seed)
         voxels = np.flatnonzero(self.near)
         rounds = -(-count // len(voxels))
         chosen = np.concatenate([random.permutation(voxels) for _ in range(rounds)])[:count]
-        index = np.stack(np.unravel_index(chosen, self.near.shape), 1)
-        return self.grid.to_world(index + random.uniform(-0.5, 0.5, index.shape)).T
+        index = np.stack(np.unravel_index(np.sort(chosen), self.near.shape)).astype(float)
+        index += random.uniform(-0.5, 0.5, index.shape)
+        values = ndimage.map_coordinates(self.data.cpu().numpy(), index, order=1, mode="nearest")
+        return self.grid.to_world(index.T).T, values
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,60 +86,103 @@ class Pyramid:
         return float(abs(np.linalg.det(self.field.affine[:3, :3])) * np.prod(self.field.shape))
 
 
-def pyramid(volume: Volume, spacings: Sequence[float]) -> Pyramid:
-    """Bring a volume down to the given spacings.
+def pyramid(volume: Volume, spacings: Sequence[float], mask: np.ndarray | None = None, device: str = "cpu") -> Pyramid:
+    """Bring a volume down to about the given spacings, by means over whole voxels.
 
     Args:
         volume: any volume with a foreground.
         spacings: mm, coarsest first. An axis that is coarser already keeps its slices.
+        mask: ``[i, j, k]`` bool on the volume's own voxels: only these count.
+        device: where the levels are kept.
 
     Raises:
-        GeometryError: the volume has a single slice.
-        VoxelError: not finite, constant, or without a foreground.
+        GeometryError: the volume has a single slice, or the mask another shape.
+        VoxelError: not finite, constant, without a foreground, or the mask is empty.
     """
-    if min(volume.array.shape) < 2:
-        raise GeometryError(f"{volume.name}: a single slice ({volume.array.shape}) cannot be registered in 3D")
-    fine = _decimated(volume.checked(), min(spacings))
-    rough = _decimated(fine, max(_BODY_MM, min(spacings)))
-    body = foreground(rough)
-    near = ndimage.distance_transform_edt(~body, sampling=rough.spacing) <= _MARGIN_MM
-    level = fine.replace(array=_comparable(fine.array, rough.array[near], rough.array[body]), units="a.u.")
+    shape = volume.array.shape
+    if min(shape) < 2:
+        raise GeometryError(f"{volume.name}: a single slice ({shape}) cannot be registered in 3D")
+    if mask is not None and mask.shape != shape:
+        raise GeometryError(f"the mask of {volume.name} has shape {mask.shape}; {shape} is expected, one voxel each")
+    volume = volume.checked()
+    data = torch.from_numpy(np.ascontiguousarray(volume.array, np.float32)).to(device)
+    fine, grid = pooled(data, volume.grid, min(spacings))
+    within = None
+    if mask is not None:
+        if not mask.any():
+            raise VoxelError(f"the mask of {volume.name} is empty")
+        within = pooled(torch.from_numpy(mask.astype(np.float32)).to(device), volume.grid, min(spacings))[0]
+    rough, rough_grid = pooled(fine, grid, max(_BODY_MM, min(spacings)))
+    rough_volume = volume.replace(array=rough.cpu().numpy(), affine=rough_grid.affine)
+    body = foreground(rough_volume)
+    near = ndimage.distance_transform_edt(~body, sampling=rough_grid.spacing) <= _MARGIN_MM
+    if within is not None:
+        inside = pooled(within, grid, max(_BODY_MM, min(spacings)))[0].cpu().numpy() > 0.5
+        if (near & inside).any():
+            near, body = near & inside, (body & inside if (body & inside).any() else near & inside)
+        else:
+            raise VoxelError(f"the mask of {volume.name} holds nothing of the body")
+    level = _comparable(fine, rough_volume.array[near], rough_volume.array[body])
     levels = []
     for spacing in sorted(spacings):
-        level = _decimated(level, spacing)
-        around = resample(rough.replace(array=near), level.grid, order=0).array
-        levels.append(Level(np.ascontiguousarray(level.array, np.float32), around, level.grid))
+        if within is not None:
+            within = pooled(within, grid, spacing)[0]
+        level, grid = pooled(level, grid, spacing)
+        around = _nearest(near, rough_grid, grid)
+        mask_there = None if within is None else within > 0.5
+        if mask_there is not None:
+            around &= mask_there.cpu().numpy()
+        if not around.any():
+            raise VoxelError(f"{volume.name}: too little is left of the volume (or its mask) at {spacing:g} mm")
+        levels.append(Level(level, around, grid, mask_there))
     index = np.argwhere(body)
     ends = np.stack([index.min(0) - 0.5, index.max(0) + 0.5])
     box = np.stack(np.meshgrid(*ends.T, indexing="ij"), -1).reshape(8, 3)
-    return Pyramid(tuple(levels[::-1]), volume.grid, rough.grid.to_world(index.mean(0)), rough.grid.to_world(box))
+    return Pyramid(tuple(levels[::-1]), volume.grid, rough_grid.to_world(index.mean(0)), rough_grid.to_world(box))
 
 
-def _decimated(volume: Volume, spacing: float) -> Volume:
-    """The volume on its own axes in steps of at least ``spacing`` mm, the field of view kept."""
-    native = np.asarray(volume.spacing)
-    size = np.asarray(volume.array.shape)
-    shape = np.where(native < spacing / 1.25, np.floor(size * native / spacing), size).astype(int)
-    shape = np.maximum(shape, np.minimum(size, 2))
-    if (shape == size).all():
-        return volume
-    step = size / shape
-    affine = volume.affine @ np.diag([*step, 1.0])
-    affine[:3, 3] = volume.grid.to_world((step - 1) / 2)
-    i, j, k = (int(n) for n in shape)
-    return resample(volume, Grid((i, j, k), affine))
+def pooled(data: torch.Tensor, grid: Grid, spacing: float) -> tuple[torch.Tensor, Grid]:
+    """Means over blocks of whole voxels that come nearest to ``spacing`` mm; at least two blocks an axis.
+
+    What is left over at the far end (less than a block) is dropped.
+    """
+    steps = [
+        max(1, min(int(np.floor(spacing / native * 1.25)), size // 2))
+        for native, size in zip(grid.spacing, data.shape, strict=True)
+    ]
+    if steps == [1, 1, 1]:
+        return data, grid
+    out = avg_pool3d(data[None, None], steps)[0, 0]
+    affine = grid.affine @ np.diag([*map(float, steps), 1.0])
+    affine[:3, 3] = grid.to_world((np.array(steps) - 1) / 2)
+    i, j, k = out.shape
+    return out.contiguous(), Grid((i, j, k), affine)
 
 
-def _comparable(array: np.ndarray, near: np.ndarray, body: np.ndarray) -> np.ndarray:
+def _nearest(mask: np.ndarray, grid: Grid, target: Grid) -> np.ndarray:
+    """A mask on another grid with the same axes, by the nearest voxel."""
+    change = np.linalg.inv(grid.affine) @ target.affine
+    index = [
+        np.clip(np.rint(change[axis, axis] * np.arange(n) + change[axis, 3]), 0, size - 1).astype(int)
+        for axis, (n, size) in enumerate(zip(target.shape, grid.shape, strict=True))
+    ]
+    return mask[np.ix_(*index)]
+
+
+def _comparable(data: torch.Tensor, near: np.ndarray, body: np.ndarray) -> torch.Tensor:
     """Values to 0..1 by a monotone map: half by the robust range of ``near``, half by the rank within ``body``.
 
     The rank spreads tissues that a few bright voxels (bone, metal, a hot tumor) would squeeze into one bin.
     """
     low, high = np.percentile(near, [0.5, 99.5])
     if not high > low:
-        low, high = float(array.min()), float(array.max())
+        low, high = float(data.min()), float(data.max())
     knots = np.unique(np.percentile(np.clip(body, low, high), np.linspace(0, 100, 65)))
     knots = np.unique([low, *knots, high])
     ranks = np.searchsorted(np.sort(body, axis=None), knots, side="right") / body.size
     heights = (1 - _RANK_WEIGHT) * (knots - low) / (high - low) + _RANK_WEIGHT * ranks
-    return np.interp(array, knots, heights).astype(np.float32)
+    # through a table of equal steps: as exact as the knots are, and much faster than a search for each voxel
+    steps = np.linspace(low, high, _TABLE)
+    table = torch.from_numpy(np.interp(steps, knots, heights).astype(np.float32)).to(data.device)
+    at = ((data - low) * ((_TABLE - 1) / (high - low))).clamp_(0, _TABLE - 1)
+    return table[at.round_().to(torch.int32)]

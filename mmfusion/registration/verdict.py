@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from mmfusion.registration.search import Found, Search
+from typing import NamedTuple
 
 _LOW_SIMILARITY = 0.02  # normalized mutual information of images that say nothing about each other
 FAILED_OVERLAP = 0.1
@@ -50,6 +47,7 @@ class Evidence:
         mean_mm, motion_mm: how far it moves the corners of the body's box: mean, farthest.
         gain: relative gain of similarity over the header position; None if that position does not count.
         rival: similarity of the second best, distinct position as a share of this one's; 0 if there is none.
+        scales: how much it stretches along its main axes.
     """
 
     back_mm: float
@@ -59,20 +57,7 @@ class Evidence:
     motion_mm: float
     gain: float | None = None
     rival: float = 0.0
-
-    @classmethod
-    def of(
-        cls,
-        search: Search,
-        found: Found,
-        mean_mm: float,
-        motion_mm: float,
-        gain: float | None,
-        rival: float = 0.0,
-    ) -> Evidence:
-        """Gather it (two short searches)."""
-        back, halves = search.there_and_back(found), search.halves(found)
-        return cls(back, halves, found.transform.rotation_deg, mean_mm, motion_mm, gain, rival)
+    scales: tuple[float, ...] = (1.0,)
 
     @property
     def precise(self) -> bool:
