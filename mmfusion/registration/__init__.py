@@ -2,5 +2,18 @@
 
 from mmfusion.registration.linear import INITS, KINDS, Registration, register, register_many
 from mmfusion.registration.similarity import mutual_information
+from mmfusion.registration.template import TEMPLATES, Template, brain_mask, register_to_template, template
 
-__all__ = ["register", "register_many", "Registration", "KINDS", "INITS", "mutual_information"]
+__all__ = [
+    "register",
+    "register_many",
+    "Registration",
+    "KINDS",
+    "INITS",
+    "mutual_information",
+    "register_to_template",
+    "brain_mask",
+    "template",
+    "Template",
+    "TEMPLATES",
+]

@@ -233,7 +233,10 @@ class _Pair:
         with _threads(threads):
             self.fixed = pyramid(fixed, SPACINGS, fixed_mask, device)
             self.moving = pyramid(moving, SPACINGS, moving_mask, device)
-        self.swapped = self.moving.volume_mm3 < self.fixed.volume_mm3  # points come from the smaller field of view
+        # points come from the smaller field of view; of two of which one is masked, from that one
+        masked = [mask is not None for mask in self.masks]
+        smaller = self.moving.volume_mm3 < self.fixed.volume_mm3
+        self.swapped = smaller if masked[0] == masked[1] else masked[1]
 
     @property
     def linear(self) -> str:
