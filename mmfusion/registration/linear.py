@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -233,10 +234,22 @@ class _Pair:
         with _threads(threads):
             self.fixed = pyramid(fixed, SPACINGS, fixed_mask, device)
             self.moving = pyramid(moving, SPACINGS, moving_mask, device)
-        # points come from the smaller field of view; of two of which one is masked, from that one
+        self.near_bone, self.swapped = self._source()
+
+    def _source(self) -> tuple[bool, bool]:
+        """Whether points are drawn near bone, and whether they come from the moving volume.
+
+        Of two volumes of which one is masked, they come from that one. Of CT and MR, from the CT and near bone: bone
+        is seen in both. Else from the smaller field of view.
+        """
         masked = [mask is not None for mask in self.masks]
-        smaller = self.moving.volume_mm3 < self.fixed.volume_mm3
-        self.swapped = smaller if masked[0] == masked[1] else masked[1]
+        if masked[0] != masked[1]:
+            return False, masked[1]
+        seen = [p.levels[-1].bone is not None for p in (self.fixed, self.moving)]
+        blind = "SUVbw" in (self.fixed_volume.units, self.moving_volume.units)
+        if seen[0] != seen[1] and not blind:
+            return True, seen[1]
+        return all(seen) and not blind, self.moving.volume_mm3 < self.fixed.volume_mm3
 
     @property
     def linear(self) -> str:
@@ -265,8 +278,9 @@ def _aligned(pairs: Sequence[_Pair]) -> list[_Result]:
     out: list[_Result | None] = [None] * len(pairs)
     with _threads(1):
         for way in (_only_measured, _near_the_start, _anywhere):
-            for kind in KINDS:
-                which = [n for n, pair in enumerate(pairs) if pair.kind == kind and _way(pair) is way]
+            for kind, near_bone in product(KINDS, (False, True)):
+                traits = (way, kind, near_bone)
+                which = [n for n, pair in enumerate(pairs) if (_way(pair), pair.kind, pair.near_bone) == traits]
                 if which:
                     group = _Group([pairs[n] for n in which])
                     for n, result in zip(which, way(group), strict=True):
@@ -288,7 +302,7 @@ class _Group:
         self.first = "translation" if self.kind == "translation" else "rigid"
         sources = [pair.moving if pair.swapped else pair.fixed for pair in pairs]
         targets = [pair.fixed if pair.swapped else pair.moving for pair in pairs]
-        self.search = Search(sources, targets)
+        self.search = Search(sources, targets, pairs[0].near_bone)
         self.measure = self.search.objective(-1, seed=_SEED)
         self.start = Found.identity(len(pairs))
         self.before = self.similarity(self.start)

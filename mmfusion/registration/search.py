@@ -100,10 +100,16 @@ class Search:
 
     The source should be the one with the smaller field of view: the other can cover it wholly, so the share of
     points inside says what the overlap is.
+
+    Attributes:
+        sources, targets: the pyramids of each pair.
+        near_bone: draw most points near bone, see :meth:`Level.points`.
+        seed: of the points.
     """
 
     sources: Sequence[Pyramid]
     targets: Sequence[Pyramid]
+    near_bone: bool = False
     seed: int = 0
 
     @property
@@ -116,7 +122,7 @@ class Search:
     def objective(self, level: int, count: int | None = None, seed: int | None = None) -> Objective:
         """The objective on a level (0 coarsest), at ``count`` points a pair."""
         seed = self.seed if seed is None else seed
-        drawn = [source.levels[level].points(count or COUNTS[level], seed) for source in self.sources]
+        drawn = [s.levels[level].points(count or COUNTS[level], seed, near_bone=self.near_bone) for s in self.sources]
         points, values = (np.stack(column) for column in zip(*drawn, strict=True))
         return Objective(Similarity(points, values, [t.levels[level] for t in self.targets]), self.expected)
 
@@ -208,7 +214,11 @@ class Search:
 
     def there_and_back(self, found: Found, kind: str = "rigid") -> np.ndarray:
         """Inverse consistency: how far the other direction, started at ``found``, ends from it, ``[P]`` mean mm."""
-        back = Search(self.targets, self.sources, self.seed).polish(found.inverse(), 1, kind=kind).inverse()
+        back = (
+            Search(self.targets, self.sources, self.near_bone, self.seed)
+            .polish(found.inverse(), 1, kind=kind)
+            .inverse()
+        )
         return np.array(
             [self.apart(p, a, b) for p, a, b in zip(found.pairs, found.matrices, back.matrices, strict=True)]
         )
@@ -225,7 +235,7 @@ class Search:
         """
         points, values, targets = [], [], []
         for source, target in zip(self.sources, self.targets, strict=True):
-            where, what = source.levels[1].points(count, self.seed)
+            where, what = source.levels[1].points(count, self.seed, near_bone=self.near_bone)
             for along in where:
                 order = np.argsort(along, kind="stable")
                 for half in (order[: count // 2], order[count // 2 :]):

@@ -151,10 +151,10 @@ class Similarity:
         position = read.clamp(0, 1) * (BINS - 1 - 2 * _PAD) + _PAD
         first = position.floor()
         windows, window_slopes = _cubic_window(position - first, gradient)
-        cells = first.long() + bins + (torch.arange(rows, device=device)[:, None] * (BINS * BINS) - 1)
+        cells = (first.long() + bins + (torch.arange(rows, device=device)[:, None] * (BINS * BINS) - 1)).reshape(-1)
         histogram = torch.zeros(rows * BINS * BINS, device=device)
-        for k in range(4):
-            histogram.scatter_add_(0, (cells + k).reshape(-1), (windows[k] * counted).reshape(-1))
+        for k in range(4):  # a view that begins k cells later, instead of other cells: one large array less
+            histogram[k:].scatter_add_(0, cells, (windows[k] * counted).reshape(-1))
         total = counted.sum(1).double()
         share = total.cpu().numpy() / self._total[pairs]
         total = total.clamp(min=1)
@@ -170,7 +170,10 @@ class Similarity:
         # the derivative of the value with each cell of the histogram; constants drop out, the cells sum to one
         table = 2 * _log(joint) / each[:, None, None] - (2 * both / each**2)[:, None, None] * _log(other)[:, None]
         table = (table * (known / total)[:, None, None]).float().reshape(-1)
-        by_value = sum(table[cells + k] * window_slopes[k] for k in range(4)) * counted * (BINS - 1 - 2 * _PAD)
+        by_value = torch.zeros_like(read)
+        for k in range(4):
+            by_value.addcmul_(table[k:].index_select(0, cells).reshape(read.shape), window_slopes[k])
+        by_value *= counted * (BINS - 1 - 2 * _PAD)
         by_index = (slopes * by_value[:, None]) @ local.transpose(1, 2)
         slope = to_index[:, :3, :3].transpose(0, 2, 1) @ by_index.double().cpu().numpy()
         slope[:, :, :3] += slope[:, :, 3:] * center[:, None]  # so far it belonged to points about their own center
@@ -194,9 +197,17 @@ def _trilinear(
     low = torch.minimum(index.floor(), shape - 2)
     x, y, z = (index - low).unbind(1)
     base = (low.long() * strides[:, :, None]).sum(1) + offsets[:, None]
-    i, j = strides[:, 0, None], strides[:, 1, None]
-    steps = [a * i + b * j + c for a in (0, 1) for b in (0, 1) for c in (0, 1)]
-    corner = [flat.index_select(0, (base + step).reshape(-1)).reshape(base.shape) for step in steps]
+    corners = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+    if bool((strides == strides[0]).all()):  # images of one shape: the corner lies equally far in all
+        i, j, _ = strides[0].tolist()
+        corner = [
+            flat[a * i + b * j + c :].index_select(0, base.reshape(-1)).reshape(base.shape) for a, b, c in corners
+        ]
+    else:
+        i, j = strides[:, 0, None], strides[:, 1, None]
+        corner = [
+            flat.index_select(0, (base + (a * i + b * j + c)).reshape(-1)).reshape(base.shape) for a, b, c in corners
+        ]
     along_z = [corner[n + 1] - corner[n] for n in (0, 2, 4, 6)]
     edge = [corner[2 * n] + z * along_z[n] for n in range(4)]
     along_y = edge[1] - edge[0], edge[3] - edge[2]
