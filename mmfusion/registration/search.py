@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,31 +25,49 @@ _CANDIDATES = 6  # starts that are refined at the coarsest level
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """What the search maximizes: similarity times ``min(1, overlap / 0.9)``, for P pairs.
+    """What the search maximizes: similarity times ``min(1, overlap / 0.9)``, for P pairs, at fixed_to_moving.
 
     Plain mutual information grows when the overlap shrinks, and so drives cropped volumes apart.
 
     Attributes:
         similarity: between the points of P images and P other images.
         expected: ``[P]`` share of the points that can fall inside at best, 0..1.
+        flipped: ``[P]`` bool: the points are those of the moving volume, and are read in the fixed one.
     """
 
     similarity: Similarity
     expected: np.ndarray
+    flipped: np.ndarray
 
     def __call__(self, matrices: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``[R]`` values and ``[R, 3, 4]`` slopes at positions ``[R, 4, 4]`` of pairs ``[R]``."""
-        found = self.similarity(matrices, pairs)
+        flipped = self.flipped[pairs]
+        directed = self._directed(matrices, flipped)
+        found = self.similarity(directed, pairs)
         weight = self._weight(found.inside, pairs)
-        return found.value * weight, found.gradient * weight[:, None, None]
+        slope = found.gradient
+        if flipped.any():  # the derivative of f(X^-1) with X is -X^-T f' X^-T
+            back = directed[flipped].transpose(0, 2, 1)
+            whole = np.concatenate([slope[flipped], np.zeros((int(flipped.sum()), 1, 4))], 1)
+            slope[flipped] = -(back @ whole @ back)[:, :3]
+        return found.value * weight, slope * weight[:, None, None]
 
     def values(self, matrices: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         """``[R]`` values alone."""
-        found = self.similarity(matrices, pairs, gradient=False)
+        found = self.similarity(self._directed(matrices, self.flipped[pairs]), pairs, gradient=False)
         return found.value * self._weight(found.inside, pairs)
+
+    def plain(self, matrices: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        """``[R]`` similarities, whatever the overlap."""
+        return self.similarity(self._directed(matrices, self.flipped[pairs]), pairs, gradient=False).value
 
     def _weight(self, inside: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         return np.minimum(1.0, inside / (_FULL * self.expected[pairs]))
+
+    @staticmethod
+    def _directed(matrices: np.ndarray, flipped: np.ndarray) -> np.ndarray:
+        """Points' world to target's world."""
+        return np.where(flipped[:, None, None], np.linalg.inv(matrices), matrices) if flipped.any() else matrices
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +76,7 @@ class Found:
 
     Attributes:
         pairs: ``[R]`` which pair each belongs to.
-        matrices: ``[R, 4, 4]`` points' world to target's world, RAS mm.
+        matrices: ``[R, 4, 4]`` fixed_to_moving, RAS mm.
         values: ``[R]`` of the objective.
         starts: ``[R]`` the names of the starts they come from.
     """
@@ -89,42 +108,48 @@ class Found:
         matrices = np.tile(np.eye(4), (pairs, 1, 1))
         return cls(np.arange(pairs), matrices, np.zeros(pairs), np.full(pairs, "identity"))
 
-    def inverse(self) -> Found:
-        """The other way round."""
-        return Found(self.pairs, np.linalg.inv(self.matrices), self.values, self.starts)
-
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """The alignment of P pairs of pyramids, from points of ``sources`` that are read in ``targets``.
-
-    The source should be the one with the smaller field of view: the other can cover it wholly, so the share of
-    points inside says what the overlap is.
+    """The alignment of P pairs of pyramids, from points of one volume of each pair that are read in the other.
 
     Attributes:
-        sources, targets: the pyramids of each pair.
+        fixed, moving: the pyramids of each pair.
+        flipped: ``[P]`` bool: the points come from the moving volume. They should come from the smaller field of
+            view: the other can cover it wholly, so the share of points inside says what the overlap is.
         near_bone: draw most points near bone, see :meth:`Level.points`.
         seed: of the points.
     """
 
-    sources: Sequence[Pyramid]
-    targets: Sequence[Pyramid]
+    fixed: Sequence[Pyramid]
+    moving: Sequence[Pyramid]
+    flipped: np.ndarray
     near_bone: bool = False
     seed: int = 0
 
-    @property
+    @cached_property
+    def sources(self) -> list[Pyramid]:
+        """Where the points come from."""
+        return [m if back else f for f, m, back in zip(self.fixed, self.moving, self.flipped, strict=True)]
+
+    @cached_property
+    def targets(self) -> list[Pyramid]:
+        """Where they are read."""
+        return [f if back else m for f, m, back in zip(self.fixed, self.moving, self.flipped, strict=True)]
+
+    @cached_property
     def expected(self) -> np.ndarray:
         """``[P]`` share of the source's points that the target can hold at best."""
-        return np.array(
-            [min(1.0, t.volume_mm3 / s.volume_mm3) for s, t in zip(self.sources, self.targets, strict=True)]
-        )
+        sizes = [(s.volume_mm3, t.volume_mm3) for s, t in zip(self.sources, self.targets, strict=True)]
+        return np.array([min(1.0, target / source) for source, target in sizes])
 
-    def objective(self, level: int, count: int | None = None, seed: int | None = None) -> Objective:
+    def objective(self, level: int, count: int | None = None) -> Objective:
         """The objective on a level (0 coarsest), at ``count`` points a pair."""
-        seed = self.seed if seed is None else seed
-        drawn = [s.levels[level].points(count or COUNTS[level], seed, near_bone=self.near_bone) for s in self.sources]
+        count = count or COUNTS[level]
+        drawn = [s.levels[level].points(count, self.seed, near_bone=self.near_bone) for s in self.sources]
         points, values = (np.stack(column) for column in zip(*drawn, strict=True))
-        return Objective(Similarity(points, values, [t.levels[level] for t in self.targets]), self.expected)
+        similarity = Similarity(points, values, [t.levels[level] for t in self.targets])
+        return Objective(similarity, self.expected, self.flipped)
 
     def starts(self, header: Sequence[bool]) -> Found:
         """Where to start: header position, fields of view centered, bodies centered; 21 turns of each.
@@ -133,15 +158,12 @@ class Search:
             header: for each pair, whether its header position is one of the starts.
         """
         rows: list[tuple[int, np.ndarray, str]] = []
-        for pair, (source, target) in enumerate(zip(self.sources, self.targets, strict=True)):
-            shifts = {
-                "centers": target.field.center - source.field.center,
-                "mass": target.mass - source.mass,
-            }
+        for pair, (fixed, moving) in enumerate(zip(self.fixed, self.moving, strict=True)):
+            shifts = {"centers": moving.field.center - fixed.field.center, "mass": moving.mass - fixed.mass}
             if header[pair]:
                 shifts["identity"] = np.zeros(3)
             for name, shift in shifts.items():
-                rows += [(pair, Transform.rigid(turn, tuple(shift), source.mass).matrix, name) for turn in _TURNS]
+                rows += [(pair, Transform.rigid(turn, tuple(shift), fixed.mass).matrix, name) for turn in _TURNS]
         pairs, matrices, names = zip(*rows, strict=True)
         return Found(np.array(pairs), np.stack(matrices), np.zeros(len(rows)), np.array(names))
 
@@ -150,7 +172,7 @@ class Search:
         quick = self.objective(0)
         scored = Found(starts.pairs, starts.matrices, quick.values(starts.matrices, starts.pairs), starts.starts)
         chosen = []
-        for pair in range(len(self.sources)):
+        for pair in range(len(self.fixed)):
             ranked = scored.of(pair)
             keep = list(range(min(_CANDIDATES, len(ranked))))
             for name in np.unique(ranked.starts):  # each position gets its chance: scores before refinement are rough
@@ -205,23 +227,17 @@ class Search:
         matrices, values = climb(
             lambda matrices, rows: objective(matrices, found.pairs[rows]),
             found.matrices,
-            objective.similarity.center[found.pairs],
+            self._middles[found.pairs],
             basis,
             iterations=iterations,
             reach=limit,
         )
         return Found(found.pairs, matrices, values, found.starts)
 
-    def there_and_back(self, found: Found, kind: str = "rigid") -> np.ndarray:
-        """Inverse consistency: how far the other direction, started at ``found``, ends from it, ``[P]`` mean mm."""
-        back = (
-            Search(self.targets, self.sources, self.near_bone, self.seed)
-            .polish(found.inverse(), 1, kind=kind)
-            .inverse()
-        )
-        return np.array(
-            [self.apart(p, a, b) for p, a, b in zip(found.pairs, found.matrices, back.matrices, strict=True)]
-        )
+    def again(self, found: Found, *levels: int, kind: str = "rigid", **changes: Any) -> np.ndarray:
+        """How far a search of other traits, started at one position of each pair, ends from it, ``[P]`` mean mm."""
+        other = replace(self, **changes).polish(found, *levels, kind=kind)
+        return np.array([self.apart(n, found.matrices[n], other.matrices[n]) for n in range(len(self.fixed))])
 
     def halves(self, found: Found, count: int = 8_000) -> np.ndarray:
         """How far halves of the body move on when each is refined alone: the largest mean over a half, ``[P]`` mm.
@@ -244,15 +260,25 @@ class Search:
                     values.append(what[some])
                     targets.append(target.levels[1])
         parts = Similarity(np.stack(points), np.stack(values), targets)
+        objective = Objective(parts, np.repeat(self.expected, 6), np.repeat(self.flipped, 6))
         start = np.repeat(found.matrices, 6, axis=0)
-        rows = Found(np.arange(len(start)), start, np.zeros(len(start)), np.repeat(found.starts, 6))
-        moved = self.refine(Objective(parts, np.repeat(self.expected, 6)), rows, iterations=20).matrices
-        away = np.einsum("rij,rjn->rin", (moved - start)[:, :3, :3], parts.points) + (moved - start)[:, :3, 3:]
+        moved, _ = climb(objective, start, np.repeat(self._middles, 6, axis=0), generators("rigid"), iterations=15)
+        # each half's points, in the fixed world
+        flipped = objective.flipped[:, None, None]
+        back = np.where(flipped, np.linalg.inv(start), np.eye(4))
+        there = np.einsum("rij,rjn->rin", back[:, :3, :3], parts.points) + back[:, :3, 3:]
+        change = moved - start
+        away = np.einsum("rij,rjn->rin", change[:, :3, :3], there) + change[:, :3, 3:]
         return np.linalg.norm(away, axis=1).mean(1).reshape(-1, 6).max(1)
 
+    @cached_property
+    def _middles(self) -> np.ndarray:
+        """``[P, 3]`` what each pair is turned about: the middle of the fixed body."""
+        return np.stack([fixed.mass for fixed in self.fixed])
+
     def apart(self, pair: int, one: np.ndarray, other: np.ndarray) -> float:
-        """Mean distance between where two matrices take the source's body (corners of its box), mm."""
-        box = self.sources[pair].box
+        """Mean distance between where two matrices take the fixed body (corners of its box), mm."""
+        box = self.fixed[pair].box
         return float(np.linalg.norm(box @ (one - other)[:3, :3].T + (one - other)[:3, 3], axis=1).mean())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmfusion.errors import OptionError
 from mmfusion.options import unknown
-from mmfusion.registration.linear import Registration, register
+from mmfusion.registration.register import Registration, register
 from mmfusion.volume import Grid, Transform, Volume, resample
 
 TEMPLATES: tuple[str, ...] = ("mni152",)

@@ -29,7 +29,7 @@ class Check(NamedTuple):
         return 1 / (1 + (max(self.value, 0.0) / self.limit) ** 2)
 
 
-def judge(checks: list[Check]) -> tuple[str, float, tuple[str, ...]]:
+def judge(checks: list[Check], evidence: Evidence | None = None) -> tuple[str, float, tuple[str, ...]]:
     """The verdict (``ok`` or ``doubtful``), the weakest check's score, the sentences of those beyond their limit."""
     score = min((check.score for check in checks), default=1.0)
     reasons = tuple(check.sentence for check in checks if check.score <= 0.5)
@@ -42,7 +42,9 @@ class Evidence:
 
     Attributes:
         back_mm: inverse consistency: how far the registration the other way round ends from it.
+        sample_mm: how far the result moves on with other sample points.
         halves_mm: how far halves of the body move on when each is registered alone.
+        skin_mm: how far the position that the whole body prefers lies from the one that bone prefers (CT and MR).
         rotation_deg: the angle of its rotation.
         mean_mm, motion_mm: how far it moves the corners of the body's box: mean, farthest.
         gain: relative gain of similarity over the header position; None if that position does not count.
@@ -51,7 +53,9 @@ class Evidence:
     """
 
     back_mm: float
+    sample_mm: float
     halves_mm: float
+    skin_mm: float
     rotation_deg: float
     mean_mm: float
     motion_mm: float
