@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfusion import __version__
-from mmfusion.errors import MmfusionError
+from mmfusion.errors import MmfusionError, OptionError
 from mmfusion.options import GROUPS, OPTIONS, Option, unknown
 from mmfusion.progress import progress_line
 
@@ -39,7 +39,7 @@ POSITIONALS = {
     "index": [("root", "folder to walk")],
     "check": [("manifest", "CSV or TSV with a column subject and one a modality")],
     "prepare": [("manifest", "CSV or TSV with a column subject and one a modality")],
-    "register": [("fixed", "volume that stays"), ("moving", "volume that is brought to it")],
+    "register": [("fixed", "volume that stays, or mni152: the template"), ("moving", "volume that is brought to it")],
     "report": [("run", "run or cohort folder")],
     "demo": [],
 }
@@ -150,11 +150,12 @@ def _check(manifest: str, modalities: list[str] | None, **reading: Any) -> int:
     return int(any(problem.level == "error" for problem in problems))
 
 
-def _prepare(manifest: str, out: str, workers: int | None, **options: Any) -> int:
+def _prepare(manifest: str, out: str, workers: int | None, device: str | None, **options: Any) -> int:
     from mmfusion.prepare import prepare_cohort
 
     given = {name: value for name, value in options.items() if value is not None}
-    cohort = prepare_cohort(manifest, out, workers=workers or 0, progress=progress_line("cases"), **given)
+    how: dict[str, Any] = {"workers": workers or 0, "device": device or "cpu", "progress": progress_line("cases")}
+    cohort = prepare_cohort(manifest, out, **how, **given)
     for row in cohort.rows:
         if row["status"] == "failed":
             print(f"subject {row['subject']}: {row['reasons']}", file=sys.stderr)
@@ -164,16 +165,23 @@ def _prepare(manifest: str, out: str, workers: int | None, **options: Any) -> in
 
 
 def _register(
-    fixed: str, moving: str, out: str, transform_out: str | None, json: bool | None, kind: str | None,
-    init: str | None, fixed_modality: str | None, moving_modality: str | None, **reading: Any,
+    fixed: str, moving: str, out: str, transform_out: str | None, json: bool | None, device: str | None,
+    fixed_modality: str | None, moving_modality: str | None, frame: str | None, assume_orientation: str | None,
+    **how: str | None,
 ) -> int:  # fmt: skip
     from mmfusion.io import load_volume, save_transform, save_volume
-    from mmfusion.registration import register
-    from mmfusion.volume import resample
+    from mmfusion.registration import TEMPLATES, template
+    from mmfusion.volume import check_device, resample
 
-    still = load_volume(fixed, modality=fixed_modality or "", **reading)
+    check_device(device or "cpu")
+    reading: dict[str, Any] = {"frame": frame, "assume_orientation": assume_orientation}
+    to_template = fixed in TEMPLATES and not Path(fixed).exists()
+    if to_template:
+        still = template(fixed).volume
+    else:
+        still = load_volume(fixed, modality=fixed_modality or "", **reading)
     other = load_volume(moving, modality=moving_modality or "", **reading)
-    found = register(still, other, kind or "rigid", init=init or "auto")
+    found = _found(still, other, fixed if to_template else "", device or "cpu", assume_orientation, **how)
     save_volume(resample(other, still.grid, found.fixed_to_moving), out)
     if transform_out:
         save_transform(found.fixed_to_moving, transform_out)
@@ -181,15 +189,77 @@ def _register(
     return int(found.verdict == "failed")
 
 
+def _found(
+    still: Any, other: Any, head: str, device: str, assume_orientation: str | None,
+    kind: str | None, init: str | None, transform_in: str | None, fixed_mask: str | None, moving_mask: str | None,
+) -> Any:  # fmt: skip
+    """The registration of one pair, as the options say; ``head`` names the template, if that is the fixed volume."""
+    from mmfusion.io import load_mask, load_transform
+    from mmfusion.registration import register, register_to_template
+
+    start = load_transform(transform_in) if transform_in else None
+    if start is not None and init:
+        raise OptionError("--transform-in and --init both say where to start; give one of them")
+    if head and kind != "none":
+        names = {"init": init, "transform_in": transform_in, "fixed_mask": fixed_mask, "moving_mask": moving_mask}
+        given = [OPTIONS[name].flag for name, value in names.items() if value]
+        if given:
+            raise OptionError(
+                f"{head} has a start and a mask of its own; leave out {' '.join(given)}, or use --kind none"
+            )
+        return register_to_template(other, head, kind=kind or "affine", device=device, threads=_threads())
+    masks = {
+        f"{side}_mask": load_mask(path, volume.grid, assume_orientation=assume_orientation).array > 0
+        for side, path, volume in (("fixed", fixed_mask, still), ("moving", moving_mask, other))
+        if path
+    }
+    if start is not None and not start.is_linear:
+        if kind != "none":
+            raise OptionError(
+                f"{transform_in} has a displacement field; a search starts from a linear transform. "
+                "Use --kind none to apply it as it is"
+            )
+        return _applied(still, other, start, **masks)
+    how: dict[str, Any] = {**masks, "init": init or "auto" if start is None else start, "device": device}
+    return register(still, other, kind or "rigid", **how, threads=_threads())
+
+
+def _applied(still: Any, other: Any, transform: Any, fixed_mask: Any = None, moving_mask: Any = None) -> Any:
+    """A transform with a field as a registration: measured, not searched."""
+    from dataclasses import replace
+
+    from mmfusion.registration import register
+    from mmfusion.volume import coverage, overlap, resample
+
+    seen = coverage(other.grid, still.grid, transform)
+    if moving_mask is not None:
+        seen &= resample(other.replace(array=moving_mask), still.grid, transform, order=0, fill=0).array
+    moved = resample(other, still.grid, transform)
+    found = register(still, moved, "none", fixed_mask=fixed_mask, moving_mask=seen, threads=_threads())
+    shared = overlap(still.grid, other.grid, transform)
+    return replace(found, fixed_to_moving=transform, overlap=shared, folding=transform.folding)
+
+
+def _threads() -> int:
+    return min(os.cpu_count() or 1, 8)  # a single pair gains nothing from more
+
+
 def _registration_text(found: Any, out: str, transform_out: str | None, as_json: bool) -> str:
-    matrix = found.fixed_to_moving.matrix
+    matrix, field = found.fixed_to_moving.matrix, found.fixed_to_moving.displacement
     if as_json:
-        facts = {"fixed_to_moving": matrix.tolist(), **found.as_dict(), "out": out, "transform_out": transform_out}
-        return json.dumps(facts)
+        files = {"out": out, "transform_out": transform_out}
+        return json.dumps({**found.as_dict(), "linear": found.fixed_to_moving.is_linear, **files})
     rows = "\n".join("  " + " ".join(f"{value:10.4f}" for value in row) for row in matrix)
     reasons = "".join(f"\n  {reason}" for reason in found.reasons)
+    bend = ""
+    if field is not None:
+        shape = " x ".join(map(str, field.grid.shape))
+        bend = (
+            f"after a displacement field of {shape} voxels, up to {(field.array**2).sum(-1).max() ** 0.5:.1f} mm; "
+            f"{found.folding:.2%} of it folds" + ("" if transform_out else "; --transform-out FILE.h5 keeps it") + "\n"
+        )
     return (
-        f"fixed_to_moving (RAS, mm):\n{rows}\n"
+        f"fixed_to_moving (RAS, mm):\n{rows}\n{bend}"
         f"translation {found.translation_mm:.2f} mm, rotation {found.rotation_deg:.2f} degrees\n"
         f"similarity {found.similarity_before:.4f} before, {found.similarity_after:.4f} after; "
         f"overlap {found.overlap:.0%}\n"

@@ -90,6 +90,8 @@ class Option:
 
 _KIND_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
 
+_KINDS = ("translation", "rigid", "similarity", "affine", "deformable", "none")  # registration.KINDS, without torch
+
 _TABLE = (
     # the study
     Option("modalities", str, None, "modalities in the order of the channels (default: the manifest's)", count=0),
@@ -98,8 +100,10 @@ _TABLE = (
     Option("label", str, None, "column of the label table"),
     # preparing
     Option("reference", str, ["ct", "mr", "pet"], "the others are registered to the first of these", count=0),
-    Option("register", str, "rigid", "registration to the reference", choices=("rigid", "none")),
+    Option("register", str, "rigid", "registration to the reference", choices=_KINDS),
     Option("init", str, "auto", "start of the registration", choices=("auto", "identity", "centers")),
+    Option("to", str, None, "template space to bring every case to", choices=("mni152",)),
+    Option("brain_mask", bool, False, "set everything outside the brain of the template to air or zero"),
     Option("spacing", float, [2.0, 2.0, 2.0], "voxel size of the grid", unit="mm", count=3, low=0.1, high=50),
     Option(
         "size",
@@ -123,7 +127,8 @@ _TABLE = (
     ),
     Option("frame", str, None, "frame of a 4D file: first, last, mean or its number from 0"),
     Option("assume_orientation", str, None, "axis directions of NIfTI files without any, as LAS"),
-    Option("workers", int, 0, "processes; 0 means one a core", low=0, high=256),
+    Option("workers", int, 0, "processes; 0 means one a core (4 with another device)", low=0, high=256),
+    Option("device", str, "cpu", "where registration runs: cpu, or a torch device such as cuda"),
     # the network
     Option(
         "strategy",
@@ -184,11 +189,14 @@ _TABLE = (
     Option("part", str, "test", "which part of the split is evaluated", choices=("train", "validation", "test")),
     Option("resamples", int, 2000, "bootstrap resamples for the intervals", low=100),
     # register, demo
-    Option("kind", str, "rigid", "kind of registration", choices=("rigid", "none")),
+    Option("kind", str, "rigid", "kind of registration (affine, if FIXED is a template)", choices=_KINDS),
+    Option("transform_in", str, None, "ITK transform file to start from (trusted), or with --kind none to apply"),
+    Option("fixed_mask", str, None, "mask file: only these voxels of FIXED are compared"),
+    Option("moving_mask", str, None, "mask file: only these voxels of MOVING are compared"),
     Option("fixed_modality", str, None, "what FIXED holds, if it is no DICOM", choices=("ct", "pet", "mr")),
     Option("moving_modality", str, None, "what MOVING holds, if it is no DICOM", choices=("ct", "pet", "mr")),
     Option("out", str, None, "file or folder to write"),
-    Option("transform_out", str, None, "ITK transform file (.tfm) to write, fixed to moving"),
+    Option("transform_out", str, None, "ITK transform file (.tfm, .h5) to write, fixed to moving"),
     Option("json", bool, False, "print one JSON object instead of text"),
     Option("subjects", int, 40, "simulated subjects that go the whole way as raw scans", low=8),
 )
@@ -198,7 +206,7 @@ OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
 GROUPS: dict[str, tuple[str, ...]] = {
     "index": ("out", "labels", "label"),
     "check": ("modalities", "frame", "assume_orientation"),
-    "geometry": ("reference", "register", "init", "spacing", "size", "center"),
+    "geometry": ("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center"),
     "intensity": ("ct_window", "suv_max", "mr_normalize", "frame", "assume_orientation"),
     "network": ("strategy", "encoder", "fusion", "width", "norm", "dropout"),
     "training": (
@@ -215,14 +223,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "machine": ("threads", "loaders", "amp", "tensorboard"),
     "register": (
-        *("kind", "init", "out", "transform_out", "json"),
+        *("kind", "init", "transform_in", "fixed_mask", "moving_mask", "device", "out", "transform_out", "json"),
         *("fixed_modality", "moving_modality", "frame", "assume_orientation"),
     ),
     "demo": ("out", "subjects", "seed"),
     "report": (),
 }
 GROUPS["case"] = ("modalities", *GROUPS["geometry"], *GROUPS["intensity"])  # what decides a prepared case
-GROUPS["prepare"] = ("out", *GROUPS["case"], "workers")
+GROUPS["prepare"] = ("out", *GROUPS["case"], "workers", "device")
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> str:

@@ -8,17 +8,21 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from registration_heads import error_mm
+from registration_heads import scan as scan_head
 from scipy.ndimage import gaussian_filter
 from tiny_cohort import write_scans
 
 from mmfusion import __version__, cli
 from mmfusion.cli import main
 from mmfusion.cohort import read_manifest
-from mmfusion.io import load_transform, load_volume, save_volume
+from mmfusion.errors import MmfusionError
+from mmfusion.io import load_transform, load_volume, save_transform, save_volume
 from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.prepare import open_cohort
 from mmfusion.progress import progress_line
-from mmfusion.volume import Volume
+from mmfusion.registration import template
+from mmfusion.volume import Displacement, Grid, Transform, Volume, resample
 
 SHIFT = np.array([9.0, -6.0, 4.0])  # mm, from a point of the fixed scan to the same tissue in the moving one
 
@@ -102,9 +106,9 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_checking_and_preparing_need_neither_torch_nor_monai():
+def test_checking_and_opening_a_cohort_need_neither_torch_nor_monai():
     code = (
-        "import sys, mmfusion.cohort, mmfusion.prepare, mmfusion.registration; "
+        "import sys, mmfusion.cohort, mmfusion.prepare; "
         "print([n for n in ('torch', 'monai', 'matplotlib.pyplot') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -263,3 +267,108 @@ def test_register_names_the_file_that_is_missing(pair, tmp_path, capsys):
     assert main(["register", pair[0], "gone.nii.gz", "--out", str(tmp_path / "o.nii.gz")]) == 1
     assert capsys.readouterr().err.startswith("error: gone.nii.gz")
     assert not (tmp_path / "o.nii.gz").exists()
+
+
+def bend_file(folder):
+    """A displacement field about the head of :func:`pair`, up to some 6 mm."""
+    field = np.random.default_rng(3).normal(0, 2, (6, 7, 5, 3))
+    bend = Transform(
+        Transform.rigid(translation_mm=SHIFT).matrix,
+        Displacement(field, Grid.around((80, 99, 90), (30, 30, 30), (6, 7, 5))),
+    )
+    save_transform(bend, folder / "bend.h5")
+    return bend, str(folder / "bend.h5")
+
+
+def test_register_to_the_template(tmp_path, capsys):
+    pose = Transform.rigid((4, -3, 7), (6, -9, 5))
+    save_volume(scan_head("mr", pose, 1), tmp_path / "t1.nii.gz")
+    given = ["register", "mni152", str(tmp_path / "t1.nii.gz"), "--out", str(tmp_path / "o.nii.gz")]
+    assert main([*given, "--transform-out", str(tmp_path / "o.tfm")]) == 0
+    assert "verdict ok" in capsys.readouterr().out
+    found = load_transform(tmp_path / "o.tfm")
+    assert error_mm(found, Transform(), pose) < 2
+    out = load_volume(tmp_path / "o.nii.gz")
+    assert out.grid.same_as(template("mni152").volume.grid)
+    # a transform that another program found is applied, not searched
+    assert main([*given, "--kind", "none", "--transform-in", str(tmp_path / "o.tfm"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    np.testing.assert_allclose(facts["fixed_to_moving"], found.matrix, atol=1e-6)
+    np.testing.assert_allclose(load_volume(tmp_path / "o.nii.gz").array, out.array, atol=0.1)
+    assert facts["linear"] and facts["similarity_after"] > 0.2
+    assert main([*given, "--init", "centers", "--fixed-mask", "m.nii.gz"]) == 1
+    words = "mni152 has a start and a mask of its own; leave out --init --fixed-mask, or use --kind none"
+    assert capsys.readouterr().err == f"error: {words}\n"
+
+
+def test_register_starts_from_a_transform(pair, tmp_path, capsys):
+    start = str(tmp_path / "start.tfm")
+    save_transform(Transform.rigid(translation_mm=SHIFT + (6, -5, 4)), start)
+    given = ["register", *pair, "--out", str(tmp_path / "o.nii.gz"), "--json", "--transform-in", start]
+    assert main([*given, "--kind", "translation"]) == 0
+    matrix = np.array(json.loads(capsys.readouterr().out)["fixed_to_moving"])
+    np.testing.assert_allclose(matrix[:3, 3], SHIFT, atol=0.5)
+    assert main([*given, "--init", "centers"]) == 1
+    assert "--transform-in and --init both say where to start; give one of them" in capsys.readouterr().err
+
+
+def test_register_applies_a_field_and_says_so(pair, tmp_path, capsys):
+    bend, file = bend_file(tmp_path)
+    given = ["register", *pair, "--out", str(tmp_path / "o.nii.gz"), "--transform-in", file]
+    assert main([*given, "--kind", "none"]) == 0
+    text = capsys.readouterr().out
+    assert "after a displacement field of 6 x 7 x 5 voxels, up to " in text and "0.00% of it folds" in text
+    assert "; --transform-out FILE.h5 keeps it" in text
+    moving, fixed = (load_volume(path, modality="mr") for path in reversed(pair))
+    expected = resample(moving, fixed.grid, bend).array
+    np.testing.assert_allclose(load_volume(tmp_path / "o.nii.gz").array, expected, atol=0.1)
+    assert main([*given, "--kind", "none", "--json", "--transform-out", str(tmp_path / "again.h5")]) == 0
+    facts, again = json.loads(capsys.readouterr().out), load_transform(tmp_path / "again.h5")
+    assert not facts["linear"] and facts["transform_out"] == str(tmp_path / "again.h5")
+    points = fixed.grid.corners() * 0.5 + fixed.grid.center * 0.5
+    np.testing.assert_allclose(again.apply(points), bend.apply(points), atol=1e-4)
+    assert main(given) == 1
+    words = f"{file} has a displacement field; a search starts from a linear transform. Use --kind none to apply it as"
+    assert words in capsys.readouterr().err
+
+
+def test_register_compares_only_what_the_masks_hold(pair, tmp_path, capsys):
+    """The lower half of the moving head turns into something else; the mask leaves it out."""
+    moving = load_volume(pair[1], modality="mr")
+    array = moving.array.copy()
+    array[:, :, :18] = np.where(array[:, :, :18] > 0, np.roll(array[:, :, :18], 5, axis=0), 0)
+    save_volume(moving.replace(array=array), pair[1])
+    upper = np.zeros(array.shape, np.uint8)
+    upper[:, :, 19:] = 1
+    save_volume(moving.replace(array=upper, units="label"), tmp_path / "mask.nii.gz")
+    given = ["register", *pair, "--out", str(tmp_path / "o.nii.gz"), "--json", "--init", "centers"]
+    assert main([*given, "--moving-mask", str(tmp_path / "mask.nii.gz")]) == 0
+    matrix = np.array(json.loads(capsys.readouterr().out)["fixed_to_moving"])
+    middle = np.array([80.0, 99.0, 130.0])
+    np.testing.assert_allclose(matrix[:3, :3] @ middle + matrix[:3, 3], middle + SHIFT, atol=0.7)
+    save_volume(moving.replace(array=upper * 0, units="label"), tmp_path / "mask.nii.gz")
+    assert main([*given, "--fixed-mask", str(tmp_path / "mask.nii.gz")]) == 1
+    assert "is empty" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work(pair, manifest, tmp_path, capsys):
+    for given in (["register", *pair], ["prepare", str(manifest)]):
+        assert main([*given, "--out", str(tmp_path / "o.nii.gz"), "--device", "cudo"]) == 1
+        text = capsys.readouterr().err
+        assert text.startswith("error: device cudo cannot be used: ") and text.endswith("or a device of this machine\n")
+    assert not (tmp_path / "o.nii.gz").exists()
+
+
+def test_prepare_passes_the_template_on(manifest, tmp_path, monkeypatch):
+    given = {}
+
+    def noted(manifest, out, **options):
+        given.update(options)
+        raise MmfusionError("enough")
+
+    monkeypatch.setattr("mmfusion.prepare.prepare_cohort", noted)
+    how = ["--to", "mni152", "--brain-mask", "--register", "deformable", "--device", "cuda:1"]
+    assert main(["prepare", str(manifest), "--out", str(tmp_path / "c"), *how]) == 1
+    assert (given["to"], given["brain_mask"], given["register"], given["device"]) == (
+        *("mni152", True, "deformable", "cuda:1"),
+    )

@@ -2,6 +2,7 @@ import pytest
 
 from mmfusion.errors import OptionError
 from mmfusion.options import GROUPS, OPTIONS, Option, resolve, unknown
+from mmfusion.registration import INITS, KINDS, TEMPLATES
 
 
 def test_every_group_names_existing_options_and_every_option_is_used():
@@ -14,6 +15,11 @@ def test_every_group_names_existing_options_and_every_option_is_used():
 def test_defaults_fit_their_own_rules():
     for option in OPTIONS.values():
         assert option.check(option.default) == option.default
+
+
+def test_choices_are_those_of_the_registration():
+    assert OPTIONS["register"].choices == OPTIONS["kind"].choices == KINDS
+    assert (OPTIONS["init"].choices, OPTIONS["to"].choices) == (INITS, TEMPLATES)
 
 
 def test_resolve_fills_defaults_and_keeps_what_is_given():

@@ -1,10 +1,14 @@
 """One case to one tensor: every voxel from one interpolation, in known units, whatever is missing."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from io_dicom import pet_tags, voxels, write_series
+from registration_heads import error_mm, random_pose
+from registration_heads import scan as scan_head
 from small_scans import GRIDS, MIDDLE, scan, values
 
 from mmfusion.cohort import Case
@@ -13,7 +17,8 @@ from mmfusion.errors import GeometryError, OptionError, ReadError, VoxelError
 from mmfusion.io import save_volume
 from mmfusion.prepare import case as room
 from mmfusion.prepare import choose_reference, load_case, prepare_case, prepare_volumes
-from mmfusion.volume import Grid, Transform, Volume, foreground, mask_center, resample
+from mmfusion.registration import brain_mask, register, template
+from mmfusion.volume import Displacement, Grid, Transform, Volume, foreground, mask_center, resample
 
 FLIP = np.diag([-1.0, -1, 1, 1])
 SMALL = {"spacing": (8.0, 7.0, 9.0), "size": (17, 21, 13), "register": "none"}
@@ -322,6 +327,111 @@ def test_a_case_without_the_wanted_modalities(tmp_path):
     save_volume(scan("ct"), tmp_path / "ct.nii.gz")
     with pytest.raises(OptionError, match="subject 007: none of the modalities pet, mr is in the manifest row"):
         prepare_case(Case("007", images={"ct": tmp_path / "ct.nii.gz"}), modalities=["pet", "mr"])
+
+
+# template space
+
+
+IN_SPACE = {"spacing": (6.0, 7.0, 8.0), "size": (29, 33, 23)}
+
+
+@pytest.fixture(scope="module")
+def whole_head():
+    """MR and PET of one head in poses of their own, and these poses (to the template's world)."""
+    rng = np.random.default_rng(4)
+    poses = {name: random_pose(rng) for name in ("mr", "pet")}
+    return {name: scan_head(name, pose, 5) for name, pose in poses.items()}, poses
+
+
+@pytest.fixture(scope="module")
+def in_space(whole_head):
+    return prepare_volumes(whole_head[0], to="mni152", brain_mask=True, mr_normalize="zscore", **IN_SPACE)
+
+
+def test_every_scan_comes_to_the_template_with_one_interpolation(whole_head, in_space):
+    scans, poses = whole_head
+    assert (in_space.reference, in_space.world, list(in_space.registrations)) == ("mr", "mni152", ["mni152", "pet"])
+    to_mr = in_space.registrations["mni152"].fixed_to_moving
+    to_pet = to_mr.compose(in_space.registrations["pet"].fixed_to_moving)
+    assert error_mm(to_mr, Transform(), poses["mr"]) < 2 and error_mm(to_pet, Transform(), poses["pet"]) < 2
+    np.testing.assert_allclose(in_space.grid.center, template().center, atol=1e-9)
+    brain = brain_mask(in_space.grid, Transform())
+    expected = np.clip(resample(scans["pet"], in_space.grid, to_pet).array, 0, 10) / 10
+    np.testing.assert_allclose(in_space.image[1][brain], expected[brain], atol=1e-6)
+    assert not in_space.image[1][~brain].any()
+    body = scans["mr"].array[foreground(scans["mr"])]  # outside, MR is what 0 has become
+    np.testing.assert_allclose(in_space.image[0][~brain], -body.mean() / body.std(), rtol=1e-4)
+    assert in_space.valid[0][~brain].any()  # says where the scan looked, not where the brain is
+
+
+def test_facts_and_pictures_of_the_template(in_space):
+    facts, pictures = in_space.facts, in_space.pictures
+    brain = brain_mask(in_space.grid, Transform())
+    assert facts["template"] == "mni152" and facts["mni152_verdict"] == "ok" and facts["mni152_score"] > 0.5
+    assert (
+        facts["brain_ml"] == pytest.approx(brain.sum() * 6 * 7 * 8 / 1000, abs=0.1) and 1500 < facts["brain_ml"] < 2200
+    )
+    for plane in ("sagittal", "coronal", "axial"):
+        head, mr = pictures[f"template_{plane}"].astype(float), pictures[f"reference_{plane}"].astype(float)
+        inside = head > 0.3
+        assert inside.any() and head.shape == mr.shape and mr[inside].mean() > 0.1
+    before, after = (pictures[f"{moment}_pet_axial"] for moment in ("before", "after"))
+    assert np.abs(before - after).max() > 0.1
+    assert pictures["histogram_template"].shape == (32, 32) and pictures["histogram_template"].any()
+
+
+def test_centers_in_template_space(whole_head, in_space):
+    scans, poses = {"mr": whole_head[0]["mr"]}, whole_head[1]
+    whole = prepare_volumes(scans, to="mni152", center="volume", pictures=False, **IN_SPACE)
+    np.testing.assert_allclose(whole.grid.center, template().volume.grid.center, atol=1e-9)
+    spot = np.array([20.0, -30.0, 15.0])  # in the template
+    drawn = ball(poses["mr"].inverse().apply(spot), radius=12.0)
+    there = prepare_volumes(scans, to="mni152", center="mask", mask=drawn, pictures=False, **IN_SPACE)
+    assert np.linalg.norm(there.grid.center - spot) < 3
+
+
+def test_the_brain_alone_where_the_scan_is(whole_head, in_space):
+    scans, poses = whole_head
+    plain = prepare_volumes({"mr": scans["mr"]}, **IN_SPACE)
+    brain = prepare_volumes({"mr": scans["mr"]}, brain_mask=True, **IN_SPACE)
+    assert brain.world == "mr" and plain.grid.same_as(brain.grid) and "brain_ml" not in plain.facts
+    truth = brain_mask(brain.grid, poses["mr"])
+    kept = brain.image[0] != 0
+    assert 2 * (kept & truth).sum() / (kept.sum() + truth.sum()) > 0.9
+    np.testing.assert_array_equal(brain.image[0][kept], plain.image[0][kept])
+    assert brain.facts["brain_ml"] == pytest.approx(in_space.facts["brain_ml"], rel=0.1)
+    assert "template_axial" in brain.pictures and "template_axial" not in plain.pictures
+    far = Grid.around(scans["mr"].grid.corners().max(0), (4, 4, 4), (5, 6, 7))
+    with pytest.raises(GeometryError, match="no voxel of the prepared grid lies in the brain: choose another --center"):
+        prepare_volumes({"mr": scans["mr"]}, brain_mask=True, grid=far)
+
+
+def test_what_is_no_head_does_not_reach_the_template():
+    noise = np.random.default_rng(0).gamma(2, 1, (37, 41, 43)).astype(np.float32)
+    with pytest.raises(
+        GeometryError, match=r"mr could not be registered to the template mni152: .* leave out --to and"
+    ):
+        prepare_volumes({"mr": Volume(noise, np.diag([5.0, 5, 5, 1]))}, to="mni152", **SMALL)
+    with pytest.raises(OptionError, match="a modality is called mni152, as the template is; give its column another"):
+        prepare_volumes({"mr": scan("mr"), "mni152": scan("mr")}, to="mni152", **SMALL)
+
+
+def test_a_bend_goes_through_in_the_same_interpolation(monkeypatch):
+    field = np.random.default_rng(1).normal(0, 3, (5, 6, 4, 3))
+    bend = Transform(
+        Transform.rigid((3, 2, 1), (5, 4, 3)).matrix, Displacement(field, Grid.around(MIDDLE, (30,) * 3, (5, 6, 4)))
+    )
+
+    def bent(fixed, moving, kind, **how):
+        assert kind == "deformable"
+        return replace(register(fixed, moving, "none"), fixed_to_moving=bend)
+
+    monkeypatch.setattr("mmfusion.registration.register", bent)
+    scans = {"ct": scan("ct"), "pet": scan("pet")}
+    result = prepare_volumes(scans, **SMALL | {"register": "deformable"})
+    expected = np.clip(resample(scans["pet"], result.grid, bend).array, 0, 10) / 10
+    np.testing.assert_allclose(result.image[1], expected, atol=1e-6)
+    assert result.registrations["pet"].fixed_to_moving is bend
 
 
 @pytest.mark.realdata

@@ -28,8 +28,15 @@ from mmfusion.cohort.simulate import (
 from mmfusion.errors import CohortError, ManifestError, OptionError
 from mmfusion.io import load_transform, save_volume
 from mmfusion.prepare import cohort as room
-from mmfusion.prepare import open_cohort, prepare_case, prepare_cohort, refuse_contradictions
-from mmfusion.volume import Grid
+from mmfusion.prepare import (
+    open_cohort,
+    prepare_case,
+    prepare_cohort,
+    prepare_volumes,
+    refuse_contradictions,
+    write_case,
+)
+from mmfusion.volume import Displacement, Grid, Transform
 
 OPTIONS = {"spacing": [12.0, 11.0, 13.0], "size": [9, 11, 7], "register": "none"}
 
@@ -130,6 +137,26 @@ def test_tensors_are_those_of_prepare_case(made):
     last = cohort.cases[2]
     assert (last.modalities, last.case.label, last.case.split) == (("pet", "mr"), "0", "test")
     assert not np.load(last.file)[0].any()
+
+
+def test_the_device_is_no_part_of_a_case(study, monkeypatch):
+    monkeypatch.setattr(room, "check_device", lambda device: None)
+    assert prepare(study[0], study[1].folder, device="cuda")[1] == []
+    assert room._processes(0, 99, "cuda") <= 4 and room._processes(7, 99, "cuda") == 7
+
+
+def test_transforms_that_bend_are_written_whole(tmp_path):
+    grid = Grid.around((0, 0, 0), (20, 20, 20), (5, 6, 4))
+    bend = Transform(displacement=Displacement(np.random.default_rng(0).normal(0, 2, (5, 6, 4, 3)), grid))
+    result = prepare_volumes({"ct": scan("ct"), "pet": scan("pet"), "mr": scan("mr")}, **OPTIONS)
+    found = dict(result.registrations)
+    found["pet"] = replace(found["pet"], fixed_to_moving=bend)
+    write_case(tmp_path, Case("001"), replace(result, registrations=found))
+    folder = tmp_path / "cases" / "001"
+    assert sorted(path.name for path in folder.iterdir()) == ["case.json", "image.npy", "mr.tfm", "pet.h5", "qc.npz"]
+    points = np.random.default_rng(1).uniform(-40, 40, (9, 3))
+    np.testing.assert_allclose(load_transform(folder / "pet.h5").apply(points), bend.apply(points), atol=1e-4)
+    assert json.loads((folder / "case.json").read_text())["world"] == "ct"
 
 
 def test_nothing_is_prepared_twice(study):

@@ -13,6 +13,7 @@ from report_folders import write_cohort, write_csv, write_run
 
 from mmfusion.errors import CohortError
 from mmfusion.report import qc, write_qc, write_report
+from mmfusion.report.files import read_rows, score_of
 from mmfusion.report.page import Html, element, text
 from mmfusion.report.result import read_result
 from mmfusion.report.words import summary, warnings
@@ -136,6 +137,20 @@ def test_a_kept_position_is_shown_once(tmp_path):
     np.savez(path, **kept)
     page = Page(write_qc(cohort))
     assert len(page.images) == 2 and "ct and pet, position kept, so the same" in page.text
+
+
+def test_the_template_of_a_case_is_shown_and_counts(tmp_path):
+    cohort = write_cohort(tmp_path / "cohort", cases=1)
+    path = cohort / "cases" / "c000_1" / "qc.npz"
+    with np.load(path) as arrays:
+        more = {key.replace("after_pet", "template"): array for key, array in arrays.items() if "after_pet" in key}
+        np.savez(path, **arrays, **more)
+    (row,) = read_rows(cohort / "cases.csv")
+    row |= {"template": "mni152", "mni152_verdict": "ok", "mni152_score": "0.571", "mni152_rotation_deg": "8.4"}
+    write_csv(cohort / "cases.csv", [row])
+    page = Page(write_qc(cohort))
+    assert len(page.images) == 6 and "mni152 and ct, after registration: axial, coronal, sagittal" in page.text
+    assert "mni152 ok 0.571" in page.text and "8.4" in page.text and score_of(row) == 0.571
 
 
 def test_report_has_the_numbers_of_the_metrics(run, report):

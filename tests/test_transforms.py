@@ -5,6 +5,8 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import Compose, LoadImaged
+from registration_heads import random_pose
+from registration_heads import scan as scan_head
 from small_scans import GRIDS, MIDDLE, scan, write_study
 
 from mmfusion.cohort import Case, read_manifest
@@ -26,20 +28,22 @@ from mmfusion.transforms import (
     from_meta_tensor,
     to_meta_tensor,
     training_augmentation,
+    transform_from_meta,
+    transform_to_meta,
 )
-from mmfusion.volume import Grid, Transform, foreground, mask_center
+from mmfusion.volume import Displacement, Grid, Transform, foreground, mask_center, resample
 
 KEYS = ["ct", "pet", "mr"]
 GRID = {"spacing": [8.0, 7.0, 9.0], "size": [11, 17, 25]}  # longer than the MR, so that its outside is seen
 
 
-def composed(kind="none", mr_normalize="percentile", center="foreground", reference=("ct", "mr", "pet")):
+def composed(kind="none", mr_normalize="percentile", center="foreground", reference=("ct", "mr", "pet"), **brain):
     return Compose(
         [
             LoadVolumed(KEYS),
-            RegisterToReferenced(KEYS, reference=reference, kind=kind),
+            RegisterToReferenced(KEYS, reference=reference, kind=kind, **brain),
             NormalizeMRd(["mr"], method=mr_normalize),
-            ResampleToGridd(KEYS, **GRID, center=center),
+            ResampleToGridd(KEYS, **GRID, center=center, brain_mask=brain.get("brain_mask", False)),
             WindowCTd(["ct"], -200, 300),
             ClipSUVd(["pet"], 7.0),
             StackModalitiesd(KEYS),
@@ -89,6 +93,38 @@ def test_single_steps_equal_the_whole_where_scans_move(simulated):
     assert steps["present"].tolist() == once["present"].tolist() == [True, True, False]
     kept = whole("none")(simulated)["image"]
     assert (once["image"][1] - kept[1]).abs().max() > 0.2 and torch.equal(once["image"][0], kept[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"to": "mni152", "center": "volume"}, {"to": "mni152", "brain_mask": True}, {"brain_mask": True}],
+    ids=["template", "template and brain", "brain"],
+)
+def test_single_steps_equal_the_whole_in_template_space(tmp_path, options):
+    rng = np.random.default_rng(2)
+    for name in ("mr", "pet"):
+        save_volume(scan_head(name, random_pose(rng), 3), tmp_path / f"{name}.nii.gz")
+    paths = {name: str(tmp_path / f"{name}.nii.gz") for name in ("mr", "pet")}
+    how = {"mr_normalize": "zscore", **options}
+    steps, once = composed("affine", **how)(paths), whole("affine", **how)(paths)
+    np.testing.assert_allclose(steps["image"].numpy(), once["image"].numpy(), atol=1e-5)
+    assert steps["present"].tolist() == [False, True, True] and once["image"][2].std() > 0.1
+    assert once["status"] == "done", once["reasons"]
+
+
+def test_a_bend_travels_with_its_volume():
+    field = np.random.default_rng(0).normal(0, 3, (5, 4, 6, 3))
+    bend = Transform(Transform.rigid((3, 5, 2)).matrix, Displacement(field, Grid.around(MIDDLE, (30,) * 3, (5, 4, 6))))
+    pet = to_meta_tensor(scan("pet"), **transform_to_meta(bend))
+    assert sorted(transform_to_meta(bend)) == ["displacement", "displacement_affine", "fixed_to_moving"]
+    points = np.random.default_rng(1).uniform(-60, 60, (9, 3))
+    np.testing.assert_allclose(transform_from_meta(pet.meta).apply(points), bend.apply(points), atol=1e-5)
+    out = ResampleToGridd(["ct", "pet"], **GRID, center=MIDDLE.tolist())({"ct": to_meta_tensor(scan("ct")), "pet": pet})
+    expected = resample(scan("pet"), from_meta_tensor(out["pet"]).grid, bend).array
+    np.testing.assert_allclose(out["pet"][0].numpy(), expected, atol=1e-5)
+    assert "displacement" not in out["pet"].meta  # it has been followed
+    with pytest.raises(OptionError, match="brain_mask needs a template: give RegisterToReferenced to= or brain_mask"):
+        ResampleToGridd(["pet"], brain_mask=True)({"pet": pet})
 
 
 def test_prepared_is_what_prepare_case_gives(files):

@@ -78,7 +78,7 @@ def refuse_unknown(names: Iterable[str], config: Mapping[str, Any], dashes: str 
     parser = ConfigParser(dict(config))
     for name in names:
         if name not in parser:
-            plain = [f"{dashes}{key}" for key in config if key in OPTIONS or key == "device"]
+            plain = [f"{dashes}{key}" for key in config if key in OPTIONS]
             raise OptionError(unknown("option", f"{dashes}{name}", plain))
 
 

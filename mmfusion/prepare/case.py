@@ -12,14 +12,14 @@ from mmfusion.cohort import split_series
 from mmfusion.errors import GeometryError, OptionError, VoxelError
 from mmfusion.io import PET_DETAILS, load_mask, load_volume
 from mmfusion.options import resolve
-from mmfusion.registration import Registration, register
+from mmfusion.prepare.pictures import qc_pictures
+from mmfusion.prepare.placing import BRAIN_OF, brain_on, grid_center, registered
 from mmfusion.volume import (
     Grid,
     Transform,
     Volume,
     coverage,
     foreground,
-    mask_center,
     normalize,
     normalize_mr,
     resample,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mmfusion.cohort import Case
+    from mmfusion.registration import Registration
 
 _LEAST_COVERAGE = 0.05  # of the grid; a scan that shows less of it is reported
 
@@ -44,11 +45,13 @@ class CaseResult:
         modalities: names of the M channels, in order.
         grid: where the D x H x W voxels lie (D, H, W run to right, anterior, superior).
         reference: the modality that the others were registered to.
-        registrations: by moving modality, where a point of the reference lies in it, and how far to trust that.
+        world: whose world the grid lies in: that of the reference, or of a template.
+        registrations: by moving modality, where a point of the reference lies in it, and how far to trust that; under
+            the name of a template, where a point of the template lies in the reference.
         status: ``done``, or ``doubtful`` with ``reasons``.
         reasons: one sentence each.
         facts: plain facts by column name, for ``cases.csv``.
-        pictures: small arrays for the QC page: three planes before and after, joint histograms.
+        pictures: small arrays for the QC page, see :func:`mmfusion.prepare.pictures.qc_pictures`.
     """
 
     image: np.ndarray
@@ -57,6 +60,7 @@ class CaseResult:
     modalities: tuple[str, ...]
     grid: Grid
     reference: str
+    world: str = ""
     registrations: Mapping[str, Registration] = field(default_factory=dict)
     status: str = "done"
     reasons: tuple[str, ...] = ()
@@ -98,12 +102,13 @@ def load_case(case: Case, **options: Any) -> dict[str, Volume]:
     return volumes
 
 
-def prepare_case(case: Case, *, pictures: bool = True, **options: Any) -> CaseResult:
+def prepare_case(case: Case, *, pictures: bool = True, device: str = "cpu", **options: Any) -> CaseResult:
     """Everything from the files of one case to its tensor.
 
     Args:
         case: a row of the manifest.
         pictures: also make the arrays of the QC page.
+        device: where registration runs, ``cpu`` or a torch device; elsewhere than on a CPU, results differ by rounding.
         options: the group ``case`` of :mod:`mmfusion.options`.
 
     Raises:
@@ -121,7 +126,7 @@ def prepare_case(case: Case, *, pictures: bool = True, **options: Any) -> CaseRe
     mask = None
     if case.mask is not None:
         mask = partial(load_mask, case.mask, assume_orientation=options["assume_orientation"])
-    return prepare_volumes(volumes, mask=mask, pictures=pictures, **options)
+    return prepare_volumes(volumes, mask=mask, pictures=pictures, device=device, **options)
 
 
 def choose_reference(available: Sequence[str], preferred: Sequence[str]) -> str:
@@ -135,6 +140,7 @@ def prepare_volumes(
     mask: Callable[[Grid], Volume] | None = None,
     grid: Grid | None = None,
     pictures: bool = True,
+    device: str = "cpu",
     **options: Any,
 ) -> CaseResult:
     """Volumes in memory to one tensor. Every voxel of the result comes from one interpolation of its scan.
@@ -142,12 +148,14 @@ def prepare_volumes(
     Args:
         volumes: by modality, in physical units (HU, SUVbw, a.u.); those absent become zero channels.
         mask: reads the region of interest on a given grid; needed for ``center="mask"``.
-        grid: the target grid in the reference's world, instead of ``spacing``, ``size`` and ``center``.
+        grid: the target grid in the world of the reference (with ``to``, of the template), instead of ``spacing``,
+            ``size`` and ``center``.
         pictures: also make the arrays of the QC page.
+        device: where registration runs, ``cpu`` or a torch device.
         options: the group ``case`` of :mod:`mmfusion.options`; ``modalities`` orders the channels.
 
     Raises:
-        GeometryError: no overlap, or nothing to center on.
+        GeometryError: no overlap, a registration that failed, nothing to center on, or no brain on the grid.
         VoxelError: a scan is constant on the grid (it would be taken for a missing one).
     """
     options = resolve(options, "case")
@@ -157,22 +165,21 @@ def prepare_volumes(
         raise GeometryError(f"none of the modalities {', '.join(modalities)} is there")
     volumes = {name: volumes[name] for name in available}
     reference = choose_reference(available, options["reference"])
-    fixed = volumes[reference]
-    registrations = {
-        name: register(fixed, volumes[name], options["register"], init=options["init"])
-        for name in available
-        if name != reference
-    }
-    for name, registration in registrations.items():
-        if registration.verdict == "failed":
-            raise GeometryError(
-                f"{name} could not be registered to {reference}: {'; '.join(registration.reasons)}. "
-                f"Check both scans, leave the {name} cell empty, or use --register none if they are aligned"
-            )
-    transforms = {name: registration.fixed_to_moving for name, registration in registrations.items()}
+    head = options["to"] or (BRAIN_OF if options["brain_mask"] else None)
+    registrations = registered(volumes, reference, head, options, device)
+    # first within the patient, from the reference to each modality; then from the world of the grid
+    transforms = {name: one.fixed_to_moving for name, one in registrations.items() if name != head}
+    to_reference = registrations[head].fixed_to_moving if head else Transform()
     if grid is None:
-        center = _center(options["center"], volumes, reference, transforms, mask)
-        grid = Grid.around(center, options["spacing"], options["size"])
+        grid = Grid.around(
+            grid_center(options, volumes, reference, transforms, to_reference, mask),
+            options["spacing"],
+            options["size"],
+        )
+    if options["to"]:
+        transforms = {reference: to_reference} | {name: to_reference.compose(t) for name, t in transforms.items()}
+    to_head = Transform() if options["to"] else to_reference.inverse()
+    brain = brain_on(grid, to_head, head) if head and options["brain_mask"] else None
 
     image = np.zeros((len(modalities), *grid.shape), np.float32)
     valid = np.zeros(image.shape, bool)
@@ -185,6 +192,9 @@ def prepare_volumes(
         channel = modalities.index(name)
         image[channel] = scalings[name](resample(volume, grid, transforms.get(name)))
         valid[channel] = coverage(volume.grid, grid, transforms.get(name))
+        if brain is not None:
+            empty = volume.replace(array=np.full((1, 1, 1), volume.fill, np.float32))
+            image[channel][~brain] = scalings[name](empty).item()
         share = float(valid[channel].mean())
         if np.ptp(image[channel]) == 0:
             raise VoxelError(
@@ -194,6 +204,10 @@ def prepare_volumes(
         if share < _LEAST_COVERAGE:
             reasons.append(f"{name}: its field of view covers only {share:.0%} of the grid")
         facts |= _facts(name, volume, share) | _registration_facts(name, registrations.get(name))
+    if head:
+        facts |= {"template": head} | _registration_facts(head, registrations[head])
+    if brain is not None:
+        facts["brain_ml"] = round(float(brain.sum() * np.prod(grid.spacing) / 1000), 1)
     return CaseResult(
         image=image,
         present=np.array([name in volumes for name in modalities]),
@@ -201,11 +215,12 @@ def prepare_volumes(
         modalities=modalities,
         grid=grid,
         reference=reference,
+        world=options["to"] or reference,
         registrations=registrations,
         status="doubtful" if reasons else "done",
         reasons=tuple(reasons),
         facts=facts,
-        pictures=_pictures(volumes, reference, transforms, grid, scalings) if pictures else {},
+        pictures=_pictures(volumes, reference, transforms, grid, scalings, head, to_head) if pictures else {},
     )
 
 
@@ -216,43 +231,6 @@ def _scaling(volume: Volume, options: Mapping[str, Any]) -> Callable[[Volume], n
         mr = normalize_mr(volume.array, foreground(volume), options["mr_normalize"])
     window = tuple(options["ct_window"])
     return lambda v: normalize(v, ct_window=window, suv_max=options["suv_max"], mr_scaling=mr)
-
-
-def _center(
-    rule: str,
-    volumes: Mapping[str, Volume],
-    reference: str,
-    transforms: Mapping[str, Transform],
-    read_mask: Callable[[Grid], Volume] | None,
-) -> np.ndarray:
-    """``[3]`` middle of the target grid, mm in the reference's world."""
-    fixed = volumes[reference]
-    if rule == "volume":
-        return fixed.grid.center
-    if rule == "foreground":
-        return mask_center(foreground(fixed), fixed.grid)
-    if read_mask is None:
-        raise GeometryError(
-            "the grid is to be centered on a mask, but the case has none: fill the column mask, or use "
-            "--center foreground"
-        )
-    mask, owner = read_mask(fixed.grid), reference
-    frame = mask.frame_of_reference
-    if frame and frame != fixed.frame_of_reference:  # drawn in the world of another modality
-        frames = {volume.frame_of_reference: name for name, volume in volumes.items()}
-        if frame not in frames and "" not in frames:
-            raise GeometryError(
-                "the mask was drawn in the frame of reference of a scan that the case does not have: "
-                "fill the column of that scan, give another mask, or use --center foreground"
-            )
-        owner = frames.get(frame, reference)
-        mask = read_mask(volumes[owner].grid)
-    if not mask.array.any():
-        raise GeometryError(
-            f"the mask is empty on the grid of {owner}: it lies outside the scan, or belongs to another"
-        )
-    center = mask_center(mask.array > 0, mask.grid)
-    return center if owner == reference else transforms[owner].inverse().apply(center)
 
 
 def _facts(name: str, volume: Volume, share: float) -> dict[str, Any]:
@@ -280,31 +258,13 @@ def _pictures(
     transforms: Mapping[str, Transform],
     grid: Grid,
     scalings: Mapping[str, Callable[[Volume], np.ndarray]],
-    pixels: int = 128,
+    head: str | None,
+    to_head: Transform,
 ) -> dict[str, np.ndarray]:
-    """Three planes through the middle of the grid with square pixels, and joint histograms, before and after."""
-    extent = np.ptp(grid.corners(), axis=0)
-    step = extent.max() / pixels
-    size = np.maximum(np.round(extent / step).astype(int), 1)
-    out: dict[str, np.ndarray] = {}
+    shown = None
+    if head:
+        from mmfusion.registration import template
 
-    def planes(key: str, name: str, transform: Transform | None) -> None:
-        for axis, plane in enumerate(("sagittal", "coronal", "axial")):
-            thin = [1 if a == axis else int(n) for a, n in enumerate(size)]
-            flat = resample(volumes[name], Grid.around(grid.center, [step] * 3, thin), transform)
-            out[f"{key}_{plane}"] = np.clip(scalings[name](flat), 0, 1).squeeze(axis).astype(np.float16)
-
-    def histogram(key: str, name: str, transform: Transform | None) -> None:
-        a = scalings[reference](resample(volumes[reference], coarse))
-        b = scalings[name](resample(volumes[name], coarse, transform))
-        both = coverage(volumes[name].grid, coarse, transform) & coverage(volumes[reference].grid, coarse)
-        counts, _, _ = np.histogram2d(np.clip(a[both], 0, 1), np.clip(b[both], 0, 1), bins=32, range=((0, 1), (0, 1)))
-        out[key] = counts.astype(np.float32)
-
-    coarse = Grid.around(grid.center, extent / np.minimum(grid.shape, 64), np.minimum(grid.shape, 64))
-    planes("reference", reference, None)
-    for name in transforms:
-        for moment, transform in (("before", None), ("after", transforms[name])):
-            planes(f"{moment}_{name}", name, transform)
-            histogram(f"histogram_{moment}_{name}", name, transform)
-    return out
+        volume = template(head).volume
+        shown = volume, to_head, _scaling(volume, resolve({}, "case"))
+    return qc_pictures(volumes, reference, transforms, grid, scalings, shown)

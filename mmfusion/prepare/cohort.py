@@ -5,7 +5,8 @@
     COHORT/
       options.json      what was asked for, and the versions that did it
       cases.csv         one row a case: status, reasons, registration numbers (of good and bad cases alike)
-      cases/<case>/     image.npy [M, D, H, W] float32, <modality>.tfm (ITK, reference to modality), qc.npz, case.json
+      cases/<case>/     image.npy [M, D, H, W] float32, qc.npz, case.json; ITK transforms: <modality>.tfm (reference to
+                        modality; .h5 if it bends) and, with a template, mni152.tfm (template to reference)
       qc.html           worst case first
 """
 
@@ -37,10 +38,12 @@ from mmfusion.io import save_transform, write_csv, write_json
 from mmfusion.options import resolve
 from mmfusion.prepare.case import CaseResult, pet_details, prepare_case
 from mmfusion.report import write_qc
+from mmfusion.volume import check_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+_ON_ONE_DEVICE = 4  # processes that share a GPU: each takes some memory of it
 _FORMAT = "1"  # of the files of a case; a change prepares every case again
 _WHOLE = (".nii", ".nii.gz", ".mha", ".nrrd")  # one file holds the whole scan
 _HEADERS = (".mhd", ".nhdr", ".hdr", ".img")  # two files of one stem do
@@ -140,6 +143,7 @@ def prepare_cohort(
     out: str | Path,
     *,
     workers: int = 0,
+    device: str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
     **options: Any,
 ) -> Cohort:
@@ -151,7 +155,8 @@ def prepare_cohort(
     Args:
         manifest: CSV or TSV, see :func:`mmfusion.cohort.read_manifest`.
         out: the cohort folder to write.
-        workers: processes; 0 means one a core, 1 means none but this one.
+        workers: processes; 0 means one a core (4 where registration runs elsewhere), 1 means none but this one.
+        device: where registration runs, ``cpu`` or a torch device that all processes share; no part of a case's key.
         progress: called with (done, all, case and its status) after each case.
         options: the group ``case`` of :mod:`mmfusion.options`.
 
@@ -161,6 +166,7 @@ def prepare_cohort(
     """
     chosen_by_hand = options.get("reference") is not None
     options = resolve(options, "case")
+    check_device(device)
     cases = read_manifest(manifest, options["modalities"])
     if options["modalities"] is None:
         options["modalities"] = list(dict.fromkeys(name for case in cases for name in case.images))
@@ -174,7 +180,7 @@ def prepare_cohort(
     finished = len(cases) - len(todo)
     if todo:  # until all is done the folder is not a finished cohort, see open_cohort
         (out / "cases.csv").unlink(missing_ok=True)
-    for case, record in _run(todo, options, out, keys, _processes(workers, len(todo))):
+    for case, record in _run(todo, options, out, keys, _processes(workers, len(todo), device), device):
         records[case.id] = record
         finished += 1
         if progress:
@@ -203,7 +209,8 @@ def write_case(out: Path, case: Case, result: CaseResult, key: str = "", seconds
     if result.pictures:
         np.savez_compressed(temporary / "qc.npz", allow_pickle=False, **result.pictures)
     for name, registration in result.registrations.items():
-        save_transform(registration.fixed_to_moving, temporary / f"{name}.tfm")
+        ending = "tfm" if registration.fixed_to_moving.is_linear else "h5"  # text is large and slow for fields
+        save_transform(registration.fixed_to_moving, temporary / f"{name}.{ending}")
     record = {
         "status": result.status,
         "reasons": " | ".join(result.reasons),
@@ -213,7 +220,8 @@ def write_case(out: Path, case: Case, result: CaseResult, key: str = "", seconds
         "seconds": round(seconds, 2),
         **result.facts,
     }
-    write_json({"key": key, "affine": result.grid.affine.tolist(), **record}, temporary / "case.json")
+    where = {"affine": result.grid.affine.tolist(), "world": result.world or result.reference}
+    write_json({"key": key, **where, **record}, temporary / "case.json")
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     return _row(case, key, record)
@@ -227,7 +235,7 @@ def versions() -> dict[str, str]:
 
 def _row(case: Case, key: str, record: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: getattr(case, name) or "" for name in _GIVEN}
-    facts = {name: value for name, value in record.items() if name not in ("key", "affine")}
+    facts = {name: value for name, value in record.items() if name not in ("key", "affine", "world")}
     return {"case": case.id, **given, "key": key, **facts}
 
 
@@ -276,22 +284,30 @@ def _refuse_reference(reference: Sequence[str], cases: Sequence[Case]) -> None:
         )
 
 
-def _processes(workers: int, jobs: int) -> int:
-    return max(1, min(workers or os.cpu_count() or 1, jobs))
+def _processes(workers: int, jobs: int, device: str = "cpu") -> int:
+    usual = os.cpu_count() or 1
+    if device != "cpu":
+        usual = min(usual, _ON_ONE_DEVICE)
+    return max(1, min(workers or usual, jobs))
 
 
 def _run(
-    cases: Sequence[Case], options: Mapping[str, Any], out: Path, keys: Mapping[str, str], processes: int
+    cases: Sequence[Case],
+    options: Mapping[str, Any],
+    out: Path,
+    keys: Mapping[str, str],
+    processes: int,
+    device: str = "cpu",
 ) -> Iterable[tuple[Case, dict[str, Any]]]:
     if processes == 1:
         for case in cases:
-            yield case, _prepare_one(case, options, out, keys[case.id])
+            yield case, _prepare_one(case, options, out, keys[case.id], device)
         return
     # spawn: a forked copy of a process that already runs threads (torch, SimpleITK) can hang
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_one_thread)
     try:
         jobs: dict[Future[dict[str, Any]], Case] = {
-            pool.submit(_prepare_one, case, options, out, keys[case.id]): case for case in cases
+            pool.submit(_prepare_one, case, options, out, keys[case.id], device): case for case in cases
         }
         for job in as_completed(jobs):
             yield jobs[job], job.result()
@@ -313,11 +329,11 @@ def _one_thread() -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def _prepare_one(case: Case, options: Mapping[str, Any], out: Path, key: str) -> dict[str, Any]:
+def _prepare_one(case: Case, options: Mapping[str, Any], out: Path, key: str, device: str) -> dict[str, Any]:
     start, trace = perf_counter(), out / "cases" / f"{case.id}.error.txt"
     trace.unlink(missing_ok=True)
     try:
-        result = prepare_case(case, **options)
+        result = prepare_case(case, device=device, **options)
     except MmfusionError as error:
         message = str(error)
     except Exception as error:  # one case must never stop the others

@@ -78,8 +78,8 @@ def status_of(row: Mapping[str, str]) -> str:
 
 
 def score_of(row: Mapping[str, str]) -> float:
-    """The lowest registration score of the case's modalities; infinite where nothing was registered."""
-    scores = [number(row.get(f"{name}_score")) for name in modalities_of(row)]
+    """The lowest registration score of the case, its template included; infinite where nothing was registered."""
+    scores = [number(row.get(f"{name}_score")) for name in (*modalities_of(row), row.get("template"))]
     return min((score for score in scores if score is not None), default=math.inf)
 
 

@@ -80,34 +80,39 @@ def case_card(cohort: Path, row: dict[str, str], index: int) -> Html:
 
 
 def registration_pictures(cohort: Path, row: dict[str, str]) -> list[Html]:
-    """Checkerboard and joint histogram, before and after, of each modality that was registered."""
-    case, reference = row.get("case", ""), row.get("reference", "")
+    """Checkerboard and joint histogram of the template, if there is one, and of each modality, before and after."""
+    case, reference, template = (row.get(name, "") for name in ("case", "reference", "template"))
     arrays = read_pictures(cohort, case)
-    fixed = planes_of(arrays, "reference")
-    figures: list[Html] = []
+
+    def compared(keys: tuple[str, str], names: tuple[str, str], words: str, below: str, counts: str) -> list[Html]:
+        a, b = (planes_of(arrays, key) for key in keys)
+        if a is None or b is None or any(a[p].shape != b[p].shape for p in a):
+            return []
+        both = " and ".join(names)
+        alt = f"Checkerboard of {both} of case {case}, {words}: three planes"
+        board = page.figure(page.png_of_array(strip(a, b)), alt, f"{both}, {words}: axial, coronal, sagittal")
+        found = arrays.get(counts)
+        if found is None or np.ndim(found) != 2:
+            return [board, Html("<div></div>")]
+        alt = f"Joint histogram of {both} of case {case}, {words}"
+        return [board, page.figure(page.png_of_array(histogram_picture(found)), alt, below, class_="small")]
+
+    pairs = []
+    if template:
+        words = "after registration"
+        given = ("template", "reference"), (template, reference), words, "joint histogram", "histogram_template"
+        pairs.append(compared(*given))
     for name in modalities_of(row):
-        pair = []
         stages = {"before": "before registration", "after": "after registration"}
         if _position_kept(arrays, name):
             stages = {"after": "position kept, so the same before and after registration"}
+        pair = []
         for stage, words in stages.items():
-            moving = planes_of(arrays, f"{stage}_{name}")
-            if fixed is None or moving is None or any(fixed[p].shape != moving[p].shape for p in fixed):
-                continue
-            caption = f"{reference} and {name}, {words}: axial, coronal, sagittal"
-            alt = f"Checkerboard of {reference} and {name} of case {case}, {words}: three planes"
-            pair.append(page.figure(page.png_of_array(strip(fixed, moving)), alt, caption))
-            counts = arrays.get(f"histogram_{stage}_{name}")
-            if counts is not None and np.ndim(counts) == 2:
-                below = f"joint histogram {stage}" if len(stages) > 1 else "joint histogram"
-                alt = f"Joint histogram of {reference} and {name} of case {case}, {words}"
-                picture = page.png_of_array(histogram_picture(counts))
-                pair.append(page.figure(picture, alt, below, class_="small"))
-            else:
-                pair.append(Html("<div></div>"))
-        if pair:
-            figures.append(element("div", join(pair), class_="pair"))
-    return figures
+            below = f"joint histogram {stage}" if len(stages) > 1 else "joint histogram"
+            keys = "reference", f"{stage}_{name}"
+            pair += compared(keys, (reference, name), words, below, f"histogram_{stage}_{name}")
+        pairs.append(pair)
+    return [element("div", join(pair), class_="pair") for pair in pairs if pair]
 
 
 def _position_kept(arrays: Mapping[str, np.ndarray], name: str) -> bool:
@@ -116,9 +121,10 @@ def _position_kept(arrays: Mapping[str, np.ndarray], name: str) -> bool:
 
 
 def numbers_table(row: dict[str, str]) -> Html:
-    """What was measured for each modality of the case."""
-    lines = []
-    for name in modalities_of(row) if status_of(row) != "failed" else []:
+    """What was measured for each modality of the case, and for its template."""
+    lines: list[list[Any]] = []
+    names = [*modalities_of(row), *([row["template"]] if row.get("template") else [])]
+    for name in names if status_of(row) != "failed" else []:
         spacing, orientation = row.get(f"{name}_spacing"), row.get(f"{name}_orientation")
         source = [
             " × ".join((spacing or "").split()) or None,

@@ -14,9 +14,8 @@ from mmfusion.transforms.steps import (
     ResampleToGridd,
     StackModalitiesd,
     WindowCTd,
-    from_meta_tensor,
-    to_meta_tensor,
 )
+from mmfusion.transforms.tensors import from_meta_tensor, to_meta_tensor, transform_from_meta, transform_to_meta
 
 __all__ = [
     "PrepareCased",
@@ -32,4 +31,6 @@ __all__ = [
     "training_augmentation",
     "to_meta_tensor",
     "from_meta_tensor",
+    "transform_to_meta",
+    "transform_from_meta",
 ]

@@ -23,6 +23,7 @@ class PrepareCased(Transform):
 
     Args:
         keys: modality names, in the order of the channels; a key that is absent or empty is a missing modality.
+        device: where registration runs, ``cpu`` or a torch device.
         options: the group ``case`` of :mod:`mmfusion.options`, without ``modalities``.
 
     Takes ``{modality: path, "mask": path, "subject": text, ...}`` (also ``weight_kg`` and the other
@@ -30,8 +31,8 @@ class PrepareCased(Transform):
     ``present [M]`` bool, and ``status`` and ``reasons`` of the preparation.
     """
 
-    def __init__(self, keys: Sequence[str], **options: Any) -> None:
-        self.keys = list(keys)
+    def __init__(self, keys: Sequence[str], device: str = "cpu", **options: Any) -> None:
+        self.keys, self.device = list(keys), device
         self.options = resolve({**options, "modalities": self.keys}, "case")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -41,7 +42,7 @@ class PrepareCased(Transform):
             mask = Path(data["mask"]) if data.get("mask") else None
             pet = {name: str(data[name]) for name in PET_DETAILS if data.get(name)}
             case = Case(str(data.get("subject", "")), images=images, mask=mask, covariates=pet)
-        result = prepare_case(case, pictures=False, **self.options)
+        result = prepare_case(case, pictures=False, device=self.device, **self.options)
         rest = {name: value for name, value in data.items() if name not in (*self.keys, "case", "mask")}
         return {
             **rest,

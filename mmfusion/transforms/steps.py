@@ -1,8 +1,8 @@
 """The steps of preparing a case, one MONAI dictionary transform each.
 
 Volumes travel as ``MetaTensor [1, i, j, k]`` with ``affine`` (RAS mm) and, in ``meta``, ``modality``, ``units``,
-``frame_of_reference``, ``notes`` and, once registered, ``fixed_to_moving``. A modality whose key is absent, None or
-empty is missing; no step minds.
+``frame_of_reference``, ``notes`` and, once registered, ``fixed_to_moving`` (with ``displacement``, if it bends). A
+modality whose key is absent, None or empty is missing; no step minds.
 """
 
 from __future__ import annotations
@@ -18,47 +18,15 @@ from mmfusion.errors import GeometryError, OptionError, VoxelError
 from mmfusion.io import load_volume
 from mmfusion.options import unknown
 from mmfusion.prepare import choose_reference
-from mmfusion.registration import register
-from mmfusion.volume import (
-    Grid,
-    Transform,
-    Volume,
-    clip_suv,
-    foreground,
-    mask_center,
-    normalize_mr,
-    resample,
-    window_ct,
-)
+from mmfusion.prepare.placing import BRAIN_OF, brain_on, registered
+from mmfusion.registration import template
+from mmfusion.transforms.tensors import from_meta_tensor, to_meta_tensor, transform_from_meta, transform_to_meta
+from mmfusion.volume import Grid, Transform, clip_suv, foreground, mask_center, normalize_mr, resample, window_ct
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
 _CENTERS = ("foreground", "volume")
-_PLAIN = ("source", "frame_of_reference", "notes", "stored_orientation", "stored_spacing")
-
-
-def to_meta_tensor(volume: Volume, **meta: Any) -> MetaTensor:
-    """A volume as MONAI has it: ``[1, i, j, k]`` with its affine, units and modality in ``meta``."""
-    facts = {name: volume.meta[name] for name in _PLAIN if name in volume.meta}
-    array = np.ascontiguousarray(volume.array, np.float32)
-    return MetaTensor(
-        torch.from_numpy(array)[None],
-        affine=torch.from_numpy(volume.affine.copy()),
-        meta={"modality": volume.modality, "units": volume.units, **facts, **meta},
-    )
-
-
-def from_meta_tensor(tensor: MetaTensor) -> Volume:
-    """A MONAI image ``[1, i, j, k]`` (of :class:`LoadVolumed`, or of MONAI's own loader) as a volume."""
-    meta = dict(tensor.meta)
-    return Volume(
-        tensor.detach().cpu().numpy()[0],
-        np.asarray(tensor.affine, dtype=np.float64),
-        modality=str(meta.get("modality", "")),
-        units=str(meta.get("units", "a.u.")),
-        meta={name: meta[name] for name in _PLAIN if name in meta},
-    )
 
 
 class _Step(MapTransform):
@@ -92,15 +60,21 @@ class LoadVolumed(_Step):
 
 
 class RegisterToReferenced(_Step):
-    """Find where each modality lies relative to the reference; nothing is resampled.
+    """Find where each modality lies relative to the reference, and the reference in a template; nothing is resampled.
 
-    Writes ``fixed_to_moving`` (``[4, 4]``, RAS mm, reference to modality) and ``verdict`` into each volume's meta.
+    Writes into each volume's meta ``fixed_to_moving`` (``[4, 4]``, RAS mm, from the world of the grid to come to the
+    modality; with ``displacement`` and ``displacement_affine`` if it bends), ``verdict``, ``reference``, ``world``
+    (whose world that is: the reference's, or the template's) and, with a template, ``to_template`` (``[4, 4]``, from
+    that world to the template's).
 
     Args:
         keys: modality names.
         reference: the first of these that the case has is the reference.
-        kind: ``rigid`` or ``none``.
+        kind: a kind of :data:`mmfusion.registration.KINDS`.
         init: start, see :func:`mmfusion.registration.register`.
+        to: a template that the reference is brought to, and all others through it.
+        brain_mask: find the template's brain, for :class:`ResampleToGridd`, without going to its space.
+        device: where registration runs, ``cpu`` or a torch device.
 
     Raises:
         GeometryError: two scans cannot be brought together.
@@ -112,9 +86,14 @@ class RegisterToReferenced(_Step):
         reference: Sequence[str] = ("ct", "mr", "pet"),
         kind: str = "rigid",
         init: str = "auto",
+        to: str | None = None,
+        brain_mask: bool = False,
+        device: str = "cpu",
     ) -> None:
         super().__init__(keys)
-        self.reference, self.kind, self.init = tuple(reference), kind, init
+        self.reference, self.to, self.device = tuple(reference), to, device
+        self.head = to or (BRAIN_OF if brain_mask else None)
+        self.how = {"register": kind, "init": init}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
@@ -122,32 +101,39 @@ class RegisterToReferenced(_Step):
         if not there:
             raise GeometryError(f"none of the modalities {', '.join(map(str, self.keys))} is there")
         reference = choose_reference(there, self.reference)
-        fixed = from_meta_tensor(data[reference])
+        volumes = {key: from_meta_tensor(data[key]) for key in there}
+        found = registered(volumes, reference, self.head, self.how, self.device)
+        to_reference = found[self.head].fixed_to_moving if self.head else Transform()
+        start = to_reference if self.to else Transform()
         for key in there:
-            matrix, verdict = np.eye(4), "ok"
+            verdict, transform = "ok", start
             if key != reference:
-                found = register(fixed, from_meta_tensor(data[key]), self.kind, init=self.init)
-                if found.verdict == "failed":
-                    raise GeometryError(
-                        f"{key} could not be registered to {reference}: {'; '.join(found.reasons)}. Check both scans"
-                    )
-                matrix, verdict = found.fixed_to_moving.matrix, found.verdict
+                verdict, transform = found[key].verdict, start.compose(found[key].fixed_to_moving)
+            elif self.to:
+                verdict = found[self.to].verdict
             out[key] = data[key].clone()
-            out[key].meta |= {"fixed_to_moving": matrix, "verdict": verdict, "reference": reference}
+            out[key].meta |= transform_to_meta(transform)
+            out[key].meta |= {"verdict": verdict, "reference": reference, "world": self.to or reference}
+            if self.head:
+                to_template = np.eye(4) if self.to else to_reference.inverse().matrix
+                out[key].meta |= {"template": self.head, "to_template": to_template}
         return out
 
 
 class ResampleToGridd(_Step):
-    """Read every modality on one grid in the reference's world, through its transform, with one interpolation.
+    """Read every modality on one grid in the world of the reference (or of the template), with one interpolation each.
 
     Args:
         keys: modality names.
         spacing: voxel size, mm.
         size: voxels along (x, y, z).
-        center: ``foreground`` or ``volume`` of the reference, or a point (RAS, mm).
+        center: ``foreground`` or ``volume`` of the reference (of the template: its brain, or its field of view), or a
+            point (RAS, mm).
+        brain_mask: set what lies outside the template's brain to empty space.
 
     Raises:
-        OptionError: an unknown ``center``.
+        OptionError: an unknown ``center``, or ``brain_mask`` where no template was registered.
+        GeometryError: no brain on the grid.
     """
 
     def __init__(
@@ -156,11 +142,12 @@ class ResampleToGridd(_Step):
         spacing: Sequence[float] = (2.0, 2.0, 2.0),
         size: Sequence[int] = (96, 96, 96),
         center: str | Sequence[float] = "foreground",
+        brain_mask: bool = False,
     ) -> None:
         super().__init__(keys)
         if isinstance(center, str) and center not in _CENTERS:
             raise OptionError(unknown("center", center, _CENTERS))
-        self.spacing, self.size, self.center = tuple(spacing), tuple(size), center
+        self.spacing, self.size, self.center, self.brain_mask = tuple(spacing), tuple(size), center, brain_mask
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
@@ -169,23 +156,34 @@ class ResampleToGridd(_Step):
             return out
         reference = str(data[there[0]].meta.get("reference", there[0]))
         grid = Grid.around(self._center(data[reference]), self.spacing, self.size)
+        brain = self._brain(grid, data[reference].meta) if self.brain_mask else None
         for key in there:
-            tensor = data[key]
-            transform = Transform(np.asarray(tensor.meta.get("fixed_to_moving", np.eye(4))))
-            moved = resample(from_meta_tensor(tensor), grid, transform, fill=tensor.meta.get("fill"))
-            kept = {name: tensor.meta[name] for name in ("verdict", "reference") if name in tensor.meta}
+            volume, meta = from_meta_tensor(data[key]), data[key].meta
+            moved = resample(volume, grid, transform_from_meta(meta), fill=meta.get("fill"))
+            if brain is not None:
+                moved = moved.replace(array=np.where(brain, moved.array, np.float32(meta.get("fill", volume.fill))))
+            kept = {name: meta[name] for name in ("verdict", "reference", "world") if name in meta}
             out[key] = to_meta_tensor(moved, **kept)
         return out
 
     def _center(self, tensor: MetaTensor) -> np.ndarray:
         if not isinstance(self.center, str):
             return np.asarray(self.center, float)
+        meta = tensor.meta
+        if meta.get("world", meta.get("reference")) != meta.get("reference"):
+            head = template(str(meta["world"]))
+            return head.volume.grid.center if self.center == "volume" else head.center
         volume = from_meta_tensor(tensor)
         if self.center == "volume":
             return volume.grid.center
-        if "foreground_center" in tensor.meta:
-            return np.asarray(tensor.meta["foreground_center"])
+        if "foreground_center" in meta:
+            return np.asarray(meta["foreground_center"])
         return mask_center(foreground(volume), volume.grid)
+
+    def _brain(self, grid: Grid, meta: Mapping[Any, Any]) -> np.ndarray:
+        if "to_template" not in meta:
+            raise OptionError("brain_mask needs a template: give RegisterToReferenced to= or brain_mask=True, too")
+        return brain_on(grid, Transform(np.asarray(meta["to_template"])), str(meta["template"]))
 
 
 class WindowCTd(_Step):

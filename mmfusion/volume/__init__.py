@@ -1,5 +1,6 @@
 """What a volume is and what can be done to it: pure functions on arrays in world coordinates (RAS+, mm)."""
 
+from mmfusion.volume.device import check_device
 from mmfusion.volume.displacement import Displacement
 from mmfusion.volume.grid import Grid, mask_center, nearest_ras, spacing_of
 from mmfusion.volume.intensity import clip_suv, foreground, normalize, normalize_mr, window_ct
@@ -24,4 +25,5 @@ __all__ = [
     "nearest_ras",
     "spacing_of",
     "mask_center",
+    "check_device",
 ]

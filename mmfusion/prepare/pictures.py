@@ -1,0 +1,78 @@
+"""Small arrays of a prepared case for the QC page: three planes and joint histograms, before and after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmfusion.volume import Grid, Transform, Volume, coverage, resample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Scaling = Callable[[Volume], np.ndarray]
+
+_PLANES = ("sagittal", "coronal", "axial")
+
+
+def qc_pictures(
+    volumes: Mapping[str, Volume],
+    reference: str,
+    transforms: Mapping[str, Transform],
+    grid: Grid,
+    scalings: Mapping[str, Scaling],
+    head: tuple[Volume, Transform, Scaling] | None = None,
+    pixels: int = 128,
+) -> dict[str, np.ndarray]:
+    """Planes through the middle of the grid with square pixels, and joint histograms with the reference.
+
+    Args:
+        volumes: by modality.
+        reference: the modality that the others are compared with.
+        transforms: where a point of the grid's world lies in each modality; without the reference's, the grid lies in
+            the reference's world.
+        grid: the prepared grid.
+        scalings: what makes the values of each modality comparable.
+        head: the template, where a point of the grid's world lies in it, and its scaling.
+        pixels: along the longest side.
+
+    Returns:
+        ``<key>_<plane>`` ``[pixels, pixels]`` float16 for the keys ``reference``, ``before_<modality>`` (by the
+        headers), ``after_<modality>`` and ``template``; ``histogram_<key>`` ``[32, 32]``, reference first (for
+        ``template``: the template first).
+    """
+    extent = np.ptp(grid.corners(), axis=0)
+    step = extent.max() / pixels
+    size = np.maximum(np.round(extent / step).astype(int), 1)
+    coarse = Grid.around(grid.center, extent / np.minimum(grid.shape, 64), np.minimum(grid.shape, 64))
+    out: dict[str, np.ndarray] = {}
+
+    def planes(key: str, volume: Volume, transform: Transform | None, scaling: Scaling) -> None:
+        for axis, plane in enumerate(_PLANES):
+            thin = [1 if a == axis else int(n) for a, n in enumerate(size)]
+            flat = resample(volume, Grid.around(grid.center, [step] * 3, thin), transform)
+            out[f"{key}_{plane}"] = np.clip(scaling(flat), 0, 1).squeeze(axis).astype(np.float16)
+
+    def seen(volume: Volume, transform: Transform | None, scaling: Scaling) -> tuple[np.ndarray, np.ndarray]:
+        return scaling(resample(volume, coarse, transform)), coverage(volume.grid, coarse, transform)
+
+    def histogram(key: str, a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> None:
+        both = a[1] & b[1]
+        x, y = (np.clip(values[both], 0, 1) for values, _ in (a, b))
+        out[key] = np.histogram2d(x, y, bins=32, range=((0, 1), (0, 1)))[0].astype(np.float32)
+
+    here = transforms.get(reference)  # also where the headers put every other scan
+    fixed = volumes[reference], here, scalings[reference]
+    planes("reference", *fixed)
+    fixed_seen = seen(*fixed)
+    for name, volume in volumes.items():
+        if name == reference:
+            continue
+        for moment, transform in (("before", here), ("after", transforms[name])):
+            planes(f"{moment}_{name}", volume, transform, scalings[name])
+            histogram(f"histogram_{moment}_{name}", fixed_seen, seen(volume, transform, scalings[name]))
+    if head is not None:
+        planes("template", *head)
+        histogram("histogram_template", seen(*head), fixed_seen)
+    return out
