@@ -178,3 +178,14 @@ def test_missing_file_and_unknown_ending(tmp_path):
         load_transform(tmp_path / "nope.tfm")
     with pytest.raises(ReadError, match=r"written as \.tfm"):
         save_transform(MOVE, tmp_path / "a.json")
+
+
+def test_a_type_that_simpleitk_wraps_is_read(tmp_path):
+    (tmp_path / "a.txt").write_text(
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: MatrixOffsetTransformBase_double_3_3\n"
+        "Parameters: 1 0.1 0 0 1 0.2 0 0 1 4 5 6\nFixedParameters: 0 0 0\n"
+    )
+    expected = np.diag([-1.0, -1, 1, 1]) @ [[1, 0.1, 0, 4], [0, 1, 0.2, 5], [0, 0, 1, 6], [0, 0, 0, 1]]
+    np.testing.assert_allclose(
+        load_transform(tmp_path / "a.txt").matrix, expected @ np.diag([-1.0, -1, 1, 1]), atol=1e-9
+    )

@@ -84,7 +84,8 @@ def load_transform(path: str | Path) -> Transform:
 def _in_order(found: sitk.Transform) -> list[sitk.Transform]:
     """The parts of a transform, the first that is applied first."""
     found = found.Downcast()
-    if not isinstance(found, sitk.CompositeTransform):
+    # a type that SimpleITK does not know (MatrixOffsetTransformBase) comes as a composite that holds itself
+    if found.IsLinear() or not isinstance(found, sitk.CompositeTransform):
         return [found]
     parts = [found.GetNthTransform(n) for n in reversed(range(found.GetNumberOfTransforms()))]
     return [inner for part in parts for inner in _in_order(part)]

@@ -17,7 +17,7 @@ from mmfusion.options import unknown
 from mmfusion.registration.levels import pyramid
 from mmfusion.registration.search import SPACINGS, Found, Search
 from mmfusion.registration.verdict import Check, Evidence, judge
-from mmfusion.volume import Transform, Volume, overlap
+from mmfusion.volume import Transform, Volume, check_device, overlap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,6 +58,7 @@ class Pair:
             raise OptionError(unknown("kind of registration", kind, KINDS))
         if not isinstance(init, Transform) and init not in INITS:
             raise OptionError(unknown("start of the registration", init, INITS))
+        check_device(device)
         self.fixed_volume, self.moving_volume, self.kind, self.device = fixed, moving, kind, device
         self.masks, self.threads = masks, threads
         self.before = Transform()
@@ -167,22 +168,18 @@ class Group:
         before, after = (self.measure.values(one.matrices, one.pairs) for one in (self.start, found))
         return np.where(before > 0, after / np.maximum(before, 1e-12) - 1, np.inf)
 
-    def evidence(
-        self, found: Found, gains: Sequence[float | None], rivals: Sequence[float], skin: np.ndarray | None = None
-    ) -> list[Evidence]:
+    def evidence(self, found: Found, gains: Sequence[float | None], rivals: Sequence[float]) -> list[Evidence]:
         """What speaks for and against one position of each pair.
 
         Args:
             found: one position for each pair.
             gains: over the start; None where that position does not count.
             rivals: similarity of the second best position as a share of this one's.
-            skin: ``[P, 4, 4]`` the positions that the wide search prefers, if the fine one is another.
         """
-        search, reach = self.fine, len(self.pairs)
+        search = self.fine
         back = search.again(found, 1, kind=self.first, flipped=~search.flipped, near_bone=False)
         other = search.again(found, 2, kind=self.first, seed=search.seed + 1)
         halves = self.wide.halves(found)
-        apart = [0.0 if skin is None else search.apart(n, skin[n], found.matrices[n]) for n in range(reach)]
         out = []
         for n, pair in enumerate(self.pairs):
             transform = Transform(found.matrices[n])
@@ -192,7 +189,7 @@ class Group:
                     back_mm=float(back[n]),
                     sample_mm=float(other[n]),
                     halves_mm=float(halves[n]),
-                    skin_mm=apart[n],
+                    by_bone=search.near_bone,
                     rotation_deg=transform.rotation_deg,
                     mean_mm=float(moves.mean()),
                     motion_mm=float(moves.max()),
@@ -225,14 +222,16 @@ class Group:
 
 
 def _only_measured(group: Group) -> list[Result]:
-    return group.results(group.start, [None] * len(group.pairs), [[] for _ in group.pairs])
+    """Keep the start, and say so if a motion near it would gain much."""
+    best = group.fine.polish(group.start, 0, 1, 2, reach=_REACH)
+    return [group.kept(best, n, gain, _MISSED_GAIN, None) for n, gain in enumerate(group.gains(best))]
 
 
 def _near_the_start(group: Group) -> list[Result]:
     """Keep the start unless a motion near it is clear and beyond doubt."""
     best = group.fine.polish(group.start, 0, 1, 2, kind=group.first, reach=_REACH)
     if group.kind != group.first:
-        best = group.fine.polish(best, 1, 2, kind=group.kind, reach=_REACH)
+        best = group.fine.polish(best, 1, 2, kind=group.kind, reach=_REACH, settled=True)
     gains = group.gains(best)
     out = [group.kept(best, n, gains[n], _MISSED_GAIN, None) for n in range(len(group.pairs))]
     clear = np.flatnonzero(gains >= _CLEAR_GAIN).tolist()
@@ -242,7 +241,7 @@ def _near_the_start(group: Group) -> list[Result]:
         evidence = some.evidence(found, gains[clear].tolist(), [0.0] * len(clear))
         moved = some.results(found, evidence, [[one.long_motion()] for one in evidence])
         for n, one, result in zip(clear, evidence, moved, strict=True):
-            if one.precise and judge([*one.checks(), *result.checks], one)[0] == "ok":
+            if one.precise and judge([*one.checks(), *result.checks])[0] == "ok":
                 out[n] = result
     return out
 
@@ -263,10 +262,10 @@ def _anywhere(group: Group) -> list[Result]:
         values = ranked.of(n).values
         rivals.append(float(values[1] / values[0]) if len(values) > 1 and values[0] > 0 else 0.0)
     levels = (2,) if fine is wide and group.kind == group.first else (1, 2)
-    best = fine.polish(first, *levels, kind=group.kind)
+    best = fine.polish(first, *levels, kind=group.kind, settled=True)
     gains = group.gains(best)
     known = [float(gain) if pair.header else None for gain, pair in zip(gains, pairs, strict=True)]
-    evidence = group.evidence(best, known, rivals, None if fine is wide else first.matrices)
+    evidence = group.evidence(best, known, rivals)
     out = group.results(best, evidence, [[one.unpaid_motion()] for one in evidence])
     for n, (pair, gain, one) in enumerate(zip(pairs, known, evidence, strict=True)):
         if pair.keep and gain is not None and gain < _KEEP_GAIN and not one.precise:

@@ -91,7 +91,7 @@ def register(
     aligned by the scanner: the search stays near the header position and keeps it, unless a motion gains at least
     a twentieth of similarity, is three times as long as its own uncertainty, and passes every check. Otherwise many
     starts are tried. If a frame of reference is missing, as in NIfTI files, the header position is still kept
-    where the best motion gains less than a quarter and is not three times as long as its uncertainty. The same
+    where the best motion gains less than a twelfth and is not three times as long as its uncertainty. The same
     volumes give the same result (on a GPU up to rounding).
 
     Args:
@@ -178,7 +178,7 @@ def _finished(pair: Pair, found: Result) -> Registration:
     shared = overlap(pair.fixed.field, pair.moving.field, transform)
     limits = [overlap_check(shared), similarity_check(after)]
     checks = [*(found.evidence.checks() if found.evidence else []), *found.checks, *limits]
-    verdict, score, reasons = judge(checks, found.evidence)
+    verdict, score, reasons = judge(checks)
     if found.note:
         reasons = (*reasons, found.note)
     if shared < FAILED_OVERLAP or (not found.kept and limits[1].score <= 0.5):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SPACINGS = (8.0, 4.0, 2.0)  # mm, coarse to fine
 COUNTS = (4_000, 12_000, 30_000)  # sample points on each level
+_TOLERANCES = (1e-3, 3e-4, 1e-5)  # a step that gains a smaller share of the value ends the climb on each level
 _FULL = 0.9  # share of the overlap from which on more of it earns nothing
 _CANDIDATES = 6  # starts that are refined at the coarsest level
 
@@ -56,6 +57,15 @@ class Objective:
         """``[R]`` values alone."""
         found = self.similarity(self._directed(matrices, self.flipped[pairs]), pairs, gradient=False)
         return found.value * self._weight(found.inside, pairs)
+
+    def settled(self, found: Found) -> Objective:
+        """The same, where only a loss of overlap against ``found`` (one position a pair) counts.
+
+        The head of a scan may be cut off: once the place is known, pulling what was cut off back into view, by
+        turning or stretching, must earn nothing.
+        """
+        inside = self.similarity(self._directed(found.matrices, self.flipped), found.pairs, gradient=False).inside
+        return replace(self, expected=np.minimum(self.expected, inside))
 
     def plain(self, matrices: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         """``[R]`` similarities, whatever the overlap."""
@@ -194,11 +204,18 @@ class Search:
         return Found.joined(parts)
 
     def polish(
-        self, found: Found, *levels: int, kind: str = "rigid", reach: tuple[float, float] | None = None
+        self,
+        found: Found,
+        *levels: int,
+        kind: str = "rigid",
+        reach: tuple[float, float] | None = None,
+        settled: bool = False,
     ) -> Found:
-        """Refine on the given levels, one after the other."""
+        """Refine on the given levels, one after the other; see :meth:`refine` and :meth:`Objective.settled`."""
         for level in levels:
-            found = self.refine(self.objective(level), found, kind=kind, reach=reach)
+            objective = self.objective(level)
+            objective = objective.settled(found) if settled else objective
+            found = self.refine(objective, found, kind=kind, reach=reach, tolerance=_TOLERANCES[level])
         return found
 
     def refine(
@@ -208,7 +225,7 @@ class Search:
         *,
         kind: str = "rigid",
         reach: tuple[float, float] | None = None,
-        iterations: int = 40,
+        tolerance: float = _TOLERANCES[0],
     ) -> Found:
         """Climb to the next maximum.
 
@@ -217,7 +234,7 @@ class Search:
             found: where from.
             kind: of motion.
             reach: how far to go at most, as degrees about each axis and mm along each; no limit if None.
-            iterations: at most so many.
+            tolerance: a step that gains a smaller share of the value ends the climb.
         """
         basis, limit = generators(kind), None
         if reach is not None:
@@ -229,14 +246,14 @@ class Search:
             found.matrices,
             self._middles[found.pairs],
             basis,
-            iterations=iterations,
+            tolerance=tolerance,
             reach=limit,
         )
         return Found(found.pairs, matrices, values, found.starts)
 
     def again(self, found: Found, *levels: int, kind: str = "rigid", **changes: Any) -> np.ndarray:
         """How far a search of other traits, started at one position of each pair, ends from it, ``[P]`` mean mm."""
-        other = replace(self, **changes).polish(found, *levels, kind=kind)
+        other = replace(self, **changes).polish(found, *levels, kind=kind, settled=True)
         return np.array([self.apart(n, found.matrices[n], other.matrices[n]) for n in range(len(self.fixed))])
 
     def halves(self, found: Found, count: int = 8_000) -> np.ndarray:
@@ -260,9 +277,12 @@ class Search:
                     values.append(what[some])
                     targets.append(target.levels[1])
         parts = Similarity(np.stack(points), np.stack(values), targets)
-        objective = Objective(parts, np.repeat(self.expected, 6), np.repeat(self.flipped, 6))
         start = np.repeat(found.matrices, 6, axis=0)
-        moved, _ = climb(objective, start, np.repeat(self._middles, 6, axis=0), generators("rigid"), iterations=15)
+        rows = Found(np.arange(len(start)), start, np.zeros(len(start)), np.repeat(found.starts, 6))
+        objective = Objective(parts, np.repeat(self.expected, 6), np.repeat(self.flipped, 6)).settled(rows)
+        moved, _ = climb(
+            objective, start, np.repeat(self._middles, 6, axis=0), generators("rigid"), tolerance=_TOLERANCES[0]
+        )
         # each half's points, in the fixed world
         flipped = objective.flipped[:, None, None]
         back = np.where(flipped, np.linalg.inv(start), np.eye(4))

@@ -8,7 +8,10 @@ from typing import NamedTuple
 _LOW_SIMILARITY = 0.02  # normalized mutual information of images that say nothing about each other
 FAILED_OVERLAP = 0.1
 _LOW_OVERLAP = 0.5
-_BACK_MM, _HALVES_MM = 3.0, 5.0
+# how far other evidence may lie from the result, mm; where bone and skin were compared, they part more easily
+_BACK_MM, _HALVES_MM, _SAMPLE_MM = 4.0, 6.0, 2.5
+_BACK_BONE_MM, _HALVES_BONE_MM, _SAMPLE_BONE_MM = 5.0, 7.5, 3.0
+_STRETCH = 0.25  # a same patient's scan is not stretched by more, nor a head to the template
 _RIVAL = 0.95
 _ROTATION_DEG = 45.0
 _TRUSTED_MM = 20.0  # a longer motion is not believed where the header is trusted
@@ -29,7 +32,7 @@ class Check(NamedTuple):
         return 1 / (1 + (max(self.value, 0.0) / self.limit) ** 2)
 
 
-def judge(checks: list[Check], evidence: Evidence | None = None) -> tuple[str, float, tuple[str, ...]]:
+def judge(checks: list[Check]) -> tuple[str, float, tuple[str, ...]]:
     """The verdict (``ok`` or ``doubtful``), the weakest check's score, the sentences of those beyond their limit."""
     score = min((check.score for check in checks), default=1.0)
     reasons = tuple(check.sentence for check in checks if check.score <= 0.5)
@@ -44,7 +47,7 @@ class Evidence:
         back_mm: inverse consistency: how far the registration the other way round ends from it.
         sample_mm: how far the result moves on with other sample points.
         halves_mm: how far halves of the body move on when each is registered alone.
-        skin_mm: how far the position that the whole body prefers lies from the one that bone prefers (CT and MR).
+        by_bone: bone decided (CT and a scan that sees bone too).
         rotation_deg: the angle of its rotation.
         mean_mm, motion_mm: how far it moves the corners of the body's box: mean, farthest.
         gain: relative gain of similarity over the header position; None if that position does not count.
@@ -55,7 +58,7 @@ class Evidence:
     back_mm: float
     sample_mm: float
     halves_mm: float
-    skin_mm: float
+    by_bone: bool
     rotation_deg: float
     mean_mm: float
     motion_mm: float
@@ -70,19 +73,21 @@ class Evidence:
 
     def checks(self) -> list[Check]:
         """Each against its limit, but for the length of the motion."""
+        limits = (
+            (_BACK_BONE_MM, _HALVES_BONE_MM, _SAMPLE_BONE_MM) if self.by_bone else (_BACK_MM, _HALVES_MM, _SAMPLE_MM)
+        )
+        turn, stretch = self.rotation_deg, max(max(self.scales), 1 / min(self.scales)) - 1
         return [
-            Check(self.back_mm, _BACK_MM, f"the other way round, the result differs by {self.back_mm:.1f} mm"),
+            Check(self.back_mm, limits[0], f"the other way round, the result differs by {self.back_mm:.1f} mm"),
             Check(
                 self.halves_mm,
-                _HALVES_MM,
+                limits[1],
                 f"halves of the body, each alone, move {self.halves_mm:.1f} mm on from the whole",
             ),
+            Check(self.sample_mm, limits[2], f"other sample points move the result by {self.sample_mm:.1f} mm"),
             Check(self.rival, _RIVAL, f"another position is nearly as good ({self.rival:.0%} of the similarity)"),
-            Check(
-                self.rotation_deg,
-                _ROTATION_DEG,
-                f"a rotation of {self.rotation_deg:.0f} degrees is implausible",
-            ),
+            Check(turn, _ROTATION_DEG, f"a rotation of {turn:.0f} degrees is implausible"),
+            Check(stretch, _STRETCH, f"a stretch of {stretch:.0%} is implausible"),
         ]
 
     def long_motion(self) -> Check:
