@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from mmfusion.volume import Grid, Transform, Volume, resample
 
@@ -73,3 +74,46 @@ def error_mm(found: Transform, fixed_pose: Transform, moving_pose: Transform) ->
     marks = np.argwhere(t["brain"])[::97] @ t["affine"][:3, :3].T + t["affine"][:3, 3]
     fixed, moving = fixed_pose.inverse().apply(marks), moving_pose.inverse().apply(marks)
     return float(np.linalg.norm(found.apply(fixed) - moving, axis=1).mean())
+
+
+def exact_pose(rng: np.random.Generator, degrees: float, mm: float) -> Transform:
+    """A rigid transform of just this angle about a random axis through the head, and a translation of this length."""
+    axis, way = rng.normal(size=(2, 3))
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_rotvec(axis / np.linalg.norm(axis) * np.radians(degrees)).as_matrix()
+    matrix[:3, 3] = MIDDLE - matrix[:3, :3] @ MIDDLE + way / np.linalg.norm(way) * mm
+    return Transform(matrix)
+
+
+def stretched(scales: tuple[float, float, float], shears: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Transform:
+    """Scales along x, y, z about the middle of the head, and shears of x by y, of x by z and of y by z."""
+    matrix = np.diag([*scales, 1.0])
+    matrix[[0, 0, 1], [1, 2, 2]] = shears
+    matrix[:3, 3] = MIDDLE - matrix[:3, :3] @ MIDDLE
+    return Transform(matrix)
+
+
+def crop(volume: Volume, low: tuple[float, float, float], high: tuple[float, float, float]) -> Volume:
+    """The part between two corners, given as shares of each axis; it stays where it is in the world."""
+    size = np.asarray(volume.array.shape)
+    start, stop = (np.rint(np.asarray(corner) * size).astype(int) for corner in (low, high))
+    affine = volume.affine.copy()
+    affine[:3, 3] = volume.grid.to_world(start)
+    return volume.replace(array=volume.array[tuple(map(slice, start, stop))], affine=affine)
+
+
+def places(volume: Volume) -> np.ndarray:
+    """``[i, j, k, 3]`` where each voxel lies, RAS mm."""
+    return volume.grid.to_world(np.moveaxis(np.indices(volume.array.shape), 0, -1))
+
+
+def near_brain(volume: Volume, pose: Transform, mm: float) -> np.ndarray:
+    """``[i, j, k]`` bool: the voxels within ``mm`` of the brain; 0 is the brain itself, 16 the whole head."""
+    t = template(4)
+    depth = Volume(np.maximum(t["depth"] - 2, -2 * t["brain"]).astype(np.float32), t["affine"])  # 0 half a voxel out
+    return resample(depth, volume.grid, pose, fill=99.0).array <= mm
+
+
+def painted(volume: Volume, where: np.ndarray, value: float | np.ndarray) -> Volume:
+    """The volume with other values at the voxels ``where``."""
+    return volume.replace(array=np.where(where, value, volume.array).astype(np.float32))
