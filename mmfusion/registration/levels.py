@@ -141,7 +141,7 @@ def pyramid(volume: Volume, spacings: Sequence[float], mask: np.ndarray | None =
         else:
             raise VoxelError(f"the mask of {volume.name} holds nothing of the body")
     bone = _near_bone(fine, grid, rough_grid, body) if volume.units == "HU" else None
-    level = _comparable(fine, rough_volume.array[near], rough_volume.array[body])
+    level = comparable(fine, rough_volume.array[near], rough_volume.array[body])
     levels = []
     for spacing in sorted(spacings):
         if within is not None:
@@ -203,7 +203,7 @@ def _nearest(mask: np.ndarray, grid: Grid, target: Grid) -> np.ndarray:
     return mask[np.ix_(*index)]
 
 
-def _comparable(data: torch.Tensor, near: np.ndarray, body: np.ndarray) -> torch.Tensor:
+def comparable(data: torch.Tensor, near: np.ndarray, body: np.ndarray) -> torch.Tensor:
     """Values to 0..1 by a monotone map: half by the robust range of ``near``, half by the rank within ``body``.
 
     The rank spreads tissues that a few bright voxels (bone, metal, a hot tumor) would squeeze into one bin.

@@ -11,6 +11,7 @@ import torch
 
 from mmfusion.errors import MmfusionError, OptionError
 from mmfusion.registration.align import Pair, Result, align
+from mmfusion.registration.deformable import deform
 from mmfusion.registration.verdict import FAILED_OVERLAP, judge, overlap_check, similarity_check
 from mmfusion.volume import Transform, Volume, overlap
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _BATCH = 16  # pairs that a GPU searches together
+_MOST_FOLDING = 0.001  # of the displacement's grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +188,11 @@ def _finished(pair: Pair, found: Result) -> Registration:
         reasons = tuple(check.sentence for check in limits if check.score <= 0.5)
         transform, after, start = Transform(), found.before, "identity"
         shared = overlap(pair.fixed.field, pair.moving.field)
+    if pair.kind == "deformable" and verdict != "failed":
+        transform = _bent(pair, transform)
+        if transform.folding > _MOST_FOLDING:
+            verdict, score = "doubtful", min(score, 0.49)
+            reasons = (*reasons, f"the displacement folds space in {transform.folding:.1%} of its grid")
     return Registration(
         fixed_to_moving=transform.compose(pair.before),
         verdict=verdict,
@@ -198,4 +205,21 @@ def _finished(pair: Pair, found: Result) -> Registration:
         rotation_deg=transform.rotation_deg,
         motion_mm=float(transform.displacement_mm(pair.fixed.box).max()),
         initial=start,
+        folding=transform.folding,
     )
+
+
+def _bent(pair: Pair, linear: Transform) -> Transform:
+    """The linear transform with the displacement that it left."""
+    moving = pair.moving_volume.replace(affine=pair.before.inverse().matrix @ pair.moving_volume.affine)
+    fixed_mask, moving_mask = pair.masks
+    found = deform(
+        pair.fixed_volume,
+        moving,
+        linear,
+        fixed_mask=fixed_mask,
+        moving_mask=moving_mask,
+        device=pair.device,
+        threads=pair.threads,
+    )
+    return found.transform

@@ -1,0 +1,481 @@
+"""What a linear transform leaves: the smooth displacement between two volumes, of one modality or of two."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mmfusion.errors import GeometryError, OptionError, VoxelError
+from mmfusion.registration.align import cores
+from mmfusion.registration.similarity import mutual_information
+from mmfusion.volume import Displacement, Grid, Transform, Volume, check_device, coverage, foreground, resample
+
+_LEVELS = ((4, 4), (2, 4), (1, 3))  # times the spacing, and how often the displacement is improved there
+_STEPS = 12  # of conjugate gradients for one improvement
+_BODY_MM = 4.0  # resolution at which the body is found
+_MARGIN_MM = 6.0  # around the body: the skin is information, the far air is not
+_FADE_MM = 24.0  # around the fixed field of view: the displacement goes to zero there
+_PET_FWHM = 6.0  # mm, however small the voxels are
+_CT_RANGE = (-200.0, 300.0)  # HU; bone and air would drown what lies between them
+_QUIET = 0.1  # of the median difference within a neighborhood: less counts as noise
+_UNFOLD = 12  # attempts
+_ENTRIES = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))  # of a symmetric 3 x 3 matrix
+
+
+class Deformed(NamedTuple):
+    """A displacement of the fixed world: its point x lies at ``linear(x + u(x))`` in the moving world.
+
+    Attributes:
+        transform: fixed_to_moving, with the linear transform and u. The grid of u follows the axes of the fixed
+            volume and reaches 24 mm beyond its field of view; u fades to zero there.
+        similarity_before, similarity_after: normalized mutual information (0..1, see
+            :func:`mmfusion.registration.mutual_information`) in the body, under the linear transform alone and with u.
+            The search looks at something else, so this is a second opinion.
+        folded: share of the grid's voxels where space folds (Jacobian determinant not positive), 0..1.
+        mean_mm, largest_mm: length of u in the body.
+    """
+
+    transform: Transform
+    similarity_before: float
+    similarity_after: float
+    folded: float
+    mean_mm: float
+    largest_mm: float
+
+
+def deform(
+    fixed: Volume,
+    moving: Volume,
+    linear: Transform,
+    *,
+    fixed_mask: np.ndarray | None = None,
+    moving_mask: np.ndarray | None = None,
+    spacing: float = 2.0,
+    wavelength: float = 20.0,
+    stiffness: float = 100.0,
+    device: str = "cpu",
+    threads: int = 1,
+) -> Deformed:
+    """Find the smooth displacement that aligns two volumes after a linear transform. No voxels are kept.
+
+    The images are compared by their self-similarity (see :func:`self_similarity`), which survives other contrasts,
+    inhomogeneous coils and noise. A volume is first blurred to the resolution of the other: sharp and blurred edges
+    have different surroundings. The displacement is a sum of cosines (Ashburner and Friston, Human Brain Mapping
+    1999) with the energy of its second derivatives as the price of bending. On each of three resolutions it is
+    improved a few times by a Gauss-Newton step, solved by conjugate gradients. If space folds in the end, the fast
+    cosines are damped until it does not. The same volumes give the same result on a CPU.
+
+    What cannot be compared (outside the body or a mask, or what the moving volume did not see) pulls at nothing; the
+    displacement continues there as smoothly as it can. About 400 bytes a voxel of ``spacing`` are needed.
+
+    Args:
+        fixed: the reference.
+        moving: what is to be aligned with it, of any modality.
+        linear: fixed_to_moving, as near as a linear transform comes.
+        fixed_mask: ``[i, j, k]`` bool on the fixed voxels: only these are compared. The body if None.
+        moving_mask: the same on the moving voxels; all if None.
+        spacing: mm of the finest comparison and of the result; thicker slices stay as they are.
+        wavelength: mm of the fastest cosine: what is smaller is not followed.
+        stiffness: price of bending; ten times more or less is felt.
+        device: ``cpu``, or a torch device such as ``cuda``.
+        threads: of torch on the CPU.
+
+    Raises:
+        GeometryError: a single slice; a mask of another shape; nothing that both scans saw; or ``linear`` has a
+            displacement field already.
+        VoxelError: a volume is not finite or constant (also where both scans look), or without a foreground.
+        OptionError: lengths or stiffness not positive, or a device that is not there.
+    """
+    if not (min(spacing, wavelength, stiffness) > 0 and np.isfinite([spacing, wavelength, stiffness]).all()):
+        raise OptionError(
+            "spacing, wavelength and stiffness of a deformable registration are positive numbers, "
+            f"found {spacing:g}, {wavelength:g} and {stiffness:g}"
+        )
+    if linear.displacement is not None:
+        raise GeometryError("a deformable registration starts from a linear transform; this one has a displacement")
+    for volume, mask in ((fixed, fixed_mask), (moving, moving_mask)):
+        if min(volume.array.shape) < 2:
+            raise GeometryError(f"{volume.name}: a single slice ({volume.array.shape}) cannot be registered in 3D")
+        if mask is not None and np.shape(mask) != volume.array.shape:
+            raise GeometryError(
+                f"{volume.name}: the mask has shape {np.shape(mask)}, the volume {volume.array.shape}; "
+                "draw the mask on the volume's own voxels"
+            )
+        volume.checked()
+    check_device(device)
+    with cores(threads), torch.inference_mode():
+        pair = _Pair(fixed, moving, linear, (fixed_mask, moving_mask), spacing, device)
+        field = _Cosines.zero(fixed.grid, wavelength, device)
+        for factor, rounds in _LEVELS:
+            level = _Level(pair, factor * spacing, max(factor, 2) * spacing, field)
+            for _ in range(rounds):
+                field = level.improved(field, stiffness)
+        return _result(pair, field, linear)
+
+
+class _Pair:
+    """Two volumes on one lattice along the fixed axes, the moving one through the linear transform.
+
+    Attributes:
+        field: the grid of the fixed volume.
+        grid: the lattice, of the same field of view.
+        fixed, moving: ``[i, j, k]`` values, 0..1, equally sharp.
+        near: ``[i, j, k]`` 1 in the fixed mask or body, else 0.
+        seen: ``[i, j, k]`` 1 where the moving volume has a value, else 0.
+    """
+
+    def __init__(
+        self,
+        fixed: Volume,
+        moving: Volume,
+        linear: Transform,
+        masks: tuple[np.ndarray | None, np.ndarray | None],
+        spacing: float,
+        device: str,
+    ) -> None:
+        self.field, self.grid = fixed.grid, lattice(fixed.grid, spacing)
+        seen = coverage(moving.grid, self.grid, linear)
+        if masks[1] is not None:
+            there = moving.replace(array=np.asarray(masks[1], bool))
+            seen &= resample(there, self.grid, linear, order=0, fill=0).array.astype(bool)
+        if masks[0] is None:
+            near = _near_body(fixed)
+        else:
+            near = fixed.replace(array=np.asarray(masks[0], bool))
+        compared = resample(near, self.grid, order=0, fill=0).array.astype(bool)
+        if not (compared & seen).any():
+            raise GeometryError(
+                f"{fixed.name} and {moving.name}: after the linear transform they share no voxel of the body or mask; "
+                "align them first, or check the masks"
+            )
+        arrays = [resample(fixed, self.grid).array, resample(moving, self.grid, linear).array]
+        blurs = [_fwhm(fixed, self.grid, Transform()), _fwhm(moving, self.grid, linear)]
+        for n, volume in enumerate((fixed, moving)):
+            missing = np.sqrt(np.maximum(blurs[1 - n] ** 2 - blurs[n] ** 2, 0)) / 2.355  # sigma, mm
+            arrays[n] = _unit_range(_blurred(arrays[n], missing / self.grid.spacing), compared & seen, volume)
+        self.fixed, self.moving, self.near, self.seen = (
+            torch.as_tensor(np.ascontiguousarray(a, np.float32), device=device) for a in (*arrays, compared, seen)
+        )
+
+
+class _Cosines(NamedTuple):
+    """A displacement as a sum of products of cosines that are flat at the ends of the field of view.
+
+    Attributes:
+        weights: ``[3, a, b, c]`` mm along the axes of the grid.
+        extent: mm of the field of view along the axes.
+    """
+
+    weights: Tensor
+    extent: tuple[float, ...]
+
+    @classmethod
+    def zero(cls, grid: Grid, wavelength: float, device: str) -> _Cosines:
+        """No displacement; cosines down to ``wavelength``, at most one a voxel."""
+        extent = np.asarray(grid.shape) * grid.spacing
+        counts = np.minimum(np.ceil(2 * extent / wavelength) + 1, grid.shape).astype(int)
+        return cls(torch.zeros(3, *counts.tolist(), device=device), tuple(extent.tolist()))
+
+    def tables(self, shape: tuple[int, ...]) -> list[Tensor]:
+        """For each axis ``[n, count]``: the cosines at n voxel centers."""
+        phases = (np.outer(np.arange(n) + 0.5, np.arange(m)) / n for n, m in zip(shape, self.counts, strict=True))
+        return [torch.as_tensor(np.cos(np.pi * phase), dtype=torch.float32, device=self.device) for phase in phases]
+
+    def bending(self) -> tuple[Tensor, Tensor]:
+        """``[a, b, c]`` mean square over the field of view, of each cosine and of its Laplacian (mm^-4)."""
+        rates = [(np.pi * np.arange(m) / mm) ** 2 for m, mm in zip(self.counts, self.extent, strict=True)]
+        halves = [np.where(np.arange(m), 0.5, 1.0) for m in self.counts]
+        size = halves[0][:, None, None] * halves[1][:, None] * halves[2]
+        price = size * (rates[0][:, None, None] + rates[1][:, None] + rates[2]) ** 2
+        return (
+            torch.as_tensor(size, dtype=torch.float32, device=self.device),
+            torch.as_tensor(price, dtype=torch.float32, device=self.device),
+        )
+
+    def on(self, shape: tuple[int, ...]) -> Tensor:
+        """``[3, i, j, k]`` displacement (mm along the axes) at the voxel centers of a lattice of this field of view."""
+        return spread(self.tables(shape), self.weights)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(self.weights.shape[1:])
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.device
+
+
+class _Level:
+    """The pair at one resolution, and one step towards a better displacement.
+
+    Args:
+        pair: the two volumes.
+        spacing: mm of the comparison.
+        solved: mm of the lattice on which the linear system is set up.
+        field: any displacement with the cosines in use.
+    """
+
+    def __init__(self, pair: _Pair, spacing: float, solved: float, field: _Cosines) -> None:
+        grid = lattice(pair.field, spacing)
+        self.shape, self.solved = grid.shape, lattice(pair.field, solved).shape
+        self.voxel = float(np.prod(grid.spacing))
+        seen = shrunk(pair.seen, self.shape)
+        moving = shrunk(pair.moving * pair.seen, self.shape) / seen.clamp(min=1e-3)
+        near = shrunk(pair.near, self.shape) > 0.5
+        if not near.any():  # a mask of a few voxels
+            near = shrunk(pair.near, self.shape) > 0
+        self.body = near.flatten().nonzero()[:, 0]
+        features = self_similarity(shrunk(pair.fixed, self.shape), near)
+        self.slopes = torch.stack(
+            [
+                _inside(torch.gradient(features, spacing=mm, dim=n + 1)[0], self.body)
+                for n, mm in enumerate(grid.spacing)
+            ]
+        )
+        self.fixed = _inside(features, self.body)
+        self.squares = torch.stack([(self.slopes[a] * self.slopes[b]).sum(0) for a, b in _ENTRIES])
+        self.moving = torch.cat([self_similarity(moving, near), (seen > 0.99)[None].float()])
+        self.reader = _Reader(grid, self.body)
+        self.tables, self.solving = field.tables(self.shape), field.tables(self.solved)
+        self.size, self.price = field.bending()
+
+    def improved(self, field: _Cosines, stiffness: float) -> _Cosines:
+        """One Gauss-Newton step. The slopes are the fixed image's: they need no new reading at each step."""
+        *read, seen = self.reader(self.moving, _inside(spread(self.tables, field.weights), self.body))
+        rest = self.fixed - torch.stack(read)
+        counted = seen.sum()
+        if counted == 0:
+            return field
+        # in units of what is left: images that explain each other badly pull less
+        weight = seen / ((rest.square() * seen).sum() / (counted * len(rest))).clamp(min=1e-6)
+        system = torch.zeros(9, self.moving[0].numel(), device=field.device)
+        system[:6, self.body] = self.squares * weight
+        system[6:, self.body] = (self.slopes * rest).sum(1) * weight
+        system = shrunk(system.unflatten(1, self.shape), self.solved)
+        bend, voxels = stiffness * self.voxel * self.price, float(np.prod(self.solved))
+        xx, yy, zz, xy, xz, yz = system[:6]
+
+        def curvature(weights: Tensor) -> Tensor:
+            x, y, z = spread(self.solving, weights)
+            pull = torch.stack([xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z])
+            return gather(self.solving, pull) / voxels + bend * weights
+
+        wanted = gather(self.solving, system[6:]) / voxels - bend * field.weights
+        ease = 1 / (system[:3].mean() * self.size + bend).clamp(min=1e-12)
+        return field._replace(weights=field.weights + conjugate_gradients(curvature, wanted, ease))
+
+
+class _Reader:
+    """Reads images of a lattice at displaced voxels.
+
+    Args:
+        grid: the lattice.
+        voxels: ``[N]`` flat indices of the voxels.
+    """
+
+    def __init__(self, grid: Grid, voxels: Tensor) -> None:
+        self.size, self.step = (
+            torch.tensor(a, dtype=torch.float32, device=voxels.device)[:, None] for a in (grid.shape, grid.spacing)
+        )
+        self.index = torch.stack(torch.unravel_index(voxels, grid.shape)).float()
+
+    def __call__(self, images: Tensor, displacement: Tensor) -> Tensor:
+        """``[C, N]`` values of ``[C, i, j, k]``; the last channel says what is seen, and is 0 outside the lattice.
+
+        Args:
+            images: ``[C, i, j, k]``.
+            displacement: ``[3, N]`` of the voxels, mm along the axes.
+        """
+        index = self.index + displacement / self.step
+        points = ((2 * index + 1) / self.size - 1).flip(0).T[None, None, None]
+        values = functional.grid_sample(images[None], points, padding_mode="border", align_corners=False)[0, :, 0, 0]
+        values[-1] *= ((index > -0.5) & (index < self.size - 0.5)).all(0)
+        return values
+
+
+def self_similarity(image: Tensor, near: Tensor) -> Tensor:
+    """What surrounds each voxel, whatever the contrast: ``[12, i, j, k]``, 0..1.
+
+    The self-similarity context of Heinrich et al. (MICCAI 2013): of the six neighbors of a voxel, each pair that is
+    not opposite is compared by the mean square difference of its patches of 3 x 3 x 3 voxels; the differences of a
+    voxel are divided by their mean there, and turned into similarities by a negative exponential.
+
+    Args:
+        image: ``[i, j, k]`` values.
+        near: ``[i, j, k]`` bool, where the noise level is taken from.
+    """
+    padded = functional.pad(image[None, None], (1,) * 6, mode="replicate")[0, 0]
+
+    def neighbor(axis: int, step: int) -> Tensor:
+        shift = [step if n == axis else 0 for n in range(3)]
+        return padded[tuple(slice(1 + by, 1 + by + size) for by, size in zip(shift, image.shape, strict=True))]
+
+    sides = [(axis, step) for axis in range(3) for step in (-1, 1)]
+    pairs = [(one, other) for one in sides for other in sides if one[0] < other[0]]
+    out = torch.stack([_patch_mean((neighbor(*one) - neighbor(*other)).square()) for one, other in pairs])
+    out -= out.amin(0)
+    typical = out.mean(0)
+    typical += _QUIET * typical[near].median() + 1e-8
+    return torch.exp_(out.div_(-typical))
+
+
+def _patch_mean(values: Tensor) -> Tensor:
+    """``[i, j, k]`` mean over 3 x 3 x 3 voxels, axis by axis."""
+    for axis, size in enumerate(values.shape):
+        ends = values.narrow(axis, 0, 1), values.narrow(axis, size - 1, 1)
+        padded = torch.cat([ends[0], values, ends[1]], axis)
+        values = (padded.narrow(axis, 0, size) + padded.narrow(axis, 1, size) + padded.narrow(axis, 2, size)) / 3
+    return values
+
+
+def conjugate_gradients(matrix, wanted: Tensor, ease: Tensor) -> Tensor:
+    """Solve ``matrix(x) = wanted`` approximately, for a positive definite ``matrix``.
+
+    Args:
+        matrix: a function of a tensor like ``wanted``.
+        wanted: the right side.
+        ease: a positive tensor, roughly the inverse of the matrix's diagonal.
+    """
+    found, rest = torch.zeros_like(wanted), wanted
+    eased = ease * rest
+    way, size = eased, (rest * eased).sum()
+    for _ in range(_STEPS):
+        if size <= 1e-20:
+            break
+        ahead = matrix(way)
+        length = size / (way * ahead).sum()
+        found, rest = found + length * way, rest - length * ahead
+        eased = ease * rest
+        last, size = size, (rest * eased).sum()
+        way = eased + (size / last) * way
+    return found
+
+
+def spread(tables: list[Tensor], weights: Tensor) -> Tensor:
+    """``[C, i, j, k]``: the sum of cosines with ``weights`` ``[C, a, b, c]``."""
+    return torch.einsum("ia,cajk->cijk", tables[0], tables[1] @ (weights @ tables[2].T))
+
+
+def gather(tables: list[Tensor], values: Tensor) -> Tensor:
+    """``[C, a, b, c]``: products of each cosine with ``values`` ``[C, i, j, k]``, summed; the adjoint of ``spread``."""
+    return torch.einsum("ia,cijk->cajk", tables[0], tables[1].T @ (values @ tables[2]))
+
+
+def shrunk(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``[..., i, j, k]`` averaged over the voxels of a coarser lattice with the same field of view."""
+    *channels, i, j, k = values.shape
+    return functional.adaptive_avg_pool3d(values.reshape(1, -1, i, j, k), (shape[0], shape[1], shape[2])).reshape(
+        *channels, *shape
+    )
+
+
+def lattice(grid: Grid, spacing: float) -> Grid:
+    """Voxels of about ``spacing`` mm that fill the field of view of ``grid``; thicker slices stay as they are."""
+    size = np.asarray(grid.shape)
+    shape = np.clip(np.rint(size * grid.spacing / spacing), np.minimum(size, 2), size)
+    step = size / shape
+    affine = grid.affine @ np.diag([*step, 1.0])
+    affine[:3, 3] = grid.to_world((step - 1) / 2)
+    i, j, k = (int(n) for n in shape)
+    return Grid((i, j, k), affine)
+
+
+def _result(pair: _Pair, field: _Cosines, linear: Transform) -> Deformed:
+    """Unfold, measure, and give the displacement its world."""
+    displacement = _in_world(pair.grid, field)
+    folded = float((displacement.jacobian() <= 0).mean())
+    size, price = field.bending()
+    slow = price / size / price.max().clamp(min=1e-12)
+    for _ in range(_UNFOLD):
+        if folded == 0:
+            break
+        field = field._replace(weights=field.weights / (1 + slow.sqrt()) * 0.95)
+        displacement = _in_world(pair.grid, field)
+        folded = float((displacement.jacobian() <= 0).mean())
+    body = (pair.near > 0.5).flatten().nonzero()[:, 0]
+    moved = _inside(field.on(pair.grid.shape), body)
+    images = torch.stack([pair.moving, pair.seen])
+    reader, fixed = _Reader(pair.grid, body), _inside(pair.fixed[None], body)[0]
+
+    def similarity(displacement: Tensor) -> float:
+        values, seen = reader(images, displacement)
+        counted = seen > 0.99
+        if not counted.any():
+            return 0.0
+        return mutual_information(fixed[counted].cpu().numpy(), values[counted].cpu().numpy())
+
+    length = moved.norm(dim=0)
+    return Deformed(
+        Transform(linear.matrix, displacement),
+        similarity(torch.zeros_like(moved)),
+        similarity(moved),
+        folded,
+        float(length.mean()),
+        float(length.max()),
+    )
+
+
+def _in_world(grid: Grid, field: _Cosines) -> Displacement:
+    """The displacement in RAS mm on the lattice and around it, where it fades."""
+    axes = torch.as_tensor(grid.affine[:3, :3] / grid.spacing, dtype=torch.float32)
+    inside = np.einsum("wa,aijk->ijkw", axes.numpy(), field.on(grid.shape).cpu().numpy())
+    margins = np.ceil(_FADE_MM / np.asarray(grid.spacing)).astype(int)
+    array = np.pad(inside, [(m, m) for m in margins] + [(0, 0)], mode="edge")
+    for axis, margin in enumerate(margins):
+        out = np.arange(1, margin + 1) / (margin + 1)  # 0 at the lattice, 1 where u is zero
+        fade = np.concatenate([out[::-1], np.zeros(grid.shape[axis]), out])
+        array *= (
+            (0.5 + 0.5 * np.cos(np.pi * fade)).astype(np.float32).reshape([-1 if n == axis else 1 for n in range(4)])
+        )
+    affine = grid.affine.copy()
+    affine[:3, 3] = grid.to_world(-margins)
+    i, j, k = array.shape[:3]
+    return Displacement(array, Grid((i, j, k), affine))
+
+
+def _near_body(volume: Volume) -> Volume:
+    """The body and what lies at most 6 mm from it, as a mask."""
+    from scipy import ndimage
+
+    rough = resample(volume, lattice(volume.grid, _BODY_MM))
+    distance = ndimage.distance_transform_edt(~foreground(rough), sampling=rough.spacing)
+    return rough.replace(array=distance <= _MARGIN_MM)
+
+
+def _fwhm(volume: Volume, grid: Grid, linear: Transform) -> np.ndarray:
+    """``[3]`` resolution along the axes of ``grid``, mm: two voxels, or what the scanner gives if that is more."""
+    turn = np.linalg.inv(volume.affine[:3, :3] / volume.spacing) @ linear.matrix[:3, :3]
+    along = np.abs(turn @ (grid.affine[:3, :3] / grid.spacing))  # [volume axis, lattice axis]
+    steps = np.sqrt(((along * np.asarray(volume.spacing)[:, None]) ** 2).sum(0))
+    least = _PET_FWHM if volume.units in ("SUVbw", "Bq/mL") else 0.0
+    return np.maximum(2 * np.maximum(steps, grid.spacing), least)
+
+
+def _blurred(array: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    return ndimage.gaussian_filter(array, sigma, mode="nearest", truncate=3) if (sigma > 0.25).any() else array
+
+
+def _unit_range(array: np.ndarray, compared: np.ndarray, volume: Volume) -> np.ndarray:
+    """Values clipped to the soft tissue of a CT, or to all but the extremes, and scaled to 0..1."""
+    low, high = np.percentile(array[compared], [0.5, 99.5])
+    if volume.units == "HU" and np.clip(high, *_CT_RANGE) > np.clip(low, *_CT_RANGE):
+        low, high = np.clip([low, high], *_CT_RANGE)
+    if not high > low:
+        low, high = float(array[compared].min()), float(array[compared].max())
+    if not high > low:
+        raise VoxelError(
+            f"{volume.name}: every voxel that both scans see has the value {low:g}; align the volumes first, "
+            "or check the masks"
+        )
+    return (np.clip(array, low, high) - low) / (high - low)
+
+
+def _inside(values: Tensor, voxels: Tensor) -> Tensor:
+    """``[C, N]``: ``[C, i, j, k]`` at flat indices ``[N]``."""
+    return values.flatten(1)[:, voxels]
