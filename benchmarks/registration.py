@@ -54,7 +54,7 @@ STARTS = {
 def plans(testdata: Path) -> dict[str, Callable[[], list[Plan]]]:
     """The sets by name."""
     return {
-        "heads-rigid": lambda: head_plans("rigid", 24),
+        "heads-rigid": lambda: head_plans("rigid", 40),
         "heads-affine": lambda: head_plans("affine", 12),
         "capture": lambda: capture_plans(50),
         "sts-ct-pet": lambda: sts_plans(testdata / "sts_dicom", "pet"),
