@@ -256,6 +256,8 @@ def _anywhere(group: Group) -> list[Result]:
     else:
         coarse = wide.candidates(starts)
     ranked = wide.distinct(wide.polish(wide.distinct(coarse, 3), 1, kind=group.first))
+    if group.kind != group.first:
+        ranked = wide.distinct(wide.polish(ranked, 1, kind=group.kind))
     first = Found.joined([ranked.of(n)[:1] for n in range(len(pairs))])
     rivals = []
     for n in range(len(pairs)):

@@ -103,6 +103,12 @@ class Pyramid:
         """Size of the field of view, mm^3."""
         return float(abs(np.linalg.det(self.field.affine[:3, :3])) * np.prod(self.field.shape))
 
+    @property
+    def near_ml(self) -> float:
+        """How much there is to draw points from: the body and its margin, within the mask, ml."""
+        finest = self.levels[-1]
+        return float(finest.near.sum() * abs(np.linalg.det(finest.grid.affine[:3, :3])) / 1000)
+
 
 def pyramid(volume: Volume, spacings: Sequence[float], mask: np.ndarray | None = None, device: str = "cpu") -> Pyramid:
     """Bring a volume down to about the given spacings, by means over whole voxels.
@@ -132,14 +138,16 @@ def pyramid(volume: Volume, spacings: Sequence[float], mask: np.ndarray | None =
         within = pooled(torch.from_numpy(mask.astype(np.float32)).to(device), volume.grid, min(spacings))[0]
     rough, rough_grid = pooled(fine, grid, max(_BODY_MM, min(spacings)))
     rough_volume = volume.replace(array=rough.cpu().numpy(), affine=rough_grid.affine)
-    body = foreground(rough_volume)
+    inside = None if within is None else pooled(within, grid, max(_BODY_MM, min(spacings)))[0].cpu().numpy() > 0.5
+    try:
+        body = foreground(rough_volume, within=inside)
+    except VoxelError:
+        if inside is None or not foreground(rough_volume).any():
+            raise
+        raise VoxelError(f"the mask of {volume.name} holds nothing of the body") from None
     near = ndimage.distance_transform_edt(~body, sampling=rough_grid.spacing) <= _MARGIN_MM
-    if within is not None:
-        inside = pooled(within, grid, max(_BODY_MM, min(spacings)))[0].cpu().numpy() > 0.5
-        if (near & inside).any():
-            near, body = near & inside, (body & inside if (body & inside).any() else near & inside)
-        else:
-            raise VoxelError(f"the mask of {volume.name} holds nothing of the body")
+    if inside is not None:
+        near &= inside
     bone = _near_bone(fine, grid, rough_grid, body) if volume.units == "HU" else None
     level = comparable(fine, rough_volume.array[near], rough_volume.array[body])
     levels = []

@@ -12,7 +12,7 @@ import torch
 from mmfusion.errors import MmfusionError, OptionError
 from mmfusion.registration.align import Pair, Result, align
 from mmfusion.registration.deformable import deform
-from mmfusion.registration.verdict import FAILED_OVERLAP, judge, overlap_check, similarity_check
+from mmfusion.registration.verdict import FAILED_OVERLAP, judge, mask_check, overlap_check, similarity_check
 from mmfusion.volume import Transform, Volume, overlap
 
 if TYPE_CHECKING:
@@ -179,7 +179,8 @@ def _finished(pair: Pair, found: Result) -> Registration:
     transform, start, after = Transform(found.matrix), found.start, found.after
     shared = overlap(pair.fixed.field, pair.moving.field, transform)
     limits = [overlap_check(shared), similarity_check(after)]
-    checks = [*(found.evidence.checks() if found.evidence else []), *found.checks, *limits]
+    masks = [mask_check(p.near_ml) for p, m in zip((pair.fixed, pair.moving), pair.masks, strict=True) if m is not None]
+    checks = [*(found.evidence.checks() if found.evidence else []), *found.checks, *masks, *limits]
     verdict, score, reasons = judge(checks)
     if found.note:
         reasons = (*reasons, found.note)

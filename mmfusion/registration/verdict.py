@@ -11,6 +11,7 @@ _LOW_OVERLAP = 0.5
 # how far other evidence may lie from the result, mm; where bone and skin were compared, they part more easily
 _BACK_MM, _HALVES_MM, _SAMPLE_MM = 4.0, 6.0, 2.5
 _BACK_BONE_MM, _HALVES_BONE_MM, _SAMPLE_BONE_MM = 5.0, 7.5, 3.0
+_LEAST_ML = 30.0  # in a mask; less fits nearly anywhere
 _STRETCH = 0.25  # a same patient's scan is not stretched by more, nor a head to the template
 _RIVAL = 0.95
 _ROTATION_DEG = 45.0
@@ -112,3 +113,8 @@ def similarity_check(value: float) -> Check:
     """The check that the volumes have anything in common (``value``: normalized mutual information, 0..1)."""
     sentence = f"the volumes have nothing in common where they overlap (similarity {value:.3f})"
     return Check(_LOW_SIMILARITY / max(value, 1e-6), 1.0, sentence)
+
+
+def mask_check(ml: float) -> Check:
+    """The check that a mask holds enough of the body to say where it lies (``ml``: of the body and 10 mm around)."""
+    return Check(_LEAST_ML / max(ml, 1e-6), 1.0, f"the mask holds only {ml:.0f} ml of the body")

@@ -82,7 +82,7 @@ def normalize(
     return ((volume.array - np.float32(offset)) / np.float32(scale)).astype(np.float32)
 
 
-def foreground(volume: Volume) -> np.ndarray:
+def foreground(volume: Volume, *, within: np.ndarray | None = None) -> np.ndarray:
     """The patient: ``[i, j, k]`` bool, the largest connected part above air, holes filled.
 
     CT: above -300 HU, opened by one voxel so that the table comes off where it touches little. Others: values
@@ -100,17 +100,20 @@ def foreground(volume: Volume) -> np.ndarray:
     if volume.units == "HU":
         mask = ndimage.binary_opening(array > -300)
     else:
-        values = np.sqrt(np.clip(array, 0, np.percentile(array, 99.5)))
+        values = np.sqrt(np.clip(array, 0, max(0.0, np.percentile(array, 99.5))))
         mask = np.zeros(array.shape, bool)
         if values.max() > 0:
-            bright = values > threshold_otsu(values)
+            bright = values > threshold_otsu(values.ravel())
             low, high = values[~bright].mean(), values[bright].mean()
             mask = values > low + 0.35 * (high - low)
+    if within is not None:
+        mask = mask & within
     parts, count = ndimage.label(mask)
     if count == 0:
         raise VoxelError(f"{volume.name}: no foreground found; is the scan empty?")
     largest = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
-    return ndimage.binary_fill_holes(largest)
+    filled = ndimage.binary_fill_holes(largest)
+    return filled if within is None else filled & within
 
 
 def _scaled(array: np.ndarray, low: float, high: float) -> np.ndarray:
