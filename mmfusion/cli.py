@@ -195,7 +195,7 @@ def _found(
 ) -> Any:  # fmt: skip
     """The registration of one pair, as the options say; ``head`` names the template, if that is the fixed volume."""
     from mmfusion.io import load_mask, load_transform
-    from mmfusion.registration import register, register_to_template
+    from mmfusion.registration import measure, register, register_to_template
 
     start = load_transform(transform_in) if transform_in else None
     if start is not None and init:
@@ -219,25 +219,9 @@ def _found(
                 f"{transform_in} has a displacement field; a search starts from a linear transform. "
                 "Use --kind none to apply it as it is"
             )
-        return _applied(still, other, start, **masks)
+        return measure(still, other, start, **masks, threads=_threads())
     how: dict[str, Any] = {**masks, "init": init or "auto" if start is None else start, "device": device}
     return register(still, other, kind or "rigid", **how, threads=_threads())
-
-
-def _applied(still: Any, other: Any, transform: Any, fixed_mask: Any = None, moving_mask: Any = None) -> Any:
-    """A transform with a field as a registration: measured, not searched."""
-    from dataclasses import replace
-
-    from mmfusion.registration import register
-    from mmfusion.volume import coverage, overlap, resample
-
-    seen = coverage(other.grid, still.grid, transform)
-    if moving_mask is not None:
-        seen &= resample(other.replace(array=moving_mask), still.grid, transform, order=0, fill=0).array
-    moved = resample(other, still.grid, transform)
-    found = register(still, moved, "none", fixed_mask=fixed_mask, moving_mask=seen, threads=_threads())
-    shared = overlap(still.grid, other.grid, transform)
-    return replace(found, fixed_to_moving=transform, overlap=shared, folding=transform.folding)
 
 
 def _threads() -> int:

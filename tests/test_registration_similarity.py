@@ -105,18 +105,18 @@ def test_gradient_is_the_finite_difference(smooth, rng):
 
 
 def test_many_pairs_in_one_batch_are_each_alone(smooth, rng):
-    """Two images of different shapes, a mask on one of them, weights on the points, five positions."""
+    """Two images of different shapes, a mask on one of them, five positions."""
     mask = np.ones(smooth.shape, bool)
     mask[:8] = False
     levels = [level_of(smooth, OBLIQUE, mask), level_of(np.ascontiguousarray(smooth[2:, :-3, 1:]), OBLIQUE)]
     points = np.stack([levels[0].grid.to_world(rng.uniform(1, 15, (500, 3))).T for _ in levels])
-    values, weights = np.stack([read(levels[0], one) for one in points]), rng.random((2, 500))
+    values = np.stack([read(levels[0], one) for one in points])
     which = np.array([0, 1, 1, 0, 1])
     matrices = np.stack([Transform.rigid((n, 2 * n, 0), (n, 0, 1)).matrix for n in range(5)])
-    together = Similarity(points, values, levels, weights)(matrices, which)
+    together = Similarity(points, values, levels)(matrices, which)
     for n, pair in enumerate(which):
         some = slice(pair, pair + 1)
-        alone = Similarity(points[some], values[some], levels[some], weights[some])(matrices[n : n + 1])
+        alone = Similarity(points[some], values[some], levels[some])(matrices[n : n + 1])
         for name in ("value", "inside", "gradient"):
             np.testing.assert_allclose(getattr(together, name)[n], getattr(alone, name)[0], rtol=1e-4, atol=1e-5)
     assert together.inside[0] < 0.8 < together.inside[1]  # the mask hides a third of the first

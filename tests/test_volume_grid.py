@@ -88,3 +88,13 @@ def test_a_singular_transform_is_refused():
         Transform(np.diag([1, 1, 0, 1.0]))
     with pytest.raises(GeometryError, match="finite 4 x 4"):
         Transform(np.eye(3))
+
+
+def test_regrouped_voxels_begin_where_they_are_told_and_keep_the_field_of_view():
+    grid = Grid((12, 9, 10), Transform.rigid((10, -20, 30), (4, 5, 6)).matrix @ np.diag([2.0, -3.0, 1.5, 1.0]))
+    coarse = grid.regrouped((4, 3, 5), (3, 3, 2))
+    np.testing.assert_allclose(coarse.corners(), grid.corners(), atol=1e-9)
+    assert coarse.spacing == pytest.approx((6, 9, 3))
+    part = grid.regrouped((5, 4, 3), first=(2, -1, 4))
+    np.testing.assert_allclose(part.to_world(np.zeros(3)), grid.to_world(np.array([2, -1, 4])), atol=1e-9)
+    assert part.spacing == pytest.approx(grid.spacing) and part.shape == (5, 4, 3)

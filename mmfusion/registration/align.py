@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,9 +30,7 @@ INITS: tuple[str, ...] = ("auto", "identity", "centers")
 _REACH = (15.0, 30.0)  # degrees about each axis, mm along each: how far around a trusted header is searched
 _CLEAR_GAIN = 0.05  # of similarity; less does not overrule a trusted header
 _MISSED_GAIN = 0.25  # makes a trusted header that was kept doubtful
-_KEEP_GAIN = (
-    0.08  # of similarity; a motion that gains less and is not clear does not overrule a header of unknown worth
-)
+_KEEP_GAIN = 0.08  # a motion that gains less and is not clear does not overrule a header of unknown worth
 _SEED = 20240229  # of the points that measure; the search uses others, so that it cannot flatter itself
 
 
@@ -59,14 +56,14 @@ class Pair:
         if not isinstance(init, Transform) and init not in INITS:
             raise OptionError(unknown("start of the registration", init, INITS))
         check_device(device)
-        self.fixed_volume, self.moving_volume, self.kind, self.device = fixed, moving, kind, device
-        self.masks, self.threads = masks, threads
+        self.kind, self.masks, self.device, self.threads = kind, masks, device, threads
         self.before = Transform()
         if isinstance(init, Transform):  # the moving world is laid so that this transform is the identity
             if init.displacement is not None:
                 raise OptionError("init takes a linear transform; this one has a displacement field")
             self.before = init
             moving = moving.replace(affine=init.inverse().matrix @ moving.affine)
+        self.fixed_volume, self.moving_volume = fixed, moving
         frames = {volume.frame_of_reference for volume in (fixed, moving)}
         known = init == "auto" and len(frames) == 1 and "" not in frames
         self.trusted = isinstance(init, Transform) or init == "identity" or known
@@ -129,11 +126,12 @@ def align(pairs: Sequence[Pair]) -> list[Result]:
     """The best position of each pair. Pairs of one kind and one kind of start are searched together."""
     out: list[Result | None] = [None] * len(pairs)
     with cores(1):
-        for traits in product((_only_measured, _near_the_start, _anywhere), KINDS, (False, True)):
-            which = [n for n, pair in enumerate(pairs) if (_way(pair), pair.kind, pair.near_bone) == traits]
-            if which:
-                for n, result in zip(which, traits[0](Group([pairs[n] for n in which])), strict=True):
-                    out[n] = result
+        alike: dict[tuple[Any, str, bool], list[int]] = {}
+        for n, pair in enumerate(pairs):
+            alike.setdefault((_way(pair), pair.kind, pair.near_bone), []).append(n)
+        for (way, *_), which in alike.items():
+            for n, result in zip(which, way(Group([pairs[n] for n in which])), strict=True):
+                out[n] = result
     return [result for result in out if result is not None]
 
 
@@ -151,11 +149,10 @@ class Group:
         self.first = "translation" if self.kind == "translation" else "rigid"
         fixed, moving = [pair.fixed for pair in pairs], [pair.moving for pair in pairs]
         self.wide = Search(fixed, moving, np.array([pair.flipped for pair in pairs]))
-        self.near_bone = pairs[0].near_bone
         self.fine = self.wide
-        if self.near_bone:
-            self.fine = Search(fixed, moving, np.array([pair.bone_flipped for pair in pairs]), True)
-        self.measure = Search(fixed, moving, self.fine.flipped, self.near_bone, _SEED).objective(-1)
+        if pairs[0].near_bone:
+            self.fine = Search(fixed, moving, np.array([pair.bone_flipped for pair in pairs]), near_bone=True)
+        self.measure = replace(self.fine, seed=_SEED).objective(-1)
         self.start = Found.identity(len(pairs))
 
     @cached_property

@@ -374,25 +374,21 @@ def lattice(grid: Grid, spacing: float) -> Grid:
     """Voxels of about ``spacing`` mm that fill the field of view of ``grid``; thicker slices stay as they are."""
     size = np.asarray(grid.shape)
     shape = np.clip(np.rint(size * grid.spacing / spacing), np.minimum(size, 2), size)
-    step = size / shape
-    affine = grid.affine @ np.diag([*step, 1.0])
-    affine[:3, 3] = grid.to_world((step - 1) / 2)
-    i, j, k = (int(n) for n in shape)
-    return Grid((i, j, k), affine)
+    return grid.regrouped(shape, size / shape)
 
 
 def _result(pair: _Pair, field: _Cosines, linear: Transform) -> Deformed:
     """Unfold, measure, and give the displacement its world."""
-    displacement = _in_world(pair.grid, field)
-    folded = _folded(displacement)
+    transform = Transform(linear.matrix, _in_world(pair.grid, field))
+    folded = transform.folding
     size, price = field.bending()
     slow = price / size / price.max().clamp(min=1e-12)
     for _ in range(_UNFOLD):
         if folded == 0:
             break
         field = field._replace(weights=field.weights / (1 + slow.sqrt()) * 0.95)
-        displacement = _in_world(pair.grid, field)
-        folded = _folded(displacement)
+        transform = Transform(linear.matrix, _in_world(pair.grid, field))
+        folded = transform.folding
     body = (pair.near > 0.5).flatten().nonzero()[:, 0]
     moved = _inside(field.on(pair.grid.shape), body)
     images = torch.stack([pair.moving, pair.seen])
@@ -407,7 +403,7 @@ def _result(pair: _Pair, field: _Cosines, linear: Transform) -> Deformed:
 
     length = moved.norm(dim=0)
     return Deformed(
-        Transform(linear.matrix, displacement),
+        transform,
         similarity(torch.zeros_like(moved)),
         similarity(moved),
         folded,
@@ -428,21 +424,7 @@ def _in_world(grid: Grid, field: _Cosines) -> Displacement:
         array *= (
             (0.5 + 0.5 * np.cos(np.pi * fade)).astype(np.float32).reshape([-1 if n == axis else 1 for n in range(4)])
         )
-    affine = grid.affine.copy()
-    affine[:3, 3] = grid.to_world(-margins)
-    i, j, k = array.shape[:3]
-    return Displacement(array, Grid((i, j, k), affine))
-
-
-def _folded(displacement: Displacement) -> float:
-    """Share of voxels where the Jacobian determinant is not positive; as `Displacement.jacobian`, but faster."""
-    across = torch.as_tensor(displacement.array @ np.linalg.inv(displacement.grid.affine[:3, :3]).T.astype(np.float32))
-    moved = across.permute(3, 0, 1, 2)  # in voxels
-    (a, b, c), (d, e, f), (g, h, i) = (
-        [_slope(moved[n : n + 1], axis, 1.0)[0] + (n == axis) for axis in range(3)] for n in range(3)
-    )
-    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-    return float((determinant <= 0).float().mean())
+    return Displacement(array, grid.regrouped(array.shape[:3], first=-margins))
 
 
 def _slope(values: Tensor, axis: int, step: float) -> Tensor:
@@ -468,10 +450,7 @@ def _box(near: Volume, grid: Grid) -> Grid:
     margin = _BOX_MM / np.asarray(grid.spacing)
     first = np.clip(np.floor(index.min(0) * scale - margin), 0, size - 2).astype(int)
     last = np.clip(np.ceil((index.max(0) + 1) * scale + margin), first + 2, size).astype(int)
-    affine = grid.affine.copy()
-    affine[:3, 3] = grid.to_world(first)
-    i, j, k = (int(n) for n in last - first)
-    return Grid((i, j, k), affine)
+    return grid.regrouped(last - first, first=first)
 
 
 def _near_body(volume: Volume) -> Volume:

@@ -136,9 +136,10 @@ def pyramid(volume: Volume, spacings: Sequence[float], mask: np.ndarray | None =
         if not mask.any():
             raise VoxelError(f"the mask of {volume.name} is empty")
         within = pooled(torch.from_numpy(mask.astype(np.float32)).to(device), volume.grid, min(spacings))[0]
-    rough, rough_grid = pooled(fine, grid, max(_BODY_MM, min(spacings)))
+    body_mm = max(_BODY_MM, min(spacings))
+    rough, rough_grid = pooled(fine, grid, body_mm)
     rough_volume = volume.replace(array=rough.cpu().numpy(), affine=rough_grid.affine)
-    inside = None if within is None else pooled(within, grid, max(_BODY_MM, min(spacings)))[0].cpu().numpy() > 0.5
+    inside = None if within is None else pooled(within, grid, body_mm)[0].cpu().numpy() > 0.5
     try:
         body = foreground(rough_volume, within=inside)
     except VoxelError:
@@ -149,7 +150,7 @@ def pyramid(volume: Volume, spacings: Sequence[float], mask: np.ndarray | None =
     if inside is not None:
         near &= inside
     bone = _near_bone(fine, grid, rough_grid, body) if volume.units == "HU" else None
-    level = comparable(fine, rough_volume.array[near], rough_volume.array[body])
+    level = _comparable(fine, rough_volume.array[near], rough_volume.array[body])
     levels = []
     for spacing in sorted(spacings):
         if within is not None:
@@ -162,9 +163,9 @@ def pyramid(volume: Volume, spacings: Sequence[float], mask: np.ndarray | None =
         if not around.any():
             raise VoxelError(f"{volume.name}: too little is left of the volume (or its mask) at {spacing:g} mm")
         by_bone = None if bone is None else _nearest(bone, rough_grid, grid) & around
-        levels.append(
-            Level(level, around, grid, mask_there, by_bone if by_bone is not None and by_bone.any() else None)
-        )
+        if by_bone is not None and not by_bone.any():
+            by_bone = None
+        levels.append(Level(level, around, grid, mask_there, by_bone))
     index = np.argwhere(body)
     ends = np.stack([index.min(0) - 0.5, index.max(0) + 0.5])
     box = np.stack(np.meshgrid(*ends.T, indexing="ij"), -1).reshape(8, 3)
@@ -183,10 +184,7 @@ def pooled(data: torch.Tensor, grid: Grid, spacing: float) -> tuple[torch.Tensor
     if steps == [1, 1, 1]:
         return data, grid
     out = avg_pool3d(data[None, None], steps)[0, 0]
-    affine = grid.affine @ np.diag([*map(float, steps), 1.0])
-    affine[:3, 3] = grid.to_world((np.array(steps) - 1) / 2)
-    i, j, k = out.shape
-    return out.contiguous(), Grid((i, j, k), affine)
+    return out.contiguous(), grid.regrouped(out.shape, steps)
 
 
 def _near_bone(hu: torch.Tensor, grid: Grid, rough: Grid, body: np.ndarray) -> np.ndarray | None:
@@ -211,7 +209,7 @@ def _nearest(mask: np.ndarray, grid: Grid, target: Grid) -> np.ndarray:
     return mask[np.ix_(*index)]
 
 
-def comparable(data: torch.Tensor, near: np.ndarray, body: np.ndarray) -> torch.Tensor:
+def _comparable(data: torch.Tensor, near: np.ndarray, body: np.ndarray) -> torch.Tensor:
     """Values to 0..1 by a monotone map: half by the robust range of ``near``, half by the rank within ``body``.
 
     The rank spreads tissues that a few bright voxels (bone, metal, a hot tumor) would squeeze into one bin.

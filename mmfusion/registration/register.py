@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from mmfusion.errors import MmfusionError, OptionError
 from mmfusion.registration.align import Pair, Result, align
 from mmfusion.registration.deformable import deform
 from mmfusion.registration.verdict import FAILED_OVERLAP, judge, mask_check, overlap_check, similarity_check
-from mmfusion.volume import Transform, Volume, overlap
+from mmfusion.volume import Transform, Volume, coverage, overlap, resample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,6 +118,36 @@ def register(
     return _finished(pair, align([pair])[0])
 
 
+def measure(
+    fixed: Volume,
+    moving: Volume,
+    transform: Transform,
+    *,
+    fixed_mask: np.ndarray | None = None,
+    moving_mask: np.ndarray | None = None,
+    threads: int = 1,
+) -> Registration:
+    """A known transform, of any kind, as a registration: measured, not searched.
+
+    For a transform with a displacement field, which cannot be a start of :func:`register`; what is compared is the
+    moving volume read through it.
+
+    Args:
+        fixed, moving, fixed_mask, moving_mask, threads: see :func:`register`.
+        transform: fixed_to_moving.
+
+    Raises:
+        GeometryError, VoxelError: see :func:`register`.
+    """
+    seen = coverage(moving.grid, fixed.grid, transform)
+    if moving_mask is not None:
+        seen &= resample(moving.replace(array=moving_mask), fixed.grid, transform, order=0, fill=0).array
+    moved = resample(moving, fixed.grid, transform)
+    found = register(fixed, moved, "none", fixed_mask=fixed_mask, moving_mask=seen, threads=threads)
+    shared = overlap(fixed.grid, moving.grid, transform)
+    return replace(found, fixed_to_moving=transform, overlap=shared, folding=transform.folding)
+
+
 def register_many(
     pairs: Sequence[tuple[Volume, Volume]],
     kind: str = "rigid",
@@ -189,11 +219,12 @@ def _finished(pair: Pair, found: Result) -> Registration:
         reasons = tuple(check.sentence for check in limits if check.score <= 0.5)
         transform, after, start = Transform(), found.before, "identity"
         shared = overlap(pair.fixed.field, pair.moving.field)
+    folding = 0.0
     if pair.kind == "deformable" and verdict != "failed":
-        transform = _bent(pair, transform)
-        if transform.folding > _MOST_FOLDING:
+        transform, folding = _bent(pair, transform)
+        if folding > _MOST_FOLDING:
             verdict, score = "doubtful", min(score, 0.49)
-            reasons = (*reasons, f"the displacement folds space in {transform.folding:.1%} of its grid")
+            reasons = (*reasons, f"the displacement folds space in {folding:.1%} of its grid")
     return Registration(
         fixed_to_moving=transform.compose(pair.before),
         verdict=verdict,
@@ -206,21 +237,20 @@ def _finished(pair: Pair, found: Result) -> Registration:
         rotation_deg=transform.rotation_deg,
         motion_mm=float(transform.displacement_mm(pair.fixed.box).max()),
         initial=start,
-        folding=transform.folding,
+        folding=folding,
     )
 
 
-def _bent(pair: Pair, linear: Transform) -> Transform:
-    """The linear transform with the displacement that it left."""
-    moving = pair.moving_volume.replace(affine=pair.before.inverse().matrix @ pair.moving_volume.affine)
+def _bent(pair: Pair, linear: Transform) -> tuple[Transform, float]:
+    """The linear transform with the displacement that it left, and the share of it that folds."""
     fixed_mask, moving_mask = pair.masks
     found = deform(
         pair.fixed_volume,
-        moving,
+        pair.moving_volume,
         linear,
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,
         device=pair.device,
         threads=pair.threads,
     )
-    return found.transform
+    return found.transform, found.folded

@@ -153,10 +153,9 @@ class Search:
         sizes = [(s.volume_mm3, t.volume_mm3) for s, t in zip(self.sources, self.targets, strict=True)]
         return np.array([min(1.0, target / source) for source, target in sizes])
 
-    def objective(self, level: int, count: int | None = None) -> Objective:
-        """The objective on a level (0 coarsest), at ``count`` points a pair."""
-        count = count or COUNTS[level]
-        drawn = [s.levels[level].points(count, self.seed, near_bone=self.near_bone) for s in self.sources]
+    def objective(self, level: int) -> Objective:
+        """The objective on a level (0 coarsest)."""
+        drawn = [s.levels[level].points(COUNTS[level], self.seed, near_bone=self.near_bone) for s in self.sources]
         points, values = (np.stack(column) for column in zip(*drawn, strict=True))
         similarity = Similarity(points, values, [t.levels[level] for t in self.targets])
         return Objective(similarity, self.expected, self.flipped)

@@ -80,12 +80,9 @@ class Similarity:
         points: ``[P, 3, N]`` sample points in the world of the first images, RAS mm.
         values: ``[P, N]`` their values there, 0..1.
         targets: P images that are read.
-        weights: ``[P, N]`` how much each point counts, 0..1; all alike if None.
     """
 
-    def __init__(
-        self, points: np.ndarray, values: np.ndarray, targets: Sequence[Level], weights: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, points: np.ndarray, values: np.ndarray, targets: Sequence[Level]) -> None:
         device = targets[0].data.device
         self.points = points
         # single precision keeps the digits if coordinates are small: the points' own center is the origin
@@ -95,8 +92,6 @@ class Similarity:
         self._local = torch.from_numpy(local).to(device)
         bins = np.rint(np.clip(values, 0, 1) * (BINS - 1)).astype(np.int64) * BINS
         self._bins = torch.from_numpy(bins).to(device)
-        self._weights = None if weights is None else torch.from_numpy(weights.astype(np.float32)).to(device)
-        self._total = np.full(len(points), points.shape[2], float) if weights is None else weights.sum(1)
         self._to_index = np.stack([target.to_index for target in targets])
         self._shapes = np.array([target.data.shape for target in targets])
         different = list({id(target): target for target in targets}.values())
@@ -131,18 +126,15 @@ class Similarity:
         to_index, center, sizes = self._to_index[pairs], self.center[pairs], self._shapes[pairs]
         from_local = matrices.copy()
         from_local[:, :3, 3] += np.einsum("rij,rj->ri", matrices[:, :3, :3], center)
-        local, bins, weights = self._local, self._bins, self._weights
+        local, bins = self._local, self._bins
         if len(local) > 1:
             which = torch.from_numpy(pairs).to(device)
             local, bins = local[which], bins[which]
-            weights = None if weights is None else weights[which]
         index = _tensor((to_index @ from_local)[:, :3], device) @ local
         shape = _tensor(sizes, device)[:, :, None]
         strides = torch.from_numpy(np.stack([sizes[:, 1] * sizes[:, 2], sizes[:, 2], np.ones_like(pairs)], 1))
         strides, offsets = strides.to(device), torch.from_numpy(self._offsets[pairs]).to(device)
         counted = ((index >= -0.5) & (index <= shape - 0.5)).all(1).float()
-        if weights is not None:
-            counted = counted * weights
         if self._mask is not None:
             nearest = torch.minimum((index + 0.5).floor().clamp_(min=0), shape - 1).long()
             at = (nearest * strides[:, :, None]).sum(1) + offsets[:, None]
@@ -156,7 +148,7 @@ class Similarity:
         for k in range(4):  # a view that begins k cells later, instead of other cells: one large array less
             histogram[k:].scatter_add_(0, cells, (windows[k] * counted).reshape(-1))
         total = counted.sum(1).double()
-        share = total.cpu().numpy() / self._total[pairs]
+        share = total.cpu().numpy() / local.shape[2]
         total = total.clamp(min=1)
         joint = histogram.reshape(rows, BINS, BINS).double() / total[:, None, None]
         own, other = joint.sum(2), joint.sum(1)

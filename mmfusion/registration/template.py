@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -35,6 +35,13 @@ class Template:
         """``[3]`` the middle of the brain's bounding box, mm."""
         index = np.argwhere(self.brain)
         return self.volume.grid.to_world((index.min(0) + index.max(0)) / 2)
+
+    @cached_property
+    def near(self) -> np.ndarray:
+        """``[i, j, k]`` bool: the brain and 4 mm around it."""
+        from scipy import ndimage
+
+        return ndimage.distance_transform_edt(~self.brain, sampling=self.volume.spacing) <= _MARGIN_MM
 
 
 @cache
@@ -73,11 +80,8 @@ def register_to_template(
     Raises:
         OptionError, GeometryError, VoxelError: see :func:`register`.
     """
-    from scipy import ndimage
-
     head = template(name)
-    near = ndimage.distance_transform_edt(~head.brain, sampling=head.volume.spacing) <= _MARGIN_MM
-    return register(head.volume, volume, kind, init="centers", fixed_mask=near, device=device, threads=threads)
+    return register(head.volume, volume, kind, init="centers", fixed_mask=head.near, device=device, threads=threads)
 
 
 def brain_mask(grid: Grid, to_template: Transform, name: str = "mni152") -> np.ndarray:

@@ -148,15 +148,18 @@ class Displacement:
         moved = self.array[border] @ np.linalg.inv(self.grid.affine)[:3, :3].T + index[border]
         low = np.ceil(np.maximum(-moved.min(0), 0) - 1e-3).astype(int)
         high = np.ceil(np.maximum(moved.max(0) - np.asarray(self.grid.shape) + 1, 0) - 1e-3).astype(int)
-        affine = self.grid.affine.copy()
-        affine[:3, 3] = self.grid.to_world(-low)
-        i, j, k = (int(n) for n in low + self.grid.shape + high)
-        return Grid((i, j, k), affine)
+        return self.grid.regrouped(low + self.grid.shape + high, first=-low)
 
     def jacobian(self) -> np.ndarray:
         """``[i, j, k]`` determinant of the gradient of ``x + u(x)``: local change of volume, not positive in a fold."""
-        slopes = np.zeros((*self.grid.shape, 3, 3))  # [..., displacement, voxel axis]
-        for axis, size in enumerate(self.grid.shape):
-            if size > 1:
-                slopes[..., axis] = np.gradient(self.array, axis=axis)
-        return np.linalg.det(np.eye(3) + slopes @ np.linalg.inv(self.grid.affine[:3, :3]))
+        # in voxels, where the determinant is the same: x + u(x) there, one slope along one axis at a time
+        moved = self.array @ np.linalg.inv(self.grid.affine[:3, :3]).T
+        (a, b, c), (d, e, f), (g, h, i) = (
+            [
+                (np.gradient(moved[..., n], axis=axis) if size > 1 else 0.0) + (n == axis)
+                for axis, size in enumerate(self.grid.shape)
+            ]
+            for n in range(3)
+        )
+        determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+        return np.broadcast_to(determinant, self.grid.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -81,6 +81,19 @@ class Grid:
         """RAS mm ``[..., 3]`` to (fractional) voxel indices ``[..., 3]``."""
         inverse = np.linalg.inv(self.affine)
         return np.asarray(world) @ inverse[:3, :3].T + inverse[:3, 3]
+
+    def regrouped(
+        self, shape: Sequence[int] | np.ndarray, step: float | Sequence[float] | np.ndarray = 1, first: Any = 0
+    ) -> Grid:
+        """``shape`` voxels along the same axes, each as long as ``step`` of this grid's voxels.
+
+        They begin at the lower edge of voxel ``first``, so ``regrouped(shape, size / shape)`` keeps the field of view.
+        """
+        step = np.broadcast_to(np.asarray(step, float), 3)
+        affine = self.affine @ np.diag([*step, 1.0])
+        affine[:3, 3] = self.to_world(np.asarray(first) + (step - 1) / 2)
+        i, j, k = (int(n) for n in shape)
+        return Grid((i, j, k), affine)
 
     def corners(self) -> np.ndarray:
         """``[8, 3]`` the outer corners of the field of view (voxel edges, not centers), RAS mm."""

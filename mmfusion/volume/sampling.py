@@ -149,11 +149,7 @@ def overlap(fixed: Grid, moving: Grid, transform: Transform | None = None) -> fl
 
     def thinned(grid: Grid) -> Grid:  # about 40 points an axis suffice and keep a full-body scan cheap
         shape = np.minimum(grid.shape, 40)
-        step = np.asarray(grid.shape) / shape
-        affine = grid.affine @ np.diag([*step, 1.0])
-        affine[:3, 3] = grid.to_world((step - 1) / 2)
-        i, j, k = (int(n) for n in shape)
-        return Grid((i, j, k), affine)
+        return grid.regrouped(shape, np.asarray(grid.shape) / shape)
 
     back = None if transform is None else Transform(transform.matrix).inverse()
     return float(max(coverage(moving, thinned(fixed), transform).mean(), coverage(fixed, thinned(moving), back).mean()))
