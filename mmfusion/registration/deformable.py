@@ -11,17 +11,19 @@ from torch.nn import functional
 
 from mmfusion.errors import GeometryError, OptionError, VoxelError
 from mmfusion.registration.align import cores
+from mmfusion.registration.cosines import Cosines, conjugate_gradients, gather, spread
+from mmfusion.registration.self_similarity import derivative, self_similarity
 from mmfusion.registration.similarity import mutual_information
 from mmfusion.volume import Displacement, Grid, Transform, Volume, check_device, coverage, foreground, resample
 
 _LEVELS = ((4, 4), (2, 4), (1, 3))  # times the spacing, and how often the displacement is improved there
-_STEPS = 12  # of conjugate gradients for one improvement
+_STIFFER = (1.0, 10.0, 100.0)  # times the stiffness, one after the other, until mutual information agrees
 _BODY_MM = 4.0  # resolution at which the body is found
 _MARGIN_MM = 6.0  # around the body: the skin is information, the far air is not
 _BOX_MM = 12.0  # around what is compared: the displacement is free there
 _FADE_MM = 24.0  # around that box: the displacement goes to zero there
-_VOXELS = 2.0  # the resolution of a scan in its voxels (FWHM)
-_PET_FWHM = 6.0  # mm, that of PET however small its voxels are
+_VOXELS = 1.5  # the resolution of a scan in its voxels (FWHM)
+_PET_FWHM = 7.0  # mm, that of PET however small its voxels are
 _UNFOLD = 12  # attempts
 _ENTRIES = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))  # of a symmetric 3 x 3 matrix
 
@@ -35,7 +37,7 @@ class Deformed(NamedTuple):
             which u fades to zero.
         similarity_before, similarity_after: normalized mutual information (0..1, see
             :func:`mmfusion.registration.mutual_information`) in the body, under the linear transform alone and with u.
-            The search looks at something else, so this is a second opinion.
+            The search looks at something else, so this is a second opinion; it never falls.
         folded: share of the grid's voxels where space folds (Jacobian determinant not positive), 0..1.
         mean_mm, largest_mm: length of u in the body.
     """
@@ -68,7 +70,9 @@ def deform(
     have different surroundings. The displacement is a sum of cosines (Ashburner and Friston, Human Brain Mapping
     1999) with the energy of its second derivatives as the price of bending. On each of three resolutions it is
     improved a few times by a Gauss-Newton step, solved by conjugate gradients. If space folds in the end, the fast
-    cosines are damped until it does not. The same volumes give the same result on a CPU.
+    cosines are damped until it does not. If mutual information is then lower than under the linear transform alone,
+    the search is repeated with ten and a hundred times the stiffness; if that does not help, nothing is displaced.
+    The same volumes give the same result on a CPU.
 
     What cannot be compared (outside the body or a mask, or what the moving volume did not see) pulls at nothing; the
     displacement continues there as smoothly as it can. About 400 bytes a voxel of ``spacing`` are needed.
@@ -110,12 +114,21 @@ def deform(
     check_device(device)
     with cores(threads), torch.inference_mode():
         pair = _Pair(fixed, moving, linear, (fixed_mask, moving_mask), spacing, device)
-        field = _Cosines.zero(pair.field, wavelength, device)
-        for factor, rounds in _LEVELS:
-            level = _Level(pair, factor * spacing, max(factor, 2) * spacing, field)
-            for _ in range(rounds):
-                field = level.improved(field, stiffness)
-        return _result(pair, field, linear)
+        still = Cosines.zero(pair.field, wavelength, device)
+        for factor in _STIFFER:
+            found = _result(pair, _searched(pair, still, spacing, factor * stiffness), linear)
+            if found.similarity_after >= found.similarity_before:
+                return found
+        return _result(pair, still, linear)
+
+
+def _searched(pair: _Pair, field: Cosines, spacing: float, stiffness: float) -> Cosines:
+    """Improve a displacement on one resolution after the other, coarsest first."""
+    for factor, rounds in _LEVELS:
+        level = _Level(pair, factor * spacing, max(factor, 2) * spacing, field)
+        for _ in range(rounds):
+            field = level.improved(field, stiffness)
+    return field
 
 
 class _Pair:
@@ -161,53 +174,6 @@ class _Pair:
         )
 
 
-class _Cosines(NamedTuple):
-    """A displacement as a sum of products of cosines that are flat at the ends of the field of view.
-
-    Attributes:
-        weights: ``[3, a, b, c]`` mm along the axes of the grid.
-        extent: mm of the field of view along the axes.
-    """
-
-    weights: Tensor
-    extent: tuple[float, ...]
-
-    @classmethod
-    def zero(cls, grid: Grid, wavelength: float, device: str) -> _Cosines:
-        """No displacement; cosines down to ``wavelength``, at most one a voxel."""
-        extent = np.asarray(grid.shape) * grid.spacing
-        counts = np.minimum(np.ceil(2 * extent / wavelength) + 1, grid.shape).astype(int)
-        return cls(torch.zeros(3, *counts.tolist(), device=device), tuple(extent.tolist()))
-
-    def tables(self, shape: tuple[int, ...]) -> list[Tensor]:
-        """For each axis ``[n, count]``: the cosines at n voxel centers."""
-        phases = (np.outer(np.arange(n) + 0.5, np.arange(m)) / n for n, m in zip(shape, self.counts, strict=True))
-        return [torch.as_tensor(np.cos(np.pi * phase), dtype=torch.float32, device=self.device) for phase in phases]
-
-    def bending(self) -> tuple[Tensor, Tensor]:
-        """``[a, b, c]`` mean square over the field of view, of each cosine and of its Laplacian (mm^-4)."""
-        rates = [(np.pi * np.arange(m) / mm) ** 2 for m, mm in zip(self.counts, self.extent, strict=True)]
-        halves = [np.where(np.arange(m), 0.5, 1.0) for m in self.counts]
-        size = halves[0][:, None, None] * halves[1][:, None] * halves[2]
-        price = size * (rates[0][:, None, None] + rates[1][:, None] + rates[2]) ** 2
-        return (
-            torch.as_tensor(size, dtype=torch.float32, device=self.device),
-            torch.as_tensor(price, dtype=torch.float32, device=self.device),
-        )
-
-    def on(self, shape: tuple[int, ...]) -> Tensor:
-        """``[3, i, j, k]`` displacement (mm along the axes) at the voxel centers of a lattice of this field of view."""
-        return spread(self.tables(shape), self.weights)
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        return tuple(self.weights.shape[1:])
-
-    @property
-    def device(self) -> torch.device:
-        return self.weights.device
-
-
 class _Level:
     """The pair at one resolution, and one step towards a better displacement.
 
@@ -218,7 +184,7 @@ class _Level:
         field: any displacement with the cosines in use.
     """
 
-    def __init__(self, pair: _Pair, spacing: float, solved: float, field: _Cosines) -> None:
+    def __init__(self, pair: _Pair, spacing: float, solved: float, field: Cosines) -> None:
         grid = lattice(pair.field, spacing)
         self.shape, self.solved = grid.shape, lattice(pair.field, solved).shape
         self.voxel = float(np.prod(grid.spacing))
@@ -229,7 +195,7 @@ class _Level:
             near = shrunk(pair.near, self.shape) > 0
         self.body = near.flatten().nonzero()[:, 0]
         features = self_similarity(shrunk(pair.fixed, self.shape))
-        slopes = (_slope(features, axis, mm) for axis, mm in enumerate(grid.spacing))
+        slopes = (derivative(features, axis, mm) for axis, mm in enumerate(grid.spacing))
         self.slopes = torch.stack([_inside(slope, self.body) for slope in slopes])
         self.fixed = _inside(features, self.body)
         self.squares = torch.stack([(self.slopes[a] * self.slopes[b]).sum(0) for a, b in _ENTRIES])
@@ -238,7 +204,7 @@ class _Level:
         self.tables, self.solving = field.tables(self.shape), field.tables(self.solved)
         self.size, self.price = field.bending()
 
-    def improved(self, field: _Cosines, stiffness: float) -> _Cosines:
+    def improved(self, field: Cosines, stiffness: float) -> Cosines:
         """One Gauss-Newton step. The slopes are the fixed image's: they need no new reading at each step."""
         *read, seen = self.reader(self.moving, _inside(spread(self.tables, field.weights), self.body))
         rest = self.fixed - torch.stack(read)
@@ -293,75 +259,6 @@ class _Reader:
         return values
 
 
-def self_similarity(image: Tensor) -> Tensor:
-    """What surrounds each voxel, whatever the contrast: ``[12, i, j, k]``, 0..1.
-
-    The self-similarity context of Heinrich et al. (MICCAI 2013): of the six neighbors of a voxel, each pair that is
-    not opposite is compared by the mean square difference of its patches of 3 x 3 x 3 voxels; the differences of a
-    voxel are divided by their mean there, and turned into similarities by a negative exponential. (A floor under that
-    mean, at the level of the noise, cost more than it gave: the little contrast within a CT of the brain is below it.)
-
-    Args:
-        image: ``[i, j, k]`` values of about 0..1.
-    """
-    padded = functional.pad(image[None, None], (1,) * 6, mode="replicate")[0, 0]
-
-    def neighbor(axis: int, step: int) -> Tensor:
-        shift = [step if n == axis else 0 for n in range(3)]
-        return padded[tuple(slice(1 + by, 1 + by + size) for by, size in zip(shift, image.shape, strict=True))]
-
-    sides = [(axis, step) for axis in range(3) for step in (-1, 1)]
-    pairs = [(one, other) for one in sides for other in sides if one[0] < other[0]]
-    out = torch.empty(len(pairs), *image.shape, device=image.device)
-    for n, (one, other) in enumerate(pairs):
-        out[n] = _patch_mean((neighbor(*one) - neighbor(*other)).square())
-    out -= out.amin(0)
-    typical = out.mean(0)
-    return torch.exp_(out.div_(-(typical + 1e-8)))
-
-
-def _patch_mean(values: Tensor) -> Tensor:
-    """``[i, j, k]`` mean over 3 x 3 x 3 voxels, axis by axis."""
-    for axis, size in enumerate(values.shape):
-        ends = values.narrow(axis, 0, 1), values.narrow(axis, size - 1, 1)
-        padded = torch.cat([ends[0], values, ends[1]], axis)
-        values = (padded.narrow(axis, 0, size) + padded.narrow(axis, 1, size) + padded.narrow(axis, 2, size)) / 3
-    return values
-
-
-def conjugate_gradients(matrix, wanted: Tensor, ease: Tensor) -> Tensor:
-    """Solve ``matrix(x) = wanted`` approximately, for a positive definite ``matrix``.
-
-    Args:
-        matrix: a function of a tensor like ``wanted``.
-        wanted: the right side.
-        ease: a positive tensor, roughly the inverse of the matrix's diagonal.
-    """
-    found, rest = torch.zeros_like(wanted), wanted
-    eased = ease * rest
-    way, size = eased, (rest * eased).sum()
-    for _ in range(_STEPS):
-        if size <= 1e-20:
-            break
-        ahead = matrix(way)
-        length = size / (way * ahead).sum()
-        found, rest = found + length * way, rest - length * ahead
-        eased = ease * rest
-        last, size = size, (rest * eased).sum()
-        way = eased + (size / last) * way
-    return found
-
-
-def spread(tables: list[Tensor], weights: Tensor) -> Tensor:
-    """``[C, i, j, k]``: the sum of cosines with ``weights`` ``[C, a, b, c]``."""
-    return torch.einsum("ia,cajk->cijk", tables[0], tables[1] @ (weights @ tables[2].T))
-
-
-def gather(tables: list[Tensor], values: Tensor) -> Tensor:
-    """``[C, a, b, c]``: products of each cosine with ``values`` ``[C, i, j, k]``, summed; the adjoint of ``spread``."""
-    return torch.einsum("ia,cijk->cajk", tables[0], tables[1].T @ (values @ tables[2]))
-
-
 def shrunk(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """``[..., i, j, k]`` averaged over the voxels of a coarser lattice with the same field of view."""
     *channels, i, j, k = values.shape
@@ -377,7 +274,7 @@ def lattice(grid: Grid, spacing: float) -> Grid:
     return grid.regrouped(shape, size / shape)
 
 
-def _result(pair: _Pair, field: _Cosines, linear: Transform) -> Deformed:
+def _result(pair: _Pair, field: Cosines, linear: Transform) -> Deformed:
     """Unfold, measure, and give the displacement its world."""
     transform = Transform(linear.matrix, _in_world(pair.grid, field))
     folded = transform.folding
@@ -412,7 +309,7 @@ def _result(pair: _Pair, field: _Cosines, linear: Transform) -> Deformed:
     )
 
 
-def _in_world(grid: Grid, field: _Cosines) -> Displacement:
+def _in_world(grid: Grid, field: Cosines) -> Displacement:
     """The displacement in RAS mm on the lattice and around it, where it fades."""
     axes = torch.as_tensor(grid.affine[:3, :3] / grid.spacing, dtype=torch.float32)
     inside = np.einsum("wa,aijk->ijkw", axes.numpy(), field.on(grid.shape).cpu().numpy())
@@ -425,20 +322,6 @@ def _in_world(grid: Grid, field: _Cosines) -> Displacement:
             (0.5 + 0.5 * np.cos(np.pi * fade)).astype(np.float32).reshape([-1 if n == axis else 1 for n in range(4)])
         )
     return Displacement(array, grid.regrouped(array.shape[:3], first=-margins))
-
-
-def _slope(values: Tensor, axis: int, step: float) -> Tensor:
-    """``[C, i, j, k]`` change per mm along a voxel axis: central differences, one-sided at the ends."""
-    dim, size = axis + 1, values.shape[axis + 1]
-    out = torch.zeros_like(values)
-    if size > 1:
-        ends = out.narrow(dim, 0, 1), out.narrow(dim, size - 1, 1)
-        torch.sub(values.narrow(dim, 1, 1), values.narrow(dim, 0, 1), out=ends[0])
-        torch.sub(values.narrow(dim, size - 1, 1), values.narrow(dim, size - 2, 1), out=ends[1])
-        if size > 2:
-            middle = out.narrow(dim, 1, size - 2)
-            torch.sub(values.narrow(dim, 2, size - 2), values.narrow(dim, 0, size - 2), out=middle).mul_(0.5)
-    return out.div_(step)
 
 
 def _box(near: Volume, grid: Grid) -> Grid:
@@ -463,7 +346,7 @@ def _near_body(volume: Volume) -> Volume:
 
 
 def _fwhm(volume: Volume, grid: Grid, linear: Transform) -> np.ndarray:
-    """``[3]`` resolution along the axes of ``grid``, mm: two voxels, or what the scanner gives if that is more."""
+    """``[3]`` resolution along the axes of ``grid``, mm: 1.5 voxels, or what the scanner gives if that is more."""
     turn = np.linalg.inv(volume.affine[:3, :3] / volume.spacing) @ linear.matrix[:3, :3]
     along = np.abs(turn @ (grid.affine[:3, :3] / grid.spacing))  # [volume axis, lattice axis]
     steps = np.sqrt(((along * np.asarray(volume.spacing)[:, None]) ** 2).sum(0))

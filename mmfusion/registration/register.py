@@ -11,9 +11,9 @@ import torch
 
 from mmfusion.errors import MmfusionError, OptionError
 from mmfusion.registration.align import Pair, Result, align
-from mmfusion.registration.deformable import deform
+from mmfusion.registration.deformable import Deformed, deform
 from mmfusion.registration.verdict import FAILED_OVERLAP, judge, mask_check, overlap_check, similarity_check
-from mmfusion.volume import Transform, Volume, coverage, overlap, resample
+from mmfusion.volume import Transform, Volume, check_device, coverage, overlap, resample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Registration:
         reasons: what was found, as sentences; may also say why an ``ok`` position was kept.
         similarity_before, similarity_after: normalized mutual information (0..1, see
             :func:`mutual_information`) at the start and at the result, in and near the body, at points that the
-            search did not use; 0 where nothing overlaps.
+            search did not use; 0 where nothing overlaps. Of a deformable registration, that of its linear part.
         overlap: share of the smaller field of view that both scans saw, after, 0..1.
         translation_mm: how far the center of the fixed field of view moves.
         rotation_deg: the angle of the rotation.
@@ -167,7 +167,11 @@ def register_many(
 
     Returns:
         For each pair its registration, or the error that :func:`register` would raise for it.
+
+    Raises:
+        OptionError: a device that is not there, or not one pair of masks for each pair.
     """
+    check_device(device)
     masks = masks or [(None, None)] * len(pairs)
     if len(masks) != len(pairs):
         raise OptionError(f"{len(masks)} pairs of masks are given for {len(pairs)} pairs of volumes; give one for each")
@@ -221,7 +225,10 @@ def _finished(pair: Pair, found: Result) -> Registration:
         shared = overlap(pair.fixed.field, pair.moving.field)
     folding = 0.0
     if pair.kind == "deformable" and verdict != "failed":
-        transform, folding = _bent(pair, transform)
+        bent = _bent(pair, transform)
+        transform, folding = bent.transform, bent.folded
+        if bent.largest_mm == 0:
+            reasons = (*reasons, "nothing was bent: no displacement that was found raises the similarity")
         if folding > _MOST_FOLDING:
             verdict, score = "doubtful", min(score, 0.49)
             reasons = (*reasons, f"the displacement folds space in {folding:.1%} of its grid")
@@ -241,10 +248,10 @@ def _finished(pair: Pair, found: Result) -> Registration:
     )
 
 
-def _bent(pair: Pair, linear: Transform) -> tuple[Transform, float]:
-    """The linear transform with the displacement that it left, and the share of it that folds."""
+def _bent(pair: Pair, linear: Transform) -> Deformed:
+    """The linear transform with the displacement that it left."""
     fixed_mask, moving_mask = pair.masks
-    found = deform(
+    return deform(
         pair.fixed_volume,
         pair.moving_volume,
         linear,
@@ -253,4 +260,3 @@ def _bent(pair: Pair, linear: Transform) -> tuple[Transform, float]:
         device=pair.device,
         threads=pair.threads,
     )
-    return found.transform, found.folded
