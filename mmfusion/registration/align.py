@@ -31,6 +31,7 @@ _REACH = (15.0, 30.0)  # degrees about each axis, mm along each: how far around 
 _CLEAR_GAIN = 0.05  # of similarity; less does not overrule a trusted header
 _MISSED_GAIN = 0.25  # makes a trusted header that was kept doubtful
 _KEEP_GAIN = 0.08  # a motion that gains less and is not clear does not overrule a header of unknown worth
+_RIVALS = 3  # positions of a pair that stay in the race until a rigid one is known on the middle level
 _SEED = 20240229  # of the points that measure; the search uses others, so that it cannot flatter itself
 
 
@@ -186,7 +187,6 @@ class Group:
                     back_mm=float(back[n]),
                     sample_mm=float(other[n]),
                     halves_mm=float(halves[n]),
-                    by_bone=search.near_bone,
                     rotation_deg=transform.rotation_deg,
                     mean_mm=float(moves.mean()),
                     motion_mm=float(moves.max()),
@@ -249,10 +249,10 @@ def _anywhere(group: Group) -> list[Result]:
     starts = wide.starts([pair.header for pair in pairs])
     if group.kind == "translation":
         straight = np.abs(starts.matrices[:, :3, :3] - np.eye(3)).max((1, 2)) == 0
-        coarse = wide.refine(wide.objective(0), starts[np.flatnonzero(straight)], kind="translation")
+        coarse = wide.distinct(wide.refine(wide.objective(0), starts[np.flatnonzero(straight)], kind="translation"))
     else:
         coarse = wide.candidates(starts)
-    ranked = wide.distinct(wide.polish(wide.distinct(coarse, 3), 1, kind=group.first))
+    ranked = wide.distinct(wide.polish(coarse, 1, kind=group.first), _RIVALS)
     if group.kind != group.first:
         ranked = wide.distinct(wide.polish(ranked, 1, kind=group.kind))
     first = Found.joined([ranked.of(n)[:1] for n in range(len(pairs))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ SPACINGS = (8.0, 4.0, 2.0)  # mm, coarse to fine
 COUNTS = (4_000, 12_000, 30_000)  # sample points on each level
 _TOLERANCES = (1e-3, 3e-4, 1e-5)  # a step that gains a smaller share of the value ends the climb on each level
 _FULL = 0.9  # share of the overlap from which on more of it earns nothing
-_CANDIDATES = 6  # starts that are refined at the coarsest level
+_CANDIDATES = 8  # starts of a pair that are refined at the coarsest level, and maxima that are taken to the next
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +162,7 @@ class Search:
         return Objective(similarity, self.expected, self.flipped)
 
     def starts(self, header: Sequence[bool]) -> Found:
-        """Where to start: header position, fields of view centered, bodies centered; 21 turns of each.
+        """Where to start: header position, fields of view centered, bodies centered; 53 turns of each.
 
         Args:
             header: for each pair, whether its header position is one of the starts.
@@ -190,7 +191,7 @@ class Search:
             chosen.append(ranked[np.array(keep)])
         return self.distinct(self.refine(quick, Found.joined(chosen)))
 
-    def distinct(self, found: Found, best: int = 4) -> Found:
+    def distinct(self, found: Found, best: int = _CANDIDATES) -> Found:
         """Of each pair, the ``best`` maxima that lie more than 6 mm apart, best first."""
         parts = []
         for pair in np.unique(found.pairs):
@@ -302,15 +303,9 @@ class Search:
 
 
 def _turns() -> list[tuple[float, float, float]]:
-    """No rotation, 15 and 30 degrees about each axis both ways, 25 degrees about the eight diagonals."""
-    turns = [(0.0, 0.0, 0.0)]
-    for axis in range(3):
-        for degrees in (15.0, -15.0, 30.0, -30.0):
-            x, y, z = (degrees if axis == a else 0.0 for a in range(3))
-            turns.append((x, y, z))
-    side = 25 / np.sqrt(3)
-    turns += [(x, y, z) for x in (side, -side) for y in (side, -side) for z in (side, -side)]
-    return turns
+    """No rotation, and 20 and 40 degrees about the axes and all diagonals, both ways."""
+    ways = [np.array(way) / np.linalg.norm(way) for way in product((-1, 0, 1), repeat=3) if any(way)]
+    return [(0.0, 0.0, 0.0), *(tuple((angle * way).tolist()) for angle in (20, 40) for way in ways)]
 
 
 _TURNS = _turns()

@@ -8,9 +8,7 @@ from typing import NamedTuple
 _LOW_SIMILARITY = 0.02  # normalized mutual information of images that say nothing about each other
 FAILED_OVERLAP = 0.1
 _LOW_OVERLAP = 0.5
-# how far other evidence may lie from the result, mm; where bone and skin were compared, they part more easily
-_BACK_MM, _HALVES_MM, _SAMPLE_MM = 4.0, 6.0, 2.5
-_BACK_BONE_MM, _HALVES_BONE_MM, _SAMPLE_BONE_MM = 5.0, 7.5, 3.0
+_BACK_MM, _HALVES_MM, _SAMPLE_MM = 3.0, 5.0, 2.5  # how far other evidence may lie from the result
 _LEAST_ML = 30.0  # in a mask; less fits nearly anywhere
 _STRETCH = 0.25  # a same patient's scan is not stretched by more, nor a head to the template
 _RIVAL = 0.95
@@ -48,7 +46,6 @@ class Evidence:
         back_mm: inverse consistency: how far the registration the other way round ends from it.
         sample_mm: how far the result moves on with other sample points.
         halves_mm: how far halves of the body move on when each is registered alone.
-        by_bone: bone decided (CT and a scan that sees bone too).
         rotation_deg: the angle of its rotation.
         mean_mm, motion_mm: how far it moves the corners of the body's box: mean, farthest.
         gain: relative gain of similarity over the header position; None if that position does not count.
@@ -59,7 +56,6 @@ class Evidence:
     back_mm: float
     sample_mm: float
     halves_mm: float
-    by_bone: bool
     rotation_deg: float
     mean_mm: float
     motion_mm: float
@@ -74,18 +70,15 @@ class Evidence:
 
     def checks(self) -> list[Check]:
         """Each against its limit, but for the length of the motion."""
-        limits = (
-            (_BACK_BONE_MM, _HALVES_BONE_MM, _SAMPLE_BONE_MM) if self.by_bone else (_BACK_MM, _HALVES_MM, _SAMPLE_MM)
-        )
         turn, stretch = self.rotation_deg, max(max(self.scales), 1 / min(self.scales)) - 1
         return [
-            Check(self.back_mm, limits[0], f"the other way round, the result differs by {self.back_mm:.1f} mm"),
+            Check(self.back_mm, _BACK_MM, f"the other way round, the result differs by {self.back_mm:.1f} mm"),
             Check(
                 self.halves_mm,
-                limits[1],
+                _HALVES_MM,
                 f"halves of the body, each alone, move {self.halves_mm:.1f} mm on from the whole",
             ),
-            Check(self.sample_mm, limits[2], f"other sample points move the result by {self.sample_mm:.1f} mm"),
+            Check(self.sample_mm, _SAMPLE_MM, f"other sample points move the result by {self.sample_mm:.1f} mm"),
             Check(self.rival, _RIVAL, f"another position is nearly as good ({self.rival:.0%} of the similarity)"),
             Check(turn, _ROTATION_DEG, f"a rotation of {turn:.0f} degrees is implausible"),
             Check(stretch, _STRETCH, f"a stretch of {stretch:.0%} is implausible"),
