@@ -8,6 +8,7 @@ from typing import Any
 from registration_tables import FAILED_MM, OURS
 
 Facts = dict[str, Any]
+_COUNTED_FROM = 20  # pairs: from fewer, a share of failures says nothing
 
 
 def goals(sets: Facts, verdict: Facts) -> list[Facts]:
@@ -58,8 +59,11 @@ def worst_ratio(sets: Facts, name: str, part: str, what: str) -> list | None:
 
 
 def failure_ratio(sets: Facts, name: str, part: str) -> list | None:
-    """Ours over the peer with the fewest failures; where that one has none, 0 if ours has none and else infinity."""
-    found = [one for one in sets[name][part].get("ours_over", {}).values() if one["n"]]
+    """Ours over the peer with the fewest failures; where that one has none, 0 if ours has none and else infinity.
+
+    Peers that ran on a few pairs only are left out.
+    """
+    found = [one for one in sets[name][part].get("ours_over", {}).values() if one["n"] >= _COUNTED_FROM]
     if not found:
         return None
     best = min(found, key=lambda one: one["failures_of"][1] / one["n"])
