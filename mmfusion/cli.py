@@ -150,12 +150,11 @@ def _check(manifest: str, modalities: list[str] | None, **reading: Any) -> int:
     return int(any(problem.level == "error" for problem in problems))
 
 
-def _prepare(manifest: str, out: str, workers: int | None, device: str | None, **options: Any) -> int:
+def _prepare(manifest: str, out: str, **options: Any) -> int:
     from mmfusion.prepare import prepare_cohort
 
     given = {name: value for name, value in options.items() if value is not None}
-    how: dict[str, Any] = {"workers": workers or 0, "device": device or "cpu", "progress": progress_line("cases")}
-    cohort = prepare_cohort(manifest, out, **how, **given)
+    cohort = prepare_cohort(manifest, out, progress=progress_line("cases"), **given)
     for row in cohort.rows:
         if row["status"] == "failed":
             print(f"subject {row['subject']}: {row['reasons']}", file=sys.stderr)

@@ -30,6 +30,7 @@ __all__ = [
     "ManifestError",
     "LeakageError",
     "CohortError",
+    "LostError",
     "NetworkError",
     "EvaluationError",
 ]
@@ -73,6 +74,10 @@ class LeakageError(ManifestError):
 
 class CohortError(MmfusionError):
     """A cohort or run folder that is missing, incomplete, or contradicts the options."""
+
+
+class LostError(MmfusionError):
+    """Work whose process crashed, was ended from outside, or took too long."""
 
 
 class NetworkError(MmfusionError):

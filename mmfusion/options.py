@@ -128,6 +128,8 @@ _TABLE = (
     Option("frame", str, None, "frame of a 4D file: first, last, mean or its number from 0"),
     Option("assume_orientation", str, None, "axis directions of NIfTI files without any, as LAS"),
     Option("workers", int, 0, "processes; 0 means one a core (4 with another device)", low=0, high=256),
+    Option("time_limit", int, 1800, "for one case, which fails if it takes longer; 0 means none", unit="s", low=0),
+    Option("strict", bool, False, "stop at the first case that fails"),
     Option("device", str, "cpu", "where registration runs: cpu, or a torch device such as cuda"),
     # the network
     Option(
@@ -230,7 +232,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "report": (),
 }
 GROUPS["case"] = ("modalities", *GROUPS["geometry"], *GROUPS["intensity"])  # what decides a prepared case
-GROUPS["prepare"] = ("out", *GROUPS["case"], "workers", "device")
+GROUPS["prepare"] = ("out", *GROUPS["case"], "workers", "time_limit", "strict", "device")
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> str:

@@ -2,11 +2,8 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import shutil
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,6 +140,7 @@ def test_the_device_is_no_part_of_a_case(study, monkeypatch):
     monkeypatch.setattr(room, "check_device", lambda device: None)
     assert prepare(study[0], study[1].folder, device="cuda")[1] == []
     assert room._processes(0, 99, "cuda") <= 4 and room._processes(7, 99, "cuda") == 7
+    assert (room._processes(1, 99), room._processes(8, 3), room._processes(0, 1)) == (0, 3, 1)
 
 
 def test_transforms_that_bend_are_written_whole(tmp_path):
@@ -296,18 +294,6 @@ def test_an_interrupted_change_leaves_no_folder_of_two_minds(study):
 
 def test_two_workers_make_the_same_bytes_also_after_trouble(made, tmp_path):
     manifest, whole = made
-
-    def kill():
-        while not multiprocessing.active_children():
-            time.sleep(0.01)
-        time.sleep(0.5)  # it has started by then, and imports
-        multiprocessing.active_children()[0].kill()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    with pytest.raises(CohortError, match=r"ended from outside, most likely for lack of memory\. Run the same command"):
-        prepare_cohort(manifest, tmp_path, workers=2, **OPTIONS)
-    killer.join()
     with pytest.raises(KeyboardInterrupt):
         prepare_cohort(manifest, tmp_path, workers=2, progress=interrupt, **OPTIONS)
     before = written(tmp_path)
@@ -316,6 +302,41 @@ def test_two_workers_make_the_same_bytes_also_after_trouble(made, tmp_path):
     for mine, theirs in zip(cohort.cases, whole.cases, strict=True):
         assert mine.file.read_bytes() == theirs.file.read_bytes()
     assert [row["case"] for row in cohort.rows] == ["001", "002", "003"]
+
+
+def troubled(case, *rest):
+    """Prepare in the process of a worker, where the second case brings trouble."""
+    if case.id == "002":
+        exec(os.environ["TROUBLE"])
+    return room._prepare_one(case, *rest)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "why"),
+    [
+        ("import ctypes; ctypes.string_at(0)", "its process was ended by SIGSEGV"),
+        ("import os; os.kill(os.getpid(), 9)", "its process was ended by SIGKILL, most likely for lack of memory"),
+        ("import time; time.sleep(600)", "took longer than 15 s"),
+    ],
+    ids=["crash", "kill", "hang"],
+)
+def test_a_case_that_ends_its_process_stops_no_other(made, tmp_path, monkeypatch, trouble, why):
+    manifest, whole = made
+    monkeypatch.setenv("TROUBLE", trouble)
+    monkeypatch.setattr(room, "_prepare_one", troubled)
+    cohort = prepare_cohort(manifest, tmp_path / "cohort", workers=2, time_limit=15, **OPTIONS)
+    assert [(row["status"], row["reasons"]) for row in cohort.rows] == [("done", ""), ("failed", why), ("done", "")]
+    for mine, theirs in zip(cohort.cases, (whole.cases[0], whole.cases[2]), strict=True):
+        assert mine.file.read_bytes() == theirs.file.read_bytes()
+
+
+def test_strict_stops_at_the_first_case_that_fails(study):
+    manifest, cohort = study
+    for name in ("001_mr.nii.gz", "002_mr.nii.gz"):
+        (manifest.parent / name).write_bytes(b"")
+    with pytest.raises(CohortError, match=r"stopped at case 001 \(2 of 3 were tried\): .*001_mr.nii.gz"):
+        prepare_cohort(manifest, cohort.folder, workers=1, strict=True, **OPTIONS)
+    assert prepare(manifest, cohort.folder)[0].count("failed") == 2
 
 
 def test_modalities_select_and_order(made, tmp_path):

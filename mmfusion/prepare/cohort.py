@@ -18,13 +18,12 @@ import json
 import os
 import shutil
 import traceback
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from glob import escape
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -33,15 +32,16 @@ import numpy as np
 
 from mmfusion import __version__
 from mmfusion.cohort import Case, read_manifest, split_series
-from mmfusion.errors import CohortError, MmfusionError, OptionError
+from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError
 from mmfusion.io import save_transform, write_csv, write_json
 from mmfusion.options import resolve
 from mmfusion.prepare.case import CaseResult, pet_details, prepare_case
+from mmfusion.prepare.processes import Processes
 from mmfusion.report import write_qc
 from mmfusion.volume import check_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 _ON_ONE_DEVICE = 4  # processes that share a GPU: each takes some memory of it
 _FORMAT = "1"  # of the files of a case; a change prepares every case again
@@ -143,6 +143,8 @@ def prepare_cohort(
     out: str | Path,
     *,
     workers: int = 0,
+    time_limit: int = 1800,
+    strict: bool = False,
     device: str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
     **options: Any,
@@ -150,12 +152,16 @@ def prepare_cohort(
     """Prepare every case of a manifest; a case that is there and unchanged is left alone.
 
     A case is keyed by its options, its files (path, size, time) and the version of mmfusion. A bad case ends as
-    ``failed`` with its error and stops nothing. After Ctrl-C the same call goes on where it stopped.
+    ``failed`` with its error and stops nothing, even if it crashes its process, takes all memory, or never ends. After
+    Ctrl-C the same call goes on where it stopped.
 
     Args:
         manifest: CSV or TSV, see :func:`mmfusion.cohort.read_manifest`.
         out: the cohort folder to write.
-        workers: processes; 0 means one a core (4 where registration runs elsewhere), 1 means none but this one.
+        workers: processes; 0 means one a core (4 where registration runs elsewhere), 1 means none but this one, which
+            then is not safe from a crash and knows no time limit.
+        time_limit: seconds for one case; 0 means none.
+        strict: stop at the first case that fails.
         device: where registration runs, ``cpu`` or a torch device that all processes share; no part of a case's key.
         progress: called with (done, all, case and its status) after each case.
         options: the group ``case`` of :mod:`mmfusion.options`.
@@ -163,6 +169,7 @@ def prepare_cohort(
     Raises:
         ManifestError: the manifest has problems (all are listed).
         OptionError: an option does not fit, or ``reference`` names no modality.
+        CohortError: a case failed, and ``strict``; the folder cannot be written.
     """
     chosen_by_hand = options.get("reference") is not None
     options = resolve(options, "case")
@@ -180,11 +187,18 @@ def prepare_cohort(
     finished = len(cases) - len(todo)
     if todo:  # until all is done the folder is not a finished cohort, see open_cohort
         (out / "cases.csv").unlink(missing_ok=True)
-    for case, record in _run(todo, options, out, keys, _processes(workers, len(todo), device), device):
-        records[case.id] = record
-        finished += 1
-        if progress:
-            progress(finished, len(cases), f"{case.id} {record['status']}")
+    processes = _processes(workers, len(todo), device)
+    with closing(_run(todo, options, out, keys, processes, time_limit, device)) as results:
+        for case, record in results:
+            records[case.id] = record
+            finished += 1
+            if progress:
+                progress(finished, len(cases), f"{case.id} {record['status']}")
+            if strict and record["status"] == "failed":
+                raise CohortError(
+                    f"stopped at case {case.id} ({finished} of {len(cases)} were tried): {record['reasons']}. "
+                    "The same command goes on where it stopped; without --strict a failed case stops nothing"
+                )
     return write_cohort(out, options, [_row(case, keys[case.id], records[case.id] or {}) for case in cases])
 
 
@@ -285,10 +299,13 @@ def _refuse_reference(reference: Sequence[str], cases: Sequence[Case]) -> None:
 
 
 def _processes(workers: int, jobs: int, device: str = "cpu") -> int:
+    """How many; 0 for this one alone."""
+    if workers == 1 or not jobs:
+        return 0
     usual = os.cpu_count() or 1
     if device != "cpu":
         usual = min(usual, _ON_ONE_DEVICE)
-    return max(1, min(workers or usual, jobs))
+    return min(workers or usual, jobs)
 
 
 def _run(
@@ -297,36 +314,25 @@ def _run(
     out: Path,
     keys: Mapping[str, str],
     processes: int,
-    device: str = "cpu",
-) -> Iterable[tuple[Case, dict[str, Any]]]:
-    if processes == 1:
+    time_limit: int,
+    device: str,
+) -> Generator[tuple[Case, dict[str, Any]], None, None]:
+    if not processes:
         for case in cases:
             yield case, _prepare_one(case, options, out, keys[case.id], device)
         return
-    # spawn: a forked copy of a process that already runs threads (torch, SimpleITK) can hang
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_one_thread)
+    pool = Processes(processes, time_limit or None)
     try:
         jobs: dict[Future[dict[str, Any]], Case] = {
             pool.submit(_prepare_one, case, options, out, keys[case.id], device): case for case in cases
         }
         for job in as_completed(jobs):
-            yield jobs[job], job.result()
-    except (BrokenProcessPool, BrokenPipeError) as error:
-        pool.shutdown(wait=False, cancel_futures=True)  # a pool that lost a process while starting it never ends
-        raise CohortError(
-            "a process that prepared cases was ended from outside, most likely for lack of memory. Run the same "
-            "command with fewer --workers; it goes on where it stopped"
-        ) from error
-    except BaseException:
+            try:
+                yield jobs[job], job.result()
+            except LostError as error:
+                yield jobs[job], _failed(out, jobs[job], str(error))
+    finally:
         pool.shutdown(cancel_futures=True)  # cases under way are finished, so that none is half written
-        raise
-    pool.shutdown()
-
-
-def _one_thread() -> None:
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
 def _prepare_one(case: Case, options: Mapping[str, Any], out: Path, key: str, device: str) -> dict[str, Any]:
@@ -344,7 +350,13 @@ def _prepare_one(case: Case, options: Mapping[str, Any], out: Path, key: str, de
             return write_case(out, case, result, key, perf_counter() - start)
         except OSError as error:  # a full disk stops them all
             raise CohortError(f"case {case.id} cannot be written: {error}") from error
-    shutil.rmtree(out / "cases" / case.id, ignore_errors=True)
+    return _failed(out, case, message)
+
+
+def _failed(out: Path, case: Case, message: str) -> dict[str, Any]:
+    """The record of a case without a tensor; what an earlier run left of it goes."""
+    for name in (case.id, f".{case.id}"):
+        shutil.rmtree(out / "cases" / name, ignore_errors=True)
     return {"status": "failed", "reasons": message, "reference": "", "modalities": "", "file": "", "seconds": 0.0}
 
 

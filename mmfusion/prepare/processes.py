@@ -1,0 +1,153 @@
+"""Jobs in processes of their own: what ends or stops one of them harms no other job."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from mmfusion.errors import LostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_START = "from mmfusion.prepare.processes import serve; serve()"
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}  # the others have theirs
+_LOOK_S = 1.0  # how often a process looks whether its parent is still there
+
+
+class Processes(Executor):
+    """Worker processes behind the interface of ``concurrent.futures``; each does one job at a time.
+
+    Unlike ``ProcessPoolExecutor``, a process that dies takes only its own job with it: the job's future raises
+    :class:`LostError`, and a new process takes its place. Workers are started afresh, not forked, and know nothing of
+    the calling script, which therefore needs no ``if __name__ == "__main__"``. They end when their parent does.
+
+    Args:
+        count: processes.
+        limit_s: seconds that one job may take; none if None.
+    """
+
+    def __init__(self, count: int, limit_s: float | None = None) -> None:
+        self._threads = ThreadPoolExecutor(count)  # each waits for a process of its own
+        self._mine = threading.local()
+        self._limit_s = limit_s
+        self._workers: list[_Worker] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Do ``fn(*args, **kwargs)`` in a process; all of it, and what it returns or raises, is pickled."""
+        return self._threads.submit(self._do, (fn, args, kwargs))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Finish what is under way (and what waits, unless it is cancelled), and end the processes."""
+        self._threads.shutdown(wait, cancel_futures=cancel_futures)
+        for worker in self._workers:
+            worker.stop()
+
+    def _do(self, job: Any) -> Any:
+        worker = getattr(self._mine, "worker", None)
+        if worker is None or worker.late.is_set():
+            worker = self._mine.worker = _Worker()
+            self._workers.append(worker)
+        try:
+            good, answer = worker.ask(job, self._limit_s)
+        except LostError:
+            self._workers.remove(worker)
+            self._mine.worker = None
+            raise
+        if good:
+            return answer
+        raise answer
+
+
+class _Worker:
+    """One process, and the pipes to it.
+
+    Attributes:
+        late: its last job took too long, and it was ended, perhaps with the answer just given.
+    """
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Ctrl-C is the parent's: a case under way is finished, so that none is half written
+            start_new_session=True,
+            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        self.late = threading.Event()
+        self._jobs, self._answers = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
+
+    def ask(self, job: Any, limit_s: float | None) -> tuple[bool, Any]:
+        """Whether the job went well, and what it returned, or the error that it raised."""
+
+        def end() -> None:
+            self.late.set()
+            self._process.kill()
+
+        timer = threading.Timer(limit_s, end) if limit_s else None
+        if timer:
+            timer.daemon = True
+            timer.start()
+        try:
+            pickle.dump(job, self._jobs)
+            self._jobs.flush()
+            good, answer = pickle.load(self._answers)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            code = self.stop()
+            raise LostError(f"took longer than {limit_s:g} s" if self.late.is_set() else _ended(code)) from None
+        finally:
+            if timer:
+                timer.cancel()
+        return good, answer
+
+    def stop(self) -> int:
+        """End it, if it has not ended, and return its exit code; it has nothing to do."""
+        with suppress(BrokenPipeError):
+            self._jobs.close()
+        code = self._process.wait()
+        self._answers.close()
+        return code
+
+
+def _ended(code: int) -> str:
+    if code >= 0:
+        return f"its process ended with code {code}"
+    name = signal.Signals(-code).name
+    why = ", most likely for lack of memory" if -code == signal.SIGKILL else ""
+    return f"its process was ended by {name}{why}"
+
+
+def serve() -> None:
+    """The life of a worker process: jobs from standard input, answers to what was standard output."""
+    jobs = sys.stdin.buffer
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not get between the answers
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    while True:
+        try:
+            fn, args, kwargs = pickle.load(jobs)
+        except EOFError:
+            return
+        try:
+            answer = pickle.dumps((True, fn(*args, **kwargs)))
+        except Exception as error:
+            answer = pickle.dumps((False, error))
+        try:
+            answers.write(answer)
+            answers.flush()
+        except BrokenPipeError:  # nobody waits for it any more
+            os._exit(1)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        threading.Event().wait(_LOOK_S)
+    os._exit(1)
