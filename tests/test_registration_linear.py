@@ -236,7 +236,7 @@ def test_no_aligned_limb_moves(testdata):
 @pytest.mark.realdata
 @pytest.mark.slow
 def test_a_phantom_in_two_frames_comes_together(testdata):
-    """No truth is known for this pair: more is explained than before, both ways round the same."""
+    """No truth is known for this pair: more is explained than before, and both ways agree as the verdict asks."""
     folder = testdata / "mri_dir_meat_phantom_1p5mm"
     ct, mr = (
         load_volume(folder / "CT.nii.gz", modality="ct"),
@@ -244,4 +244,4 @@ def test_a_phantom_in_two_frames_comes_together(testdata):
     )
     there, back = register(ct, mr), register(mr, ct)
     assert there.similarity_after > 2 * there.similarity_before and there.verdict != "failed"
-    assert distance(there.fixed_to_moving.compose(back.fixed_to_moving), STILL, ct) < 6
+    assert distance(there.fixed_to_moving.compose(back.fixed_to_moving), STILL, ct) < 3

@@ -45,9 +45,12 @@ class Processes(Executor):
         return self._threads.submit(self._do, (fn, args, kwargs))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Finish what is under way (and what waits, unless it is cancelled), and end the processes."""
+        """Finish what is under way (and what waits, unless it is cancelled), and end the processes.
+
+        Without ``wait`` they end with the parent: one that is at work cannot be asked to.
+        """
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
-        for worker in self._workers:
+        for worker in self._workers if wait else ():
             worker.stop()
 
     def _do(self, job: Any) -> Any:

@@ -115,20 +115,16 @@ def deform(
     with cores(threads), torch.inference_mode():
         pair = _Pair(fixed, moving, linear, (fixed_mask, moving_mask), spacing, device)
         still = Cosines.zero(pair.field, wavelength, device)
-        for factor in _STIFFER:
-            found = _result(pair, _searched(pair, still, spacing, factor * stiffness), linear)
+        levels = [_Level(pair, factor * spacing, max(factor, 2) * spacing, still) for factor, _ in _LEVELS]
+        for stiffer in _STIFFER:
+            field = still
+            for level, (_, rounds) in zip(levels, _LEVELS, strict=True):
+                for _ in range(rounds):
+                    field = level.improved(field, stiffer * stiffness)
+            found = _result(pair, field, linear)
             if found.similarity_after >= found.similarity_before:
                 return found
         return _result(pair, still, linear)
-
-
-def _searched(pair: _Pair, field: Cosines, spacing: float, stiffness: float) -> Cosines:
-    """Improve a displacement on one resolution after the other, coarsest first."""
-    for factor, rounds in _LEVELS:
-        level = _Level(pair, factor * spacing, max(factor, 2) * spacing, field)
-        for _ in range(rounds):
-            field = level.improved(field, stiffness)
-    return field
 
 
 class _Pair:
