@@ -146,9 +146,11 @@ _TABLE = (
         "mr_normalize",
         str,
         "percentile",
-        "MR scaling by the native foreground: 99th percentile to 1, or mean 0 and deviation 1",
-        choices=("percentile", "zscore"),
+        "MR scaling by the native foreground: 99th percentile to 1; mean 0 and deviation 1; or to a standard histogram",
+        choices=("percentile", "zscore", "histogram"),
     ),
+    Option("mr_standard", str, None, "scale of mr_normalize histogram, as JSON (default: fitted on training subjects)"),
+    Option("bias_correction", bool, False, "remove the bias field of MR (N4)"),
     Option("frame", str, None, "frame of a 4D file: first, last, mean or its number from 0"),
     Option("assume_orientation", str, None, "axis directions of NIfTI files without any, as LAS"),
     Option("workers", int, 0, "processes; 0 means one a core (4 with another device)", low=0, high=256),
@@ -237,7 +239,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "index": ("out", "labels", "label"),
     "check": ("modalities", "frame", "assume_orientation"),
     "geometry": ("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center", "crop_margin"),
-    "intensity": ("ct_window", "suv_max", "mr_normalize", "frame", "assume_orientation"),
+    "intensity": (
+        *("ct_window", "suv_max", "mr_normalize", "mr_standard", "bias_correction"),
+        *("frame", "assume_orientation"),
+    ),
     "network": ("strategy", "encoder", "fusion", "width", "norm", "dropout"),
     "training": (
         *(

@@ -111,7 +111,12 @@ def test_lost_files_are_made_again_and_failed_cases_leave_none(made, tmp_path):
     assert damaged_files(out) == [lost]
     steps = []
     prepare_cohort(manifest, out, workers=1, progress=lambda *step: steps.append(step[2]), **OPTIONS)
-    assert len(steps) == 1 and steps[0].startswith("003 ") and (out / lost).read_bytes() == before and damaged_files(out) == []
+    assert (
+        len(steps) == 1
+        and steps[0].startswith("003 ")
+        and (out / lost).read_bytes() == before
+        and damaged_files(out) == []
+    )
     (tmp_path / "003_mr.nii.gz").write_bytes(b"")
     again = prepare_cohort(manifest, out, workers=1, **OPTIONS)
     assert again.count("failed") == 1 and not (out / "nifti" / "sub-003").exists()

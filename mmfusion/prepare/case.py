@@ -14,16 +14,8 @@ from mmfusion.io import PET_DETAILS, load_mask, load_volume
 from mmfusion.options import resolve
 from mmfusion.prepare.pictures import qc_pictures
 from mmfusion.prepare.placing import BRAIN_OF, Region, brain_on, mask_and_owner, place_grid, registered
-from mmfusion.volume import (
-    Grid,
-    Transform,
-    Volume,
-    coverage,
-    foreground,
-    normalize,
-    normalize_mr,
-    resample,
-)
+from mmfusion.prepare.scaling import scaling
+from mmfusion.volume import Grid, Transform, Volume, correct_bias, coverage, foreground, resample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -172,7 +164,7 @@ def prepare_volumes(
     available = [name for name in modalities if name in volumes]
     if not available:
         raise GeometryError(f"none of the modalities {', '.join(modalities)} is there")
-    volumes = {name: volumes[name] for name in available}
+    volumes = {name: _bias_corrected(volumes[name], options) for name in available}
     reference = choose_reference(available, options["reference"])
     head = options["to"] or (BRAIN_OF if options["brain_mask"] else None)
     registrations = registered(volumes, reference, head, options, device)
@@ -204,7 +196,7 @@ def prepare_volumes(
     on_grid: dict[str, Volume] = {}
     for name in available:
         volume = volumes[name]
-        scalings[name] = _scaling(volume, options)
+        scalings[name] = scaling(name, volume, options)
         channel = modalities.index(name)
         moved = resample(volume, grid, transforms.get(name))
         valid[channel] = coverage(volume.grid, grid, transforms.get(name))
@@ -245,6 +237,12 @@ def prepare_volumes(
     )
 
 
+def _bias_corrected(volume: Volume, options: Mapping[str, Any]) -> Volume:
+    if volume.units != "a.u." or not options["bias_correction"]:
+        return volume
+    return correct_bias(volume, foreground(volume))
+
+
 def _body(volume: Volume, transform: Transform | None, options: Mapping[str, Any]) -> Region | None:
     """The patient in the reference; None if nothing stands out and the grid need not be centered on it."""
     try:
@@ -283,15 +281,6 @@ def _shares(grid: Grid, body: Region | None, lesion: Region | None, reasons: lis
     return facts
 
 
-def _scaling(volume: Volume, options: Mapping[str, Any]) -> Callable[[Volume], np.ndarray]:
-    """What makes this scan's values comparable; MR statistics come from the native scan, before any resampling."""
-    mr = (0.0, 1.0)
-    if volume.units not in ("HU", "SUVbw"):
-        mr = normalize_mr(volume.array, foreground(volume), options["mr_normalize"])
-    window = tuple(options["ct_window"])
-    return lambda v: normalize(v, ct_window=window, suv_max=options["suv_max"], mr_scaling=mr)
-
-
 def _facts(name: str, volume: Volume, share: float) -> dict[str, Any]:
     stored = volume.meta.get("stored_spacing", volume.spacing)
     return {
@@ -325,5 +314,5 @@ def _pictures(
         from mmfusion.registration import template
 
         volume = template(head).volume
-        shown = volume, to_head, _scaling(volume, resolve({}, "case"))
+        shown = volume, to_head, scaling(head, volume, resolve({}, "case"))
     return qc_pictures(volumes, reference, transforms, grid, scalings, shown)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import traceback
 from concurrent.futures import as_completed
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from mmfusion.prepare.derivatives import FOLDER, labels_of, refuse_shared_names,
 from mmfusion.prepare.folder import Cohort, read_case, row_of, write_case, write_cohort
 from mmfusion.prepare.processes import Processes
 from mmfusion.prepare.sources import case_key, case_stamp, source_digests, without_paths
+from mmfusion.prepare.standard import LOADING, fit_standard, landmarks_of, training_cases
 from mmfusion.volume import check_device
 
 if TYPE_CHECKING:
@@ -108,21 +111,25 @@ def prepare_cohort(
     with _writing(order.out):
         if storage["save_nifti"]:
             write_dataset(order.out)
+        run = partial(_run, order=order, make=partial(_executor, workers, time_limit, device, scheduler))
+        fitted = training_cases(cases) if _is_to_be_fitted(options) else []
+        tell = _counted(progress, len(fitted) + len(cases))
+        if fitted:
+            options["mr_standard"] = _fit(fitted, run, tell)
         records = {case.id: _unchanged(case, order) for case in cases}
         todo = [case for case in cases if records[case.id] is None]
-        finished = len(cases) - len(todo)
+        tell(len(cases) - len(todo))
         if todo:  # until all is done the folder is not a finished cohort, see open_cohort
             (order.out / "cases.csv").unlink(missing_ok=True)
-        pool = _executor(workers, len(todo), time_limit, device, scheduler)
-        with closing(_run(todo, order, pool)) as results:
-            for case, record in results:
+        with closing(run(_prepare_one, todo)) as results:
+            for case, found in results:
+                record = _failed(case, order, str(found)) if isinstance(found, LostError) else found
                 records[case.id] = record
-                finished += 1
-                if progress:
-                    progress(finished, len(cases), f"{case.id} {record['status']}")
+                tell(1, f"{case.id} {record['status']}")
                 if strict and record["status"] == "failed":
+                    tried = sum(one is not None for one in records.values())
                     raise CohortError(
-                        f"stopped at case {case.id} ({finished} of {len(cases)} were tried): {record['reasons']}. "
+                        f"stopped at case {case.id} ({tried} of {len(cases)} were tried): {record['reasons']}. "
                         "The same command goes on where it stopped; without --strict a failed case stops nothing"
                     )
         return write_cohort(Path(out), order.asked, [row_of(case, records[case.id] or {}) for case in cases])
@@ -181,7 +188,51 @@ def _refuse_reference(reference: Sequence[str], cases: Sequence[Case]) -> None:
         )
 
 
-def _executor(workers: int, jobs: int, time_limit: int, device: str, scheduler: str | None) -> Executor | None:
+def _counted(progress: Callable[[int, int, str], None] | None, total: int) -> Callable[..., None]:
+    """``(more, words="")``: adds to the count of what is done, and tells it if there are words."""
+    done = 0
+
+    def tell(more: int, words: str = "") -> None:
+        nonlocal done
+        done += more
+        if progress and words:
+            progress(done, total, words)
+
+    return tell
+
+
+def _is_to_be_fitted(options: Mapping[str, Any]) -> bool:
+    return options["mr_normalize"] == "histogram" and options["mr_standard"] is None
+
+
+def _fit(cases: Sequence[Case], run: Callable[..., Any], tell: Callable[..., None]) -> str:
+    """The standard scale of these cases, in their order, whoever is done first."""
+    found = {}
+    with closing(run(_landmarks_of, cases)) as results:
+        for case, one in results:
+            found[case.id] = {} if isinstance(one, LostError) else one  # it will fail, and be told, as a case
+            tell(1, f"{case.id} landmarks")
+    return fit_standard(found[case.id] for case in cases)
+
+
+def _landmarks_of(case: Case, order: _Order) -> dict[str, Any]:
+    """The landmarks of a case's MR scans, kept in the cohort folder for the next time; none if it cannot be read."""
+    place = order.out / "landmarks" / f"{case.id}.json"
+    asked = {name: order.options[name] for name in LOADING}
+    try:
+        key = case_key(case, asked)
+        with suppress(OSError, ValueError):
+            kept = json.loads(place.read_text())
+            if kept["key"] == key:
+                return kept["landmarks"]
+        found = landmarks_of(case, order.options)
+    except MmfusionError:
+        return {}
+    write_json({"key": key, "landmarks": found}, place)
+    return found
+
+
+def _executor(workers: int, time_limit: int, device: str, scheduler: str | None, jobs: int) -> Executor | None:
     """Who does the work; None for this process."""
     if scheduler and jobs:
         from mmfusion.prepare.cluster import Cluster  # late: Dask is an extra
@@ -202,20 +253,21 @@ def _processes(workers: int, jobs: int, device: str = "cpu") -> int:
 
 
 def _run(
-    cases: Sequence[Case], order: _Order, pool: Executor | None
-) -> Generator[tuple[Case, dict[str, Any]], None, None]:
-    """Each case with its record, as they are done."""
+    do: Callable[[Case, _Order], Any], cases: Sequence[Case], order: _Order, make: Callable[[int], Executor | None]
+) -> Generator[tuple[Case, Any], None, None]:
+    """Each case with what ``do`` returned for it, or the :class:`LostError` that it was lost by, as they are done."""
+    pool = make(len(cases))
     if pool is None:
         for case in cases:
-            yield case, _prepare_one(case, order)
+            yield case, do(case, order)
         return
     try:
-        jobs = {pool.submit(_prepare_one, case, order): case for case in cases}
+        jobs = {pool.submit(do, case, order): case for case in cases}
         for job in as_completed(jobs):
             try:
                 yield jobs[job], job.result()
             except LostError as error:
-                yield jobs[job], _failed(jobs[job], order, str(error))
+                yield jobs[job], error
     finally:
         pool.shutdown(cancel_futures=True)  # cases under way are finished, so that none is half written
 
