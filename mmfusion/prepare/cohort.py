@@ -7,7 +7,7 @@
       cases.csv         one row a case: status, reasons, registration numbers (of good and bad cases alike)
       cases/<case>/     image.npy [M, D, H, W] float32, qc.npz, case.json; ITK transforms: <modality>.tfm (reference to
                         modality; .h5 if it bends) and, with a template, mni152.tfm (template to reference)
-      qc.html           worst case first
+      qc.html           worst case first; pictures of a large cohort in qc/
 """
 
 from __future__ import annotations
