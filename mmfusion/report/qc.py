@@ -49,6 +49,11 @@ def _link(row: Mapping[str, str]) -> Html:
     return element("a", case, href=f"#case-{case}")
 
 
+def _reasons(row: Mapping[str, str]) -> Html | None:
+    words = "; ".join(reasons_of(row))
+    return element("span", words, class_="reasons") if words else None
+
+
 def _given(name: str) -> Callable[[Mapping[str, str]], Any]:
     return lambda row: row.get(name) or None
 
@@ -57,11 +62,11 @@ COLUMNS = (
     Column("case", "case", _link, "sort"),
     Column("subject", "subject", _given("subject"), "sort"),
     Column("status", "status", lambda row: page.badge(status_of(row))),
+    Column("reasons", "reasons", _reasons),
     Column("verdict", "verdict", verdict_of, "filter"),
     *(Column(name, name, _given(name), "filter") for name in ("label", "split", "site")),
     Column("modalities", "modalities", lambda row: " ".join(modalities_of(row)) or None, "filter"),
     *(Column(one.key, one.title, one.of_case, one.worst.__name__) for one in NUMBERS),
-    Column("reasons", "reasons", lambda row: "; ".join(reasons_of(row)) or None),
 )
 
 
