@@ -173,6 +173,16 @@ def test_picture_files_follow_the_cohort(tmp_path, monkeypatch):
     assert not (cohort / "qc").exists()
 
 
+def test_the_docs_name_what_an_address_can_hold():
+    text = (Path(__file__).parent.parent / "docs" / "preparing.md").read_text()
+    assert all(f"`{column.key}`" in text for column in qc.COLUMNS if column.use)
+
+
+def test_an_empty_cohort_is_an_empty_page(tmp_path):
+    (tmp_path / "cases.csv").write_text("case,subject,status\n")
+    assert "0 cases of 0 subjects: 0 ok, 0 doubtful, 0 failed." in Page(write_qc(tmp_path)).text
+
+
 def test_a_cohort_without_a_table(tmp_path):
     with pytest.raises(CohortError, match=r"has no cases.csv: run `mmfusion prepare"):
         write_qc(tmp_path)

@@ -17,8 +17,8 @@ _FORMAT = "1"  # of the pictures; a change draws every one again
 class Album:
     """Pictures of a page, drawn when they are not there yet.
 
-    A file is named by what it is drawn from: one that is there is right, a page that is open keeps its own pictures
-    while they change, and writing may stop anywhere.
+    A file is named by what it is drawn from: one that is there is right, and writing may stop anywhere, since the old
+    page has its pictures until the new one is there.
 
     Args:
         folder: beside the page; None for pictures inside the page.
@@ -49,7 +49,7 @@ class Album:
         return path.read_bytes(), quote(f"{self.folder.name}/{path.name}")
 
     def remove_others(self, folder: Path) -> None:
-        """Remove the pictures in a folder that were not added, of cases that are gone or have changed."""
+        """Remove the pictures in a folder that were not added: of cases that are gone, or have changed."""
         for path in folder.glob(f"*-{'[0-9a-f]' * 12}.png"):
             if path.name not in self._used:
                 path.unlink()

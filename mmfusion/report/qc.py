@@ -24,7 +24,7 @@ from mmfusion.report.files import (
 from mmfusion.report.numbers import NUMBERS
 from mmfusion.report.page import NONE, Html, element, join, void
 
-INSIDE = 60  # cases whose pictures lie inside the page, at most: some 7 MB, which mail and browsers take
+INSIDE = 60  # cases whose pictures lie inside the page, at most: below 10 MB, which mail and browsers take
 
 
 @dataclass(frozen=True)
