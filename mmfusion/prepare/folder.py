@@ -8,7 +8,7 @@
       cases/<case>/     image.npy [M, D, H, W], qc.npz, case.json (with checksums); ITK transforms: <modality>.tfm
                         (reference to modality; .h5 if it bends) and mni152.tfm (template to reference)
       nifti/            on request: the scans on the grid as a BIDS derivative, see mmfusion.prepare.derivatives
-      qc.html           worst case first
+      qc.html           worst case first; pictures of a large cohort in qc/
 """
 
 from __future__ import annotations
