@@ -134,7 +134,7 @@ def _index(root: str, out: str, labels: str | None, label: str | None) -> int:
     found = ", ".join(f"{name} {count[name]}" for name in (*index.modalities, "mask") if count[name])
     subjects = len({case.subject for case in index.cases})
     for unused in index.others:
-        print(f"not used: {unused}")
+        print(f"not used: {unused} ({unused.path})")
     for note in index.notes:
         print(f"note: {note}")
     print(f"{subjects} subjects, {len(index.cases)} cases ({found}); {len(index.others)} series not used; wrote {out}")
