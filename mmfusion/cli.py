@@ -27,7 +27,7 @@ EXAMPLES = {
 }
 
 HELP = {
-    "index": "walk a DICOM tree and write the manifest",
+    "index": "walk a DICOM or BIDS tree and write the manifest",
     "check": "list every problem of a manifest, from headers only",
     "prepare": "load, register, resample once, normalize: a manifest to a cohort folder",
     "register": "one pair of volumes in any readable format",

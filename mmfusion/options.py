@@ -97,7 +97,7 @@ _TABLE = (
     Option("modalities", str, None, "modalities in the order of the channels (default: the manifest's)", count=0),
     Option("classes", str, None, "class labels in the order of the outputs (default: sorted labels)", count=0),
     Option("labels", str, None, "label table (CSV with a column subject) to join by subject"),
-    Option("label", str, None, "column of the label table"),
+    Option("label", str, None, "column of the label table, or of participants.tsv in a BIDS tree"),
     # preparing
     Option("reference", str, ["ct", "mr", "pet"], "the others are registered to the first of these", count=0),
     Option("register", str, "rigid", "registration to the reference", choices=_KINDS),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmfusion.cohort.bids import index_bids, is_bids
 from mmfusion.cohort.labels import join_labels
 from mmfusion.cohort.tree import index_tree
+from mmfusion.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,21 +26,29 @@ def build_index(
 ) -> Index:
     """Walk a folder of scans and make a row of every subject and session.
 
-    A tree of DICOM (and other volume files) is read by the rules of :func:`~mmfusion.cohort.tree.index_tree`. All that
-    no row holds is listed in ``others``.
+    A BIDS tree (``dataset_description.json`` with a ``BIDSVersion``) is read by the rules of
+    :func:`~mmfusion.cohort.bids.index_bids`, any other tree of DICOM and volume files by those of
+    :func:`~mmfusion.cohort.tree.index_tree`. What no row holds is listed in ``others``.
 
     Args:
         root: the folder to walk.
         labels: table to join labels from, by subject.
-        label: column of that table; ``label`` if None.
+        label: column of that table, or without one of ``participants.tsv`` (BIDS); ``label`` if None.
         session_days: largest distance between the studies of one session, days.
         progress: passed to :func:`mmfusion.io.find_series`.
 
     Raises:
         ReadError: the folder does not exist or holds no usable scan.
-        ManifestError: the label table does not fit.
+        ManifestError: the label table, or a table of the BIDS tree, does not fit.
+        OptionError: ``label`` without a table that could have it.
     """
-    index = index_tree(Path(root).absolute(), session_days=session_days, progress=progress)
+    root = Path(root).absolute()
+    if is_bids(root):
+        index = index_bids(root, label=label if labels is None else None)
+    elif label is not None and labels is None:
+        raise OptionError(f"label {label} is a column of a label table; give the table with --labels")
+    else:
+        index = index_tree(root, session_days=session_days, progress=progress)
     if labels is not None:
         index.cases, found = join_labels(index.cases, labels, label or "label")
         index.notes += found

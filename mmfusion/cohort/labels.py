@@ -72,17 +72,17 @@ def join_labels(
     if cases and not used & labels.keys():
         raise ManifestError(
             f"no subject of the study is in column {subject_column} of {path.name}: the study has "
-            f"{_named(unlabeled, spare)}; the table has {_named(spare, [])}"
+            f"{few(unlabeled, spare)}; the table has {few(spare)}"
         )
     notes = []
     if unlabeled:
-        notes.append(f"{path.name} has no {column} for {len(unlabeled)}: {_named(unlabeled, spare)}")
+        notes.append(f"{path.name} has no {column} for {len(unlabeled)}: {few(unlabeled, spare)}")
     if spare:
-        notes.append(f"{len(spare)} of {path.name} are not in the study: {_named(spare, unlabeled)}")
+        notes.append(f"{len(spare)} of {path.name} are not in the study: {few(spare, unlabeled)}")
     return joined, notes
 
 
-def _named(names: Sequence[str], candidates: Sequence[str], most: int = 10) -> str:
+def few(names: Sequence[str], candidates: Sequence[str] = (), most: int = 10) -> str:
     """Names, each with the nearest candidate in brackets, at most ``most`` of them."""
     words = []
     for name in names[:most]:
