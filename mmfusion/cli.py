@@ -117,7 +117,7 @@ def _add(parser: argparse.ArgumentParser, option: Option, required: bool) -> Non
     parser.add_argument(option.flag, type=option.kind, required=required, help=text, metavar=metavar, **more)
 
 
-def _index(root: str, out: str, labels: str | None, label: str | None) -> int:
+def _index(root: str, out: str, labels: str | None, label: str | None, pseudonymize: str | None) -> int:
     from collections import Counter
 
     from mmfusion.cohort import build_index
@@ -126,7 +126,7 @@ def _index(root: str, out: str, labels: str | None, label: str | None) -> int:
         if sys.stderr.isatty():
             print(f"\r{files} files", end="", file=sys.stderr, flush=True)
 
-    index = build_index(root, labels=labels, label=label, progress=seen)
+    index = build_index(root, labels=labels, label=label, pseudonymize=pseudonymize, progress=seen)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     index.write(out)
@@ -134,7 +134,7 @@ def _index(root: str, out: str, labels: str | None, label: str | None) -> int:
     found = ", ".join(f"{name} {count[name]}" for name in (*index.modalities, "mask") if count[name])
     subjects = len({case.subject for case in index.cases})
     for unused in index.others:
-        print(f"not used: {unused} ({unused.path})")
+        print(f"not used: {unused}" + ("" if pseudonymize else f" ({unused.path})"))
     for note in index.notes:
         print(f"note: {note}")
     print(f"{subjects} subjects, {len(index.cases)} cases ({found}); {len(index.others)} series not used; wrote {out}")

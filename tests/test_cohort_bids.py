@@ -113,7 +113,7 @@ def test_what_cannot_be_used_is_listed(root: Path) -> None:
     assert table(root) == {"1_a": {"mr": "T1w"}}
     elsewhere = "its name does not say the subject and session of its folder"
     assert [(one.path.name, one.reason) for one in build_index(root).others] == [
-        ("func", "datatype func is not used"),
+        ("func", "its datatype is not used"),
         ("my_scan.nii.gz", "its name is not one of BIDS"),
         ("sub-1_T1w.nii.gz", elsewhere),
         ("sub-1_ses-a_FLAIR.nii.gz", "its content is not here; fetch it first (datalad get)"),
@@ -179,7 +179,9 @@ def test_labels_of_another_table(tmp_path: Path) -> None:
 def test_mistakes_in_tables_are_named(tmp_path: Path) -> None:
     root = write_root(tmp_path / "s", "participant_id dx\nsub-1 a\nsub-1 b\n")
     scans(root, "1/ct/ct")
-    with pytest.raises(ManifestError, match="participant_id names one twice: on line 2 and line 3. Keep one."):
+    with pytest.raises(
+        ManifestError, match=r"participant_id is that of line 2 again \(participants.tsv line 3\). Keep one row."
+    ):
         build_index(root)
     write_root(root, "participant_id dx\nsub-1 a\n")
     with pytest.raises(ManifestError, match="participants.tsv has columns dx; no column dxx. Did you mean 'dx'?"):

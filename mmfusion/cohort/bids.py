@@ -160,7 +160,7 @@ def _volumes(visit: Path, datatypes: Iterable[str]) -> Iterator[Path]:
 def _list_other_datatypes(visit: Path, others: list[Unused]) -> None:
     for folder in _folders(visit, ""):
         if folder.name not in _KINDS and not folder.name.startswith("ses-"):
-            others.append(Unused(_owner(visit)[0], folder, "", "", f"datatype {folder.name} is not used"))
+            others.append(Unused(_owner(visit)[0], folder, "", "", "its datatype is not used"))
 
 
 def _owner(visit: Path) -> Row:

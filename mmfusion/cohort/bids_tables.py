@@ -86,10 +86,10 @@ def _read(path: Path, title: str, key: str, prefix: str, root: Path) -> _Table:
     table, at = _Table([name for name in header if name != key]), dict[str, int]()
     for line, cells in lines:
         row = dict(zip(header, cells, strict=False))
-        who = row.pop(key).removeprefix(prefix)
+        who = row.pop(key, "").removeprefix(prefix)
         if who in at:
-            problem = f"{key} names one twice: on line {at[who]} and line {line}"
-            raise ManifestError(listed([Problem("error", 0, "", "", problem, "Keep one.")], title))
+            problem = f"{key} is that of line {at[who]} again"
+            raise ManifestError(listed([Problem("error", line, "", "", problem, "Keep one row.")], title))
         table.rows[who], at[who] = row, line
     for description in (root / f"{key.split('_')[0]}s.json", path.with_suffix(".json")):  # the nearer one counts
         table.units.update(_units(description))

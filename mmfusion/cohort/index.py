@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmfusion.cohort.bids import index_bids, is_bids
 from mmfusion.cohort.labels import join_labels
+from mmfusion.cohort.pseudonyms import read_pseudonyms
 from mmfusion.cohort.tree import index_tree
 from mmfusion.errors import OptionError
 
@@ -22,6 +23,7 @@ def build_index(
     labels: str | Path | None = None,
     label: str | None = None,
     session_days: int = 30,
+    pseudonymize: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Index:
     """Walk a folder of scans and make a row of every subject and session.
@@ -35,21 +37,26 @@ def build_index(
         labels: table to join labels from, by subject.
         label: column of that table, or without one of ``participants.tsv`` (BIDS); ``label`` if None.
         session_days: largest distance between the studies of one session, days.
+        pseudonymize: file with the key of :func:`~mmfusion.cohort.pseudonyms.read_pseudonyms`. Subjects then have
+            pseudonyms wherever the index names them, and no free text of a header and no name of a folder is in it.
+            Tables still join by identifier. The paths stay what they are.
         progress: passed to :func:`mmfusion.io.find_series`.
 
     Raises:
         ReadError: the folder does not exist or holds no usable scan.
         ManifestError: the label table, or a table of the BIDS tree, does not fit.
-        OptionError: ``label`` without a table that could have it.
+        OptionError: ``label`` without a table that could have it, or a key inside ``root``.
     """
     root = Path(root).absolute()
+    pseudonyms = None if pseudonymize is None else read_pseudonyms(pseudonymize, root)
+    named = pseudonyms or str
     if is_bids(root):
-        index = index_bids(root, label=label if labels is None else None)
+        index = index_bids(root, label=label if labels is None else None, named=named)
     elif label is not None and labels is None:
         raise OptionError(f"label {label} is a column of a label table; give the table with --labels")
     else:
-        index = index_tree(root, session_days=session_days, progress=progress)
+        index = index_tree(root, session_days=session_days, pseudonyms=pseudonyms, progress=progress)
     if labels is not None:
-        index.cases, found = join_labels(index.cases, labels, label or "label")
+        index.cases, found = join_labels(index.cases, labels, label or "label", named=named)
         index.notes += found
     return index

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from mmfusion.io import find_series
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from mmfusion.cohort.pseudonyms import Pseudonyms
     from mmfusion.io import Series
 
 _COLUMNS = {"CT": "ct", "PT": "pet", "MR": "mr", "NM": "spect"}
@@ -48,7 +49,13 @@ class _Row:
     mask: Path | None = None
 
 
-def index_tree(root: Path, *, session_days: int = 30, progress: Callable[[int, int], None] | None = None) -> Index:
+def index_tree(
+    root: Path,
+    *,
+    session_days: int = 30,
+    pseudonyms: Pseudonyms | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Index:
     """Walk a tree of DICOM (and NIfTI) and make a row of every subject and session.
 
     Subjects are DICOM's PatientID; where it is empty, the name of the folder directly under ``root``.
@@ -73,14 +80,18 @@ def index_tree(root: Path, *, session_days: int = 30, progress: Callable[[int, i
     Args:
         root: the folder to walk, absolute.
         session_days: largest distance between the studies of one session, days.
+        pseudonyms: give subjects other names; descriptions and names of folders then stay out of the index.
         progress: passed to :func:`mmfusion.io.find_series`.
 
     Raises:
         ReadError: the folder does not exist or holds no usable scan.
     """
     series = find_series(root, progress=progress)
+    named = pseudonyms or str
+    if pseudonyms:
+        series = [_plain(one) for one in series]
     index = Index()
-    subjects = _by_subject(series, root, index.notes)
+    subjects = _by_subject(series, root, named, index.notes)
     rows: dict[str, list[_Row]] = {}
     for subject, members in subjects.items():
         usable = [one for one in members if _usable(one, subject, index.others)]
@@ -89,8 +100,9 @@ def index_tree(root: Path, *, session_days: int = 30, progress: Callable[[int, i
     in_folder = Counter(folder for one in series if one.is_image for folder in _folders(one))
     _fill(rows, in_folder, index.others)
     for subject, members in subjects.items():
-        _join_masks(rows.get(subject, []), [one for one in members if one.modality in _MASKS], index.others)
-    _join_files(rows, subjects, root, index.others)
+        masks = [one for one in members if one.modality in _MASKS]
+        _join_masks(rows.get(subject, []), masks, subject, index.others)
+    _join_files(rows, subjects, root, named, index.others)
     for subject in sorted(rows):
         sessions = [row for row in rows[subject] if row.images]
         for number, row in enumerate(sessions, 1):
@@ -103,13 +115,23 @@ def index_tree(root: Path, *, session_days: int = 30, progress: Callable[[int, i
     return index
 
 
-def _by_subject(series: Iterable[Series], root: Path, notes: list[str]) -> dict[str, list[Series]]:
+def _plain(series: Series) -> Series:
+    """The series without the free text of its header, which may name the patient: only what the rules see in it."""
+    text = f"{series.description} {series.protocol}".lower()
+    seen = {"nac": _uncorrected(series), "umap": re.search(_ATTENUATION, text)}
+    words = [_sequence(series) if series.modality == "MR" else "", *(word for word, found in seen.items() if found)]
+    return replace(series, description=" ".join(filter(None, words)), protocol="")
+
+
+def _by_subject(
+    series: Iterable[Series], root: Path, named: Callable[[str], str], notes: list[str]
+) -> dict[str, list[Series]]:
     subjects: dict[str, list[Series]] = defaultdict(list)
     folders: dict[str, dict[str, str]] = defaultdict(dict)  # subject to folder to a study in it
     nameless: Counter[str] = Counter()
     for one in series:
         top = _top(one.folder, root)
-        subject = one.patient_id or top or root.name
+        subject = named(one.patient_id or top or root.name)
         subjects[subject].append(one)
         folders[subject][top] = one.study_uid
         nameless[subject] += not one.patient_id
@@ -118,10 +140,10 @@ def _by_subject(series: Iterable[Series], root: Path, notes: list[str]) -> dict[
             notes.append(f"{count} series of {subject} have no PatientID: the folder's name is the subject")
     for subject, found in sorted(folders.items()):
         if len(set(found.values())) > 1:  # as when every patient was exported under one name
+            which = f" ({', '.join(sorted(found)[:5])}{', ...' if len(found) > 5 else ''})" if named is str else ""
             notes.append(
-                f"PatientID {subject} is in {len(found)} folders ({', '.join(sorted(found)[:5])}"
-                f"{', ...' if len(found) > 5 else ''}) and counts as one subject; if these are several people, "
-                "give each an identifier of its own"
+                f"PatientID {subject} is in {len(found)} folders{which} and counts as one subject; if these are "
+                "several people, give each an identifier of its own"
             )
     return dict(sorted(subjects.items()))
 
@@ -223,15 +245,20 @@ def _uncorrected(series: Series) -> bool:
 
 
 def _kind(series: Series) -> str:
-    """The MR sequence by its description, or by its protocol if the description says nothing."""
+    """The MR sequence, else the description as a name."""
+    return _sequence(series) or re.sub(r"[^a-z0-9]+", "_", series.description.lower()).strip("_") or "unnamed"
+
+
+def _sequence(series: Series) -> str:
+    """The MR sequence by the description, or by the protocol if the description says nothing; empty if neither does."""
     for text in (series.description.lower(), series.protocol.lower()):
         for name, words in _SEQUENCES:
             if re.search(words, text):
                 return name
-    return re.sub(r"[^a-z0-9]+", "_", series.description.lower()).strip("_") or "unnamed"
+    return ""
 
 
-def _join_masks(rows: Sequence[_Row], masks: Sequence[Series], others: list[Unused]) -> None:
+def _join_masks(rows: Sequence[_Row], masks: Sequence[Series], subject: str, others: list[Unused]) -> None:
     """Give each row of a subject the mask that refers to its series, else one in its frame of reference."""
 
     def refers(mask: Series, row: _Row) -> bool:
@@ -250,11 +277,15 @@ def _join_masks(rows: Sequence[_Row], masks: Sequence[Series], others: list[Unus
     for one in masks:
         reason = taken.get(one.series_uid, "refers to no series of a row")
         if reason:
-            others.append(_unused(one, one.patient_id, reason))
+            others.append(_unused(one, subject, reason))
 
 
 def _join_files(
-    rows: dict[str, list[_Row]], subjects: dict[str, list[Series]], root: Path, others: list[Unused]
+    rows: dict[str, list[_Row]],
+    subjects: dict[str, list[Series]],
+    root: Path,
+    named: Callable[[str], str],
+    others: list[Unused],
 ) -> None:
     """Add ``root/<subject>/<modality>.nii.gz`` and ``root/<subject>/<modality>/<one file>`` to the rows."""
     within: dict[str, set[str]] = defaultdict(set)
@@ -262,13 +293,13 @@ def _join_files(
         for one in members:
             within[_top(one.folder, root)].add(subject)
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        subject = folder.name
-        if subject not in subjects and len(within[subject]) == 1:
-            subject = next(iter(within[subject]))
+        subject = named(folder.name)
+        if subject not in subjects and len(within[folder.name]) == 1:
+            subject = next(iter(within[folder.name]))
         for name, path, count in _volume_files(folder):
             sessions = rows.get(subject, [])
-            reason = ""
-            if not (name == "mask" or is_modality_key(name)):
+            reason, known = "", name == "mask" or is_modality_key(name)
+            if not known:
                 reason = "its name is not a modality"
             elif count > 1:
                 reason = f"{count} volumes where one is expected"
@@ -277,7 +308,7 @@ def _join_files(
             elif sessions and (sessions[0].mask if name == "mask" else name in sessions[0].images):
                 reason = f"{name} is already there"
             if reason:
-                others.append(Unused(subject, path, name, path.name, reason))
+                others.append(Unused(subject, path, name if known else "", "", reason))
                 continue
             row = sessions[0] if sessions else rows.setdefault(subject, [_Row(subject)])[0]
             if name == "mask":
