@@ -28,7 +28,7 @@ EXAMPLES = {
 
 HELP = {
     "index": "walk a DICOM or BIDS tree and write the manifest",
-    "check": "list every problem of a manifest, from headers only",
+    "check": "list every problem of a manifest, from headers (--deep: from voxels, too)",
     "prepare": "load, register, resample once, normalize: a manifest to a cohort folder",
     "register": "one pair of volumes in any readable format",
     "report": "write report.html of a run (or qc.html of a cohort) again",
@@ -141,11 +141,11 @@ def _index(root: str, out: str, labels: str | None, label: str | None, pseudonym
     return 0
 
 
-def _check(manifest: str, modalities: list[str] | None, **reading: Any) -> int:
+def _check(manifest: str, deep: bool | None, modalities: list[str] | None, **reading: Any) -> int:
     from mmfusion.cohort import check_manifest, format_problems
 
-    show = progress_line("rows") if sys.stderr.isatty() else None
-    problems = check_manifest(manifest, modalities, progress=show, **reading)
+    show = progress_line("rows") if deep or sys.stderr.isatty() else None
+    problems = check_manifest(manifest, modalities, deep=bool(deep), progress=show, **reading)
     print(format_problems(problems))
     return int(any(problem.level == "error" for problem in problems))
 

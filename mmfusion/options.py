@@ -99,6 +99,7 @@ _TABLE = (
     Option("labels", str, None, "label table (CSV with a column subject) to join by subject"),
     Option("label", str, None, "column of the label table, or of participants.tsv in a BIDS tree"),
     Option("pseudonymize", str, None, "file with a secret key (made if it is not there); subjects become keyed hashes"),
+    Option("deep", bool, False, "read the voxels, too: what is not finite, constant, implausible, or there twice"),
     # preparing
     Option("reference", str, ["ct", "mr", "pet"], "the others are registered to the first of these", count=0),
     Option("register", str, "rigid", "registration to the reference", choices=_KINDS),
@@ -208,7 +209,7 @@ OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "index": ("out", "labels", "label", "pseudonymize"),
-    "check": ("modalities", "frame", "assume_orientation"),
+    "check": ("deep", "modalities", "frame", "assume_orientation"),
     "geometry": ("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center"),
     "intensity": ("ct_window", "suv_max", "mr_normalize", "frame", "assume_orientation"),
     "network": ("strategy", "encoder", "fusion", "width", "norm", "dropout"),
