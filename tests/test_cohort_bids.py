@@ -108,11 +108,13 @@ def test_what_cannot_be_used_is_listed(root: Path) -> None:
     scans(root, "1/a/anat/T1w 1/a/anat/part-phase_T2starw 1/a/anat/chunk-1_T2w 1/a/anat/MESE 1/a/func/task-rest_bold")
     for name in ("sub-2_ses-a_T1w", "sub-1_T1w", "my_scan"):
         write_scan(root, f"sub-1/ses-a/anat/{name}")
+    write_scan(root, "sub-1/sub-1_T1w")
     (root / "sub-1/ses-a/anat/sub-1_ses-a_FLAIR.nii.gz").symlink_to("../.git/annex/gone")
     (root / "sub-1/ses-a/anat/sub-1_ses-a_T1w.json").write_text("{}")
     assert table(root) == {"1_a": {"mr": "T1w"}}
     elsewhere = "its name does not say the subject and session of its folder"
     assert [(one.path.name, one.reason) for one in build_index(root).others] == [
+        ("sub-1_T1w.nii.gz", "it lies in no folder of a datatype"),
         ("func", "its datatype is not used"),
         ("my_scan.nii.gz", "its name is not one of BIDS"),
         ("sub-1_T1w.nii.gz", elsewhere),

@@ -123,7 +123,7 @@ def index_bids(root: Path, *, label: str | None = None, named: Callable[[str], s
     index = Index()
     rows: dict[Row, list[_File]] = defaultdict(list)
     for visit in _visits(root):
-        _list_other_datatypes(visit, index.others)
+        _list_the_rest(visit, index.others)
         for path in _volumes(visit, _KINDS):
             file, reason = _scan(path, _owner(visit))
             if reason:
@@ -157,10 +157,14 @@ def _volumes(visit: Path, datatypes: Iterable[str]) -> Iterator[Path]:
             yield from sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz")))
 
 
-def _list_other_datatypes(visit: Path, others: list[Unused]) -> None:
+def _list_the_rest(visit: Path, others: list[Unused]) -> None:
+    """Folders of datatypes that are not used, and volumes beside them."""
+    subject = _owner(visit)[0]
     for folder in _folders(visit, ""):
         if folder.name not in _KINDS and not folder.name.startswith("ses-"):
-            others.append(Unused(_owner(visit)[0], folder, "", "", "its datatype is not used"))
+            others.append(Unused(subject, folder, "", "", "its datatype is not used"))
+    for path in _volumes(visit, [""]):
+        others.append(Unused(subject, path, "", "", "it lies in no folder of a datatype"))
 
 
 def _owner(visit: Path) -> Row:
