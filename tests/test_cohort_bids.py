@@ -132,12 +132,16 @@ def test_masks(root: Path) -> None:
     made = root / "derivatives" / "any"
     scans(made, "1/ct/label-lesion_mask 1/ct/desc-brain_mask 2/ct/mask 2/b/ct/space-MNI152_mask")
     scans(made, "3/anat/dseg 3/anat/desc-2_mask 4/ct/space-ct_dseg 4/func/mask 4/ct/desc-a_probseg 9/ct/mask")
+    for gone in ("sub-4/ct/sub-4_label-lesion_mask", "sub-4/pet/sub-4_label-lesion_mask"):
+        (made / gone).parent.mkdir(parents=True, exist_ok=True)
+        (made / f"{gone}.nii.gz").symlink_to("../.git/annex/gone")
     assert {case: row["mask"] for case, row in table(root).items() if "mask" in row} == {
         "1_a": "label-lesion_mask",
         "4": "space-ct_dseg",
     }
     assert reasons(root) == {
         "mask desc-brain_mask": "mask is 'label-lesion_mask', which says with label- what it shows",
+        "mask label-lesion_mask": "its content is not here; fetch it first (datalad get)",
         "mask mask": "there is no row of its subject and session",
         "mask space-MNI152_mask": "space-MNI152 is not that of the subject's scans",
         "mask dseg": "2 masks where one is expected; give one of them in column mask",
