@@ -27,8 +27,8 @@ EXAMPLES = {
 }
 
 HELP = {
-    "index": "walk a DICOM tree and write the manifest",
-    "check": "list every problem of a manifest, from headers only; or every damaged file of a cohort folder",
+    "index": "walk a DICOM or BIDS tree and write the manifest",
+    "check": "list every problem of a manifest, from headers (--deep: from voxels, too), or of a cohort folder",
     "prepare": "load, register, resample once, normalize: a manifest to a cohort folder",
     "register": "one pair of volumes in any readable format",
     "report": "write report.html of a run (or qc.html of a cohort) again",
@@ -118,7 +118,7 @@ def _add(parser: argparse.ArgumentParser, option: Option, required: bool) -> Non
     parser.add_argument(option.flag, type=option.kind, required=required, help=text, metavar=metavar, **more)
 
 
-def _index(root: str, out: str, labels: str | None, label: str | None) -> int:
+def _index(root: str, out: str, labels: str | None, label: str | None, pseudonymize: str | None) -> int:
     from collections import Counter
 
     from mmfusion.cohort import build_index
@@ -127,7 +127,7 @@ def _index(root: str, out: str, labels: str | None, label: str | None) -> int:
         if sys.stderr.isatty():
             print(f"\r{files} files", end="", file=sys.stderr, flush=True)
 
-    index = build_index(root, labels=labels, label=label, progress=seen)
+    index = build_index(root, labels=labels, label=label, pseudonymize=pseudonymize, progress=seen)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     index.write(out)
@@ -135,20 +135,20 @@ def _index(root: str, out: str, labels: str | None, label: str | None) -> int:
     found = ", ".join(f"{name} {count[name]}" for name in (*index.modalities, "mask") if count[name])
     subjects = len({case.subject for case in index.cases})
     for unused in index.others:
-        print(f"not used: {unused}")
+        print(f"not used: {unused}" + ("" if pseudonymize else f" ({unused.path})"))
     for note in index.notes:
         print(f"note: {note}")
     print(f"{subjects} subjects, {len(index.cases)} cases ({found}); {len(index.others)} series not used; wrote {out}")
     return 0
 
 
-def _check(manifest: str, modalities: list[str] | None, **reading: Any) -> int:
+def _check(manifest: str, deep: bool | None, modalities: list[str] | None, **reading: Any) -> int:
     from mmfusion.cohort import check_manifest, format_problems
 
     if Path(manifest).is_dir():
         return _check_cohort(manifest)
-    show = progress_line("rows") if sys.stderr.isatty() else None
-    problems = check_manifest(manifest, modalities, progress=show, **reading)
+    show = progress_line("rows") if deep or sys.stderr.isatty() else None
+    problems = check_manifest(manifest, modalities, deep=bool(deep), progress=show, **reading)
     print(format_problems(problems))
     return int(any(problem.level == "error" for problem in problems))
 

@@ -111,7 +111,9 @@ _TABLE = (
     Option("modalities", str, None, "modalities in the order of the channels (default: the manifest's)", count=0),
     Option("classes", str, None, "class labels in the order of the outputs (default: sorted labels)", count=0),
     Option("labels", str, None, "label table (CSV with a column subject) to join by subject"),
-    Option("label", str, None, "column of the label table"),
+    Option("label", str, None, "column of the label table, or of participants.tsv in a BIDS tree"),
+    Option("pseudonymize", str, None, "file with a secret key (made if it is not there); subjects become keyed hashes"),
+    Option("deep", bool, False, "read the voxels, too: what is not finite, constant, implausible, or there twice"),
     # preparing
     Option("reference", str, ["ct", "mr", "pet"], "the others are registered to the first of these", count=0),
     Option("register", str, "rigid", "registration to the reference", choices=_KINDS),
@@ -236,8 +238,8 @@ _TABLE = (
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "index": ("out", "labels", "label"),
-    "check": ("modalities", "frame", "assume_orientation"),
+    "index": ("out", "labels", "label", "pseudonymize"),
+    "check": ("deep", "modalities", "frame", "assume_orientation"),
     "geometry": ("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center", "crop_margin"),
     "intensity": (
         *("ct_window", "suv_max", "mr_normalize", "mr_standard", "bias_correction"),

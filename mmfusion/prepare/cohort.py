@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmfusion import __version__
 from mmfusion.cohort import Case, read_manifest
+from mmfusion.cohort.files import without_paths
 from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError, ReadError
 from mmfusion.io import write_json
 from mmfusion.options import GROUPS, resolve
@@ -23,7 +24,7 @@ from mmfusion.prepare.case import prepare_case
 from mmfusion.prepare.derivatives import FOLDER, labels_of, refuse_shared_names, write_dataset, write_derivative
 from mmfusion.prepare.folder import Cohort, read_case, row_of, write_case, write_cohort
 from mmfusion.prepare.processes import Processes
-from mmfusion.prepare.sources import case_key, case_stamp, source_digests, without_paths
+from mmfusion.prepare.sources import case_key, case_stamp, source_digests
 from mmfusion.prepare.standard import LOADING, fit_standard, landmarks_of, training_cases
 from mmfusion.volume import check_device
 

@@ -1,28 +1,24 @@
-"""The files that a case is made from: which they are, what they hold, and how messages name them."""
+"""What a case is made from: whether its files are as they were, and whether they hold the same."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from glob import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfusion import __version__
 from mmfusion.cohort import split_series
+from mmfusion.cohort.files import files_of, scans_of
 from mmfusion.errors import ReadError
 from mmfusion.prepare.case import pet_details
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
+    from pathlib import Path
 
     from mmfusion.cohort import Case
 
 _FORMAT = "2"  # of the files of a case; a change prepares every case again
-_NIFTI = (".nii", ".nii.gz")
-_WHOLE = (".mha", ".nrrd", ".zip")  # one file holds the whole scan
-_HEADERS = (".mhd", ".nhdr", ".hdr", ".img")  # two files of one stem do
 
 
 def case_stamp(case: Case, options: Mapping[str, Any]) -> str:
@@ -34,8 +30,8 @@ def case_stamp(case: Case, options: Mapping[str, Any]) -> str:
         ReadError: a file is gone.
     """
     digest = _begin(case, options)
-    for name, path in _scans(case).items():
-        for file in _files(path):
+    for name, path in scans_of(case).items():
+        for file in files_of(path):
             stat = _looked_at(name, file)
             digest.update(f"{name}|{file}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
@@ -58,50 +54,18 @@ def case_key(case: Case, options: Mapping[str, Any]) -> str:
 def source_digests(case: Case) -> dict[str, str]:
     """SHA-256 of what each scan (and ``mask``) is read from, whatever the order of the files in a folder."""
     out = {}
-    for name, path in _scans(case).items():
-        files = _files(path)
+    for name, path in scans_of(case).items():
+        files = files_of(path)
         # what a file is, its ending decides; in a folder of DICOM its content
         contents = sorted(f"{'' if path.is_dir() else file.suffix}|{_digest(name, file)}" for file in files)
         out[name] = hashlib.sha256("\n".join(contents).encode()).hexdigest()
     return out
 
 
-def without_paths(message: str, case: Case) -> str:
-    """The message with the files of a case named by modality and number: paths and names may hold a patient's."""
-    for name, path in _scans(case).items():
-        files = _files(path)
-        known = {str(path): name, str(path.absolute()): name}
-        if len(files) > 1:
-            known |= {str(file): f"{name} (file {n} of {len(files)} by name)" for n, file in enumerate(files, 1)}
-        for text in sorted(known, key=len, reverse=True):
-            message = re.sub(rf"(\b{re.escape(name)} (file )?|\bfolder )?{re.escape(text)}", known[text], message)
-    return message
-
-
 def _begin(case: Case, options: Mapping[str, Any]) -> Any:
     series = {name: split_series(cell)[1] for name, cell in case.images.items()}
     asked = [_FORMAT, __version__, dict(options), series, pet_details(case)]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-
-
-def _scans(case: Case) -> dict[str, Path]:
-    scans = {name: split_series(cell)[0] for name, cell in sorted(case.images.items())}
-    return scans | ({"mask": case.mask} if case.mask else {})
-
-
-def _files(path: Path) -> list[Path]:
-    """What a scan is read from: a header brings its voxels, a sidecar its facts, a DICOM slice all of its folder."""
-    name = path.name.lower()
-    found: Iterable[Path] = [path]
-    if path.is_dir():
-        found = path.rglob("*")
-    elif name.endswith(_NIFTI):
-        found = [path, path.with_name(re.sub(r"\.nii(\.gz)?$", ".json", path.name, flags=re.IGNORECASE))]
-    elif path.suffix.lower() in _HEADERS:
-        found = path.parent.glob(f"{escape(path.stem)}.*")
-    elif not name.endswith(_WHOLE):
-        found = path.parent.iterdir()
-    return sorted(file for file in found if file.is_file() or file == path)
 
 
 def _looked_at(name: str, file: Path) -> Any:
