@@ -1,11 +1,23 @@
 """DICOM series made awkward on purpose, against SimpleITK's own series reader where it reads them right."""
 
+import re
+import shutil
+
+import gdcm
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from io_dicom import new_file, save, voxels, write_series
-from pydicom import Dataset
-from pydicom.uid import EnhancedMRImageStorage, JPEGLSLossless
+from pydicom import Dataset, dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    MPEG2MPML,
+    EnhancedMRImageStorage,
+    HTJ2KLossless,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from mmfusion.errors import ReadError, UnitsError, VoxelError
 from mmfusion.io import load_volume, read_header
@@ -216,15 +228,70 @@ def test_constant_and_cut_off_pixels_are_named(tmp_path):
         load_volume(tmp_path / "b")
 
 
-def test_a_compression_that_cannot_be_decoded_is_named(tmp_path):
-    def squeeze(dataset, n):
-        dataset.file_meta.TransferSyntaxUID = JPEGLSLossless
-        frame = b"\xfe\xff\x00\xe0\x00\x00\x00\x00\xfe\xff\x00\xe0\x04\x00\x00\x00abcd\xfe\xff\xdd\xe0\x00\x00\x00\x00"
-        dataset["PixelData"].VR, dataset.PixelData = "OB", frame
+def compress(path, syntax):
+    """Rewrite a file with its pixels compressed, by GDCM."""
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize(
+    ("syntax", "uid"),
+    [
+        (gdcm.TransferSyntax.JPEGLosslessProcess14, "1.2.840.10008.1.2.4.57"),
+        (gdcm.TransferSyntax.JPEGLosslessProcess14_1, "1.2.840.10008.1.2.4.70"),
+        (gdcm.TransferSyntax.JPEGLSLossless, "1.2.840.10008.1.2.4.80"),
+        (gdcm.TransferSyntax.JPEG2000Lossless, "1.2.840.10008.1.2.4.90"),
+        (gdcm.TransferSyntax.RLELossless, "1.2.840.10008.1.2.5"),
+    ],
+    ids=["JPEG lossless", "JPEG lossless SV1", "JPEG-LS", "JPEG 2000", "RLE"],
+)
+def test_lossless_compression_gives_the_same_voxels(tmp_path, syntax, uid, signed):
+    stored = voxels((19, 17, 3), seed=2)
+    stored = stored if signed else stored + 500
+    stored[0, :2, 0] = (-32768, 32767) if signed else (0, 65535 - 32768)
+    write_series(tmp_path / "plain", stored, edit=lambda d, n: setattr(d, "PixelRepresentation", int(signed)))
+    shutil.copytree(tmp_path / "plain", tmp_path / "packed")
+    for path in (tmp_path / "packed").iterdir():
+        compress(path, syntax)
+        assert dcmread(path).file_meta.TransferSyntaxUID == uid
+    plain, packed = load_volume(tmp_path / "plain"), load_volume(tmp_path / "packed")
+    np.testing.assert_array_equal(packed.array, plain.array)
+    assert packed.grid.same_as(plain.grid) and packed.array.min() == stored.min()
+
+
+def squeeze(syntax):
+    """An edit that says ``syntax`` and fills the pixels with four bytes that no decoder takes."""
+
+    def edit(dataset, n):
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset["PixelData"].VR, dataset.PixelData = "OB", encapsulate([b"abcd"])
         dataset["PixelData"].is_undefined_length = True
 
-    write_series(tmp_path, voxels(), edit=squeeze)
-    with pytest.raises(ReadError, match=r"compressed as JPEG-LS Lossless.*cannot be decoded here"):
+    return edit
+
+
+@pytest.mark.parametrize("syntax", [HTJ2KLossless, MPEG2MPML])
+def test_a_compression_that_is_not_decoded_is_named(tmp_path, syntax):
+    write_series(tmp_path, voxels(), edit=squeeze(syntax))
+    with pytest.raises(ReadError) as refused:
+        load_volume(tmp_path)
+    assert f".dcm: pixels are compressed as {syntax.name}, which is not decoded here. Export" in str(refused.value)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, RLELossless])
+def test_damaged_compressed_pixels_are_named(tmp_path, syntax):
+    write_series(tmp_path, voxels(), edit=squeeze(syntax))
+    why = rf"\.dcm: pixels cannot be read \((gdcm|pydicom) cannot decode them; {re.escape(syntax.name)}\)\. Copy"
+    with pytest.raises(ReadError, match=why):
         load_volume(tmp_path)
 
 

@@ -153,23 +153,36 @@ def _read_pixels(slices: list[Slice], factors: list[float], source: object) -> n
 def pixels_of(path: Path) -> np.ndarray:
     """Stored pixel values of a DICOM file, ``[rows, columns]`` or ``[frames, rows, columns]``.
 
+    Compressed pixels (JPEG, JPEG-LS, JPEG 2000: GDCM; RLE: pydicom) are always decoded by the same decoder, whatever
+    others are installed.
+
     Raises:
-        ReadError: the pixels are missing, cut off, or compressed in a way that no installed decoder reads.
+        ReadError: the pixels are missing, cut off, damaged, or compressed in a way that the decoders do not know.
     """
+    from pydicom.pixels import get_decoder
+
     header = read_tags(path, pixels=True)
     if header is None:
         raise ReadError(f"{path} cannot be read as DICOM")
+    syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
+    name, decoder = getattr(syntax, "name", "unknown"), ""
+    if getattr(syntax, "is_compressed", False):
+        decoder = "pydicom" if name == "RLE Lossless" else "gdcm"
+        try:
+            known = decoder in get_decoder(str(syntax)).available_plugins
+        except NotImplementedError:
+            known = False
+        if not known:
+            raise ReadError(
+                f"{path}: pixels are compressed as {name}, which is not decoded here. Export the series uncompressed, "
+                "or in lossless JPEG, JPEG-LS, JPEG 2000 or RLE"
+            )
+        header.pixel_array_options(decoding_plugin=decoder)
     try:
         return header.pixel_array
-    except Exception as error:  # decoders raise what they like
-        syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
-        name = getattr(syntax, "name", "unknown")
-        if getattr(syntax, "is_compressed", False):
-            raise ReadError(
-                f"{path}: pixels are compressed as {name}, which cannot be decoded here ({_first_line(error)}). "
-                "Export uncompressed, or install pylibjpeg with its plugins"
-            ) from None
-        raise ReadError(f"{path}: pixels cannot be read ({_first_line(error)}; {name})") from None
+    except Exception as error:  # decoders raise what they like, and of broken codes nothing that helps
+        reason = f"{decoder} cannot decode them" if decoder else _first_line(error)
+        raise ReadError(f"{path}: pixels cannot be read ({reason}; {name}). Copy or export the series again") from None
 
 
 def _first_line(error: Exception) -> str:
