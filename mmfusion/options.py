@@ -125,7 +125,7 @@ _TABLE = (
         "MR scaling by the native foreground: 99th percentile to 1, or mean 0 and deviation 1",
         choices=("percentile", "zscore"),
     ),
-    Option("frame", str, None, "frame of a 4D file: first, last, mean or its number from 0"),
+    Option("frame", str, None, "frame of a 4D file or series: first, last, mean or its number from 0"),
     Option("assume_orientation", str, None, "axis directions of NIfTI files without any, as LAS"),
     Option("workers", int, 0, "processes; 0 means one a core (4 with another device)", low=0, high=256),
     Option("time_limit", int, 1800, "for one case, which fails if it takes longer; 0 means none", unit="s", low=0),

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import ReadError, UnitsError
-from mmfusion.io.header import Opened, settled_kind
+from mmfusion.io.frames import frames_of
+from mmfusion.io.header import Opened, chosen_frame, settled_kind
 from mmfusion.io.metaimage import LPS_TO_RAS
-from mmfusion.io.slices import Slice, slices_of, stack
+from mmfusion.io.slices import Slice, check_parallel, slices_of, stack
 from mmfusion.io.suv import earliest_acquisition, suv_factor
 from mmfusion.io.tags import (
+    FRAMES,
     GEOMETRY,
     IDENTITY,
     VALUES,
@@ -25,6 +27,7 @@ from mmfusion.io.tags import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from datetime import datetime, timedelta
 
     from pydicom import Dataset
 
@@ -34,14 +37,15 @@ def open_dicom(
     path: Path,
     *,
     modality: str = "",
+    frame: str | int | None = None,
     series_uid: str | None = None,
     pet: Mapping[str, Any] | None = None,
 ) -> Opened:
     """Read the headers of one series: a folder that holds it, or any file of it.
 
     Raises:
-        ReadError: no image series or several in the folder; slices that do not form a regular stack; a modality
-            that contradicts the header.
+        ReadError: no image series or several in the folder; slices that do not form a regular stack, or form several
+            (frames) and none was chosen; a modality that contradicts the header.
         UnitsError: HU or SUV cannot be known.
         GeometryError: a singular affine.
     """
@@ -57,19 +61,32 @@ def open_dicom(
     slices = [piece for file, header in files for piece in slices_of(file, header)]
     first = files[0][1]
     kind = settled_kind(modality, str(first.get("Modality", "")), path)
-    affine, order = stack(slices, path)
-    slices = [slices[n] for n in order]
-    factors = _factors(slices, kind, pet, path)
+    check_parallel(slices, path)
+    frames = frames_of(slices, path)
+    index = chosen_frame(frame, len(frames.sets), frames.summary, path)
+    if len(frames.sets) > 1:
+        which = "their mean" if index is None else f"frame {index} ({frames.tag} {frames.values[index]})"
+        notes.append(f"{len(frames.sets)} frames: {which} is used")
+    used = frames.sets if index is None else frames.sets[index : index + 1]
+    lattices = [stack(pieces, path) for pieces in used]
+    affine = lattices[0][0]
+    if not all(np.allclose(other, affine, atol=0.02) for other, _ in lattices):
+        raise ReadError(f"{path}: the frames do not lie at one place, so they have no mean; choose one with --frame")
+    ordered = [[pieces[n] for n in order] for pieces, (_, order) in zip(used, lattices, strict=True)]
+    # decay correction refers to the start of the series, so to its first slice, whichever frame is used
+    first_acquisition = earliest_acquisition(piece.header for piece in slices)
+    factors = [_factors(pieces, kind, first_acquisition, pet, path) for pieces in ordered]
     if kind == "pet" and str(first.get("Units")) == "BQML":
-        notes.append(f"Bq/mL to SUVbw by {factors[0]:.4g} g/mL per Bq/mL")
+        notes.append(f"Bq/mL to SUVbw by {factors[0][0]:.4g} g/mL per Bq/mL")
     columns, rows = slices[0].size
     return Opened(
         path,
-        (columns, rows, len(slices)),
+        (columns, rows, len(ordered[0])),
         LPS_TO_RAS @ affine,
-        partial(_read_pixels, slices, factors, path),
+        partial(_read_mean, ordered, factors),
         kind=kind,
         frame_of_reference=str(first.get("FrameOfReferenceUID") or ""),
+        frames=len(frames.sets),
         from_dicom=True,
         notes=notes,
     )
@@ -81,7 +98,7 @@ def _one_series(folder: Path, series_uid: str | None, notes: list[str]) -> list[
     others: set[str] = set()
     repeated: dict[str, int] = {}
     for path in sorted(entry for entry in folder.iterdir() if entry.is_file()):
-        header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES))
+        header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES, *FRAMES))
         if header is None:
             continue
         if not is_image(header):
@@ -120,7 +137,13 @@ def _described(groups: dict[str, dict[str, tuple[Path, Dataset]]]) -> Iterator[s
         yield f"...{uid[-8:]} {header.get('Modality', '')} '{text}' {len(objects)} files"
 
 
-def _factors(slices: list[Slice], kind: str, pet: Mapping[str, Any] | None, source: object) -> list[float]:
+def _factors(
+    slices: list[Slice],
+    kind: str,
+    first_acquisition: datetime | timedelta | None,
+    pet: Mapping[str, Any] | None,
+    source: object,
+) -> list[float]:
     """What the rescaled values of each slice are multiplied by to get the volume's units."""
     if kind == "ct" and any(piece.slope is None or piece.intercept is None for piece in slices):
         raise UnitsError(
@@ -128,25 +151,25 @@ def _factors(slices: list[Slice], kind: str, pet: Mapping[str, Any] | None, sour
         )
     if kind != "pet":
         return [1.0] * len(slices)
-    first = earliest_acquisition(piece.header for piece in slices)
-    return [suv_factor(piece.header, first_acquisition=first, pet=pet, source=source) for piece in slices]
+    return [suv_factor(one.header, first_acquisition=first_acquisition, pet=pet, source=source) for one in slices]
 
 
 @lenient_dicom()
-def _read_pixels(slices: list[Slice], factors: list[float], source: object) -> np.ndarray:
-    """``[columns, rows, slices]`` float32 in the volume's units."""
-    columns, rows = slices[0].size
-    out = np.empty((len(slices), rows, columns), np.float32)
+def _read_mean(frames: list[list[Slice]], factors: list[list[float]]) -> np.ndarray:
+    """``[columns, rows, slices]`` float32: the mean of the frames, each in the volume's units."""
+    columns, rows = frames[0][0].size
+    out = np.zeros((len(frames[0]), rows, columns), np.float32)
     decoded: tuple[Path | None, np.ndarray] = (None, out)
-    for n, (piece, factor) in enumerate(zip(slices, factors, strict=True)):
-        if decoded[0] != piece.path:
-            decoded = (piece.path, pixels_of(piece.path))
-        plane = decoded[1] if decoded[1].ndim == 2 else decoded[1][piece.frame]
-        if plane.shape != (rows, columns):
-            raise ReadError(f"{piece.path}: one gray value a pixel is expected, found an array {decoded[1].shape}")
-        slope = 1.0 if piece.slope is None else piece.slope
-        np.multiply(plane, np.float32(slope * factor), out=out[n], casting="unsafe")
-        out[n] += np.float32((piece.intercept or 0.0) * factor)
+    for slices, scales in zip(frames, factors, strict=True):
+        for n, (piece, factor) in enumerate(zip(slices, scales, strict=True)):
+            if decoded[0] != piece.path:
+                decoded = (piece.path, pixels_of(piece.path))
+            plane = decoded[1] if decoded[1].ndim == 2 else decoded[1][piece.frame]
+            if plane.shape != (rows, columns):
+                raise ReadError(f"{piece.path}: one gray value a pixel is expected, found an array {decoded[1].shape}")
+            slope = 1.0 if piece.slope is None else piece.slope
+            share = factor / len(frames)
+            out[n] += plane * np.float32(slope * share) + np.float32((piece.intercept or 0.0) * share)
     return out.T
 
 

@@ -140,8 +140,14 @@ def static_shape(shape: tuple[int, ...], source: object) -> tuple[tuple[int, int
     return (i, j, k), more[0] if more else 1
 
 
-def chosen_frame(frame: str | int | None, frames: int, shape: tuple[int, ...], source: object) -> int | None:
+def chosen_frame(frame: str | int | None, frames: int, what: str, source: object) -> int | None:
     """The index of the wanted frame; None for the mean of all.
+
+    Args:
+        frame: ``first``, ``last``, ``mean``, a number from 0, or None.
+        frames: how many there are.
+        what: what shows that there are several, as ``shape (3, 4, 5, 6)``.
+        source: what messages call the scan.
 
     Raises:
         ReadError: there are several frames and none was chosen, or the chosen one does not exist.
@@ -151,7 +157,7 @@ def chosen_frame(frame: str | int | None, frames: int, shape: tuple[int, ...], s
         return 0
     if frame is None:
         raise ReadError(
-            f"{source} has shape {shape}: {frames} frames; one static frame is needed. "
+            f"{source} has {what}: {frames} frames; one static frame is needed. "
             "Choose with --frame last or --frame mean"
         )
     if frame in ("first", "last", "mean"):

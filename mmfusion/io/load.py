@@ -37,14 +37,14 @@ def open_scan(
         raise ReadError(f"{path} does not exist")
     name = path.name.lower()
     if path.is_dir():
-        return open_dicom(path, modality=modality, series_uid=series_uid, pet=pet)
+        return open_dicom(path, modality=modality, frame=frame, series_uid=series_uid, pet=pet)
     if name.endswith(NIFTI):
         if path.suffix == ".img":
             path = path.with_suffix(".hdr")
         return open_nifti(path, kind=kind_of(modality), frame=frame, assume_orientation=assume_orientation)
     if name.endswith(META):
         return open_metaimage(path, kind=kind_of(modality), frame=frame)
-    return open_dicom(path, modality=modality, series_uid=series_uid, pet=pet)
+    return open_dicom(path, modality=modality, frame=frame, series_uid=series_uid, pet=pet)
 
 
 def read_header(
@@ -102,7 +102,7 @@ def load_volume(
     Args:
         path: file or folder.
         modality: the study's word (``ct``, ``pet_2``, ``t1``); see :func:`kind_of`. DICOM says it by itself.
-        frame: ``first``, ``last``, ``mean`` or a number from 0, for files with several frames.
+        frame: ``first``, ``last``, ``mean`` or a number from 0, for files and series with several frames.
         assume_orientation: directions of the stored axes, as ``LAS``, for NIfTI files that have none.
         series_uid: which series, if the folder holds several (its end is enough).
         pet: what the manifest says of the PET scan (``weight_kg``, ``dose_mbq``, ``injection_time``,

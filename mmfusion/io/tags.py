@@ -30,6 +30,10 @@ VALUES = (
     0x70531000,  # SUV per stored value
     0x70531009,  # Bq/mL per stored value
 )  # fmt: skip
+FRAMES = (
+    "TemporalPositionIdentifier", "FrameReferenceTime", "TriggerTime", "EchoTime", "DiffusionBValue", "InversionTime",
+    "FlipAngle", "AcquisitionNumber",
+)  # fmt: skip
 _SUFFIXES = {".dcm", ".ima", ".dicom"}
 
 
