@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmfusion.cohort import Case, join_labels, order_modalities, read_manifest, split_series, write_manifest
+from mmfusion.cohort import Case, join_labels, order_modalities, read_manifest, write_manifest
 from mmfusion.errors import ManifestError, ReadError
 
 
@@ -160,15 +160,6 @@ def test_what_is_not_a_table(tmp_path: Path) -> None:
 def test_id_is_a_safe_folder_name(tmp_path: Path, subject: str, session: str, folder: str) -> None:
     assert Case(subject, session).id == folder
     assert (tmp_path / folder).resolve().parent == tmp_path.resolve()
-
-
-@pytest.mark.parametrize(
-    ("cell", "path", "series"),
-    [("a/b", "a/b", None), ("a/b#1.2.840.10", "a/b", "1.2.840.10")]
-    + [("a#1/b", "a#1/b", None), ("a#12", "a#12", None), ("a#1.2#1.3", "a#1.2", "1.3"), ("a#1.2.", "a#1.2.", None)],
-)  # fmt: skip
-def test_split_series(cell: str, path: str, series: str | None) -> None:
-    assert split_series(cell) == split_series(Path(cell)) == (Path(path), series)
 
 
 def test_a_series_of_a_folder_exists_if_the_folder_does(tmp_path: Path) -> None:

@@ -84,19 +84,6 @@ def test_one_file_of_the_folder_stands_for_its_series(tmp_path):
     same(load_volume(tmp_path / "000_0.dcm"), stored, affine)
 
 
-def test_several_series_are_listed_and_one_can_be_named(tmp_path):
-    stored = voxels()
-    affine = write_series(tmp_path, stored, series_uid="1.2.3.11111111", SeriesDescription="thin")
-    for n, path in enumerate(sorted(tmp_path.iterdir())):
-        path.rename(tmp_path / f"a{n}")
-    write_series(tmp_path, voxels(seed=1), series_uid="1.2.3.22222222", SeriesDescription="thick", Modality="MR")
-    with pytest.raises(ReadError, match=r"2 image series: \.\.\.11111111 CT 'thin' 6 files; \.\.\.22222222 MR 'thick'"):
-        read_header(tmp_path)
-    same(load_volume(tmp_path, series_uid="11111111"), stored, affine)
-    with pytest.raises(ReadError, match="no DICOM image of series 9"):
-        read_header(tmp_path, series_uid="9")
-
-
 def test_missing_slices_are_counted(tmp_path):
     write_series(tmp_path, voxels((7, 5, 9)))
     for path in [*tmp_path.glob("*_3.dcm"), *tmp_path.glob("*_4.dcm"), *tmp_path.glob("*_7.dcm")]:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.cohort.manifest import Case, parse_manifest, split_series
+from mmfusion.cohort.manifest import Case, parse_manifest
 from mmfusion.cohort.splits import LEAK_REMEDY, leakage
 from mmfusion.cohort.table import Problem
 from mmfusion.errors import MmfusionError
-from mmfusion.io import read_header
+from mmfusion.io import read_header, split_series
 from mmfusion.volume import overlap
 
 if TYPE_CHECKING:
@@ -157,11 +157,10 @@ def _volumes(case: Case, reading: Mapping[str, Any]) -> list[Problem]:
 
     details = {name: value for name, value in case.covariates.items() if value}  # weight_kg, dose_mbq, ...
     for name, path in case.images.items():
-        location, series = split_series(path)
-        if not location.exists():
+        if not split_series(path)[0].exists():
             continue  # parse_manifest has said so
         try:
-            header = read_header(location, modality=name, series_uid=series, pet=details, **reading)
+            header = read_header(path, modality=name, pet=details, **reading)
             grid = header.grid
         except MmfusionError as error:
             problem, _, remedy = str(error).removesuffix(".").partition(". ")

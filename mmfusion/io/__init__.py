@@ -6,6 +6,7 @@ from mmfusion.io.index import Series, find_series
 from mmfusion.io.load import load_volume, read_header
 from mmfusion.io.masks import load_mask
 from mmfusion.io.nifti import save_volume
+from mmfusion.io.series import split_series
 from mmfusion.io.suv import PET_DETAILS, suv_factor
 from mmfusion.io.transform_files import load_transform, save_transform
 
@@ -16,6 +17,7 @@ __all__ = [
     "kind_of",
     "find_series",
     "Series",
+    "split_series",
     "load_mask",
     "save_volume",
     "save_transform",

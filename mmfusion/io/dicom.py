@@ -10,26 +10,16 @@ import numpy as np
 
 from mmfusion.errors import ReadError, UnitsError
 from mmfusion.io.frames import frames_of
-from mmfusion.io.header import Opened, chosen_frame, settled_kind
+from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
 from mmfusion.io.metaimage import LPS_TO_RAS
+from mmfusion.io.series import one_series
 from mmfusion.io.slices import Slice, check_parallel, slices_of, stack
 from mmfusion.io.suv import earliest_acquisition, suv_factor
-from mmfusion.io.tags import (
-    FRAMES,
-    GEOMETRY,
-    IDENTITY,
-    VALUES,
-    is_image,
-    is_localizer,
-    lenient_dicom,
-    read_tags,
-)
+from mmfusion.io.tags import IDENTITY, lenient_dicom, read_tags
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from datetime import datetime, timedelta
-
-    from pydicom import Dataset
 
 
 @lenient_dicom()
@@ -38,7 +28,7 @@ def open_dicom(
     *,
     modality: str = "",
     frame: str | int | None = None,
-    series_uid: str | None = None,
+    series: str | None = None,
     pet: Mapping[str, Any] | None = None,
 ) -> Opened:
     """Read the headers of one series: a folder that holds it, or any file of it.
@@ -55,9 +45,10 @@ def open_dicom(
         header = read_tags(path, IDENTITY)
         if header is None:
             raise ReadError(f"{path} is not a DICOM file, or is damaged")
-        series_uid = series_uid or str(header.get("SeriesInstanceUID", ""))
+        series = series or str(header.get("SeriesInstanceUID", ""))
     notes: list[str] = []
-    files = _one_series(folder, series_uid, notes)
+    inside = sorted(entry for entry in folder.iterdir() if entry.is_file())
+    files = one_series(inside, f"folder {folder}", series=series, kind=kind_of(modality), notes=notes)
     slices = [piece for file, header in files for piece in slices_of(file, header)]
     first = files[0][1]
     kind = settled_kind(modality, str(first.get("Modality", "")), path)
@@ -90,51 +81,6 @@ def open_dicom(
         from_dicom=True,
         notes=notes,
     )
-
-
-def _one_series(folder: Path, series_uid: str | None, notes: list[str]) -> list[tuple[Path, Dataset]]:
-    """The image files of the wanted series (or of the only one), each object once, without localizers."""
-    groups: dict[str, dict[str, tuple[Path, Dataset]]] = {}
-    others: set[str] = set()
-    repeated: dict[str, int] = {}
-    for path in sorted(entry for entry in folder.iterdir() if entry.is_file()):
-        header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES, *FRAMES))
-        if header is None:
-            continue
-        if not is_image(header):
-            others.add(str(header.get("Modality") or "no modality"))
-            continue
-        uid = str(header.get("SeriesInstanceUID", ""))
-        series = groups.setdefault(uid, {})
-        if str(header.get("SOPInstanceUID", path)) in series:
-            repeated[uid] = repeated.get(uid, 0) + 1
-        series.setdefault(str(header.get("SOPInstanceUID", path)), (path, header))
-    if series_uid:  # the short form that the list of series prints is enough
-        groups = {uid: files for uid, files in groups.items() if uid.endswith(series_uid)}
-    if not groups:
-        found = f" (found {', '.join(sorted(others))})" if others else ""
-        wanted = f" of series {series_uid}" if series_uid else ""
-        raise ReadError(f"folder {folder} holds no DICOM image{wanted} with a position{found}; give the series' folder")
-    if len(groups) > 1:
-        raise ReadError(
-            f"folder {folder} holds {len(groups)} image series: {'; '.join(_described(groups))}. "
-            "Keep each series in a folder of its own, give one of its files, or name it by series_uid"
-        )
-    (uid, objects), *_ = groups.items()
-    files = list(objects.values())
-    if repeated.get(uid):
-        notes.append(f"{repeated[uid]} files are copies of others; left out")
-    kept = [(path, header) for path, header in files if not is_localizer(header)]
-    if kept and len(kept) < len(files):
-        notes.append(f"{len(files) - len(kept)} localizer images left out")
-    return kept or files
-
-
-def _described(groups: dict[str, dict[str, tuple[Path, Dataset]]]) -> Iterator[str]:
-    for uid, objects in sorted(groups.items()):
-        header = next(iter(objects.values()))[1]
-        text = str(header.get("SeriesDescription") or "no description")
-        yield f"...{uid[-8:]} {header.get('Modality', '')} '{text}' {len(objects)} files"
 
 
 def _factors(

@@ -12,6 +12,7 @@ from mmfusion.io.dicom import open_dicom
 from mmfusion.io.header import Header, Opened, kind_of
 from mmfusion.io.metaimage import open_metaimage
 from mmfusion.io.nifti import open_nifti
+from mmfusion.io.series import split_series
 from mmfusion.io.suv import to_suv
 from mmfusion.volume import Volume, nearest_ras, spacing_of
 
@@ -28,23 +29,24 @@ def open_scan(
     modality: str = "",
     frame: str | int | None = None,
     assume_orientation: str | None = None,
-    series_uid: str | None = None,
+    series: str | None = None,
     pet: Mapping[str, Any] | None = None,
 ) -> Opened:
     """Read headers and check them; see :func:`load_volume` for arguments and errors."""
-    path = Path(path)
+    path, named = split_series(path)
+    series = series or named
     if not path.exists():
         raise ReadError(f"{path} does not exist")
     name = path.name.lower()
     if path.is_dir():
-        return open_dicom(path, modality=modality, frame=frame, series_uid=series_uid, pet=pet)
+        return open_dicom(path, modality=modality, frame=frame, series=series, pet=pet)
     if name.endswith(NIFTI):
         if path.suffix == ".img":
             path = path.with_suffix(".hdr")
         return open_nifti(path, kind=kind_of(modality), frame=frame, assume_orientation=assume_orientation)
     if name.endswith(META):
         return open_metaimage(path, kind=kind_of(modality), frame=frame)
-    return open_dicom(path, modality=modality, frame=frame, series_uid=series_uid, pet=pet)
+    return open_dicom(path, modality=modality, frame=frame, series=series, pet=pet)
 
 
 def read_header(
@@ -53,7 +55,7 @@ def read_header(
     modality: str = "",
     frame: str | int | None = None,
     assume_orientation: str | None = None,
-    series_uid: str | None = None,
+    series: str | None = None,
     pet: Mapping[str, Any] | None = None,
 ) -> Header:
     """What :func:`load_volume` would give, without reading voxels.
@@ -65,7 +67,7 @@ def read_header(
         modality=modality,
         frame=frame,
         assume_orientation=assume_orientation,
-        series_uid=series_uid,
+        series=series,
         pet=pet,
     )
     # an array of no memory, because axes are turned in one place only
@@ -90,7 +92,7 @@ def load_volume(
     modality: str = "",
     frame: str | int | None = None,
     assume_orientation: str | None = None,
-    series_uid: str | None = None,
+    series: str | None = None,
     pet: Mapping[str, Any] | None = None,
 ) -> Volume:
     """Read a scan: NIfTI, MHA, MHD, NRRD, a folder with one DICOM series, or any file of such a folder.
@@ -100,11 +102,13 @@ def load_volume(
     above 1000 are taken as Bq/mL.
 
     Args:
-        path: file or folder.
+        path: file or folder; ``#SeriesInstanceUID`` behind it is the same as ``series``.
         modality: the study's word (``ct``, ``pet_2``, ``t1``); see :func:`kind_of`. DICOM says it by itself.
         frame: ``first``, ``last``, ``mean`` or a number from 0, for files and series with several frames.
         assume_orientation: directions of the stored axes, as ``LAS``, for NIfTI files that have none.
-        series_uid: which series, if the folder holds several (its end is enough).
+        series: which one, if the folder holds several: a SeriesInstanceUID or its end, a description (in any case)
+            or a part of it. If only one of them is of the kind that ``modality`` names, it is taken without being
+            named, with a note.
         pet: what the manifest says of the PET scan (``weight_kg``, ``dose_mbq``, ``injection_time``,
             ``acquisition_time``, ``half_life_s``); overrides tags.
 
@@ -124,7 +128,7 @@ def load_volume(
         modality=modality,
         frame=frame,
         assume_orientation=assume_orientation,
-        series_uid=series_uid,
+        series=series,
         pet=pet,
     )
     array = opened.read()

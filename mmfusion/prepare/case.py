@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.cohort import split_series
 from mmfusion.errors import GeometryError, OptionError, VoxelError
 from mmfusion.io import PET_DETAILS, load_mask, load_volume
 from mmfusion.options import resolve
@@ -90,11 +89,9 @@ def load_case(case: Case, **options: Any) -> dict[str, Volume]:
     volumes = {}
     for modality in wanted:
         if modality in case.images:
-            path, series = split_series(case.images[modality])
             volumes[modality] = load_volume(
-                path,
+                case.images[modality],
                 modality=modality,
-                series_uid=series,
                 frame=options["frame"],
                 assume_orientation=options["assume_orientation"],
                 pet=pet or None,

@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion import __version__
-from mmfusion.cohort import Case, read_manifest, split_series
+from mmfusion.cohort import Case, read_manifest
 from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError
-from mmfusion.io import save_transform, write_csv, write_json
+from mmfusion.io import save_transform, split_series, write_csv, write_json
 from mmfusion.options import resolve
 from mmfusion.prepare.case import CaseResult, pet_details, prepare_case
 from mmfusion.prepare.processes import Processes
