@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MODALITIES = ("ct", "pet", "mr", "spect", "t1", "t1gd", "t1ce", "t2", "flair", "pd", "adc", "dwi", "swi")
 """Column names that always are modalities, also with ``_`` and something behind them, in the order of writing."""
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".zip")
 """How the names of volume files end."""
 
 PARTS = ("train", "validation", "test")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,29 +15,33 @@ from mmfusion.io.series import one_series
 from mmfusion.io.slices import Slice, check_parallel, slices_of, stack
 from mmfusion.io.suv import earliest_acquisition, suv_factor
 from mmfusion.io.tags import IDENTITY, lenient_dicom, read_tags
+from mmfusion.io.zipped import Archive
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from datetime import datetime, timedelta
+    from pathlib import Path
+
+    from mmfusion.io.zipped import DicomFile
 
 
 @lenient_dicom()
-def open_dicom(
-    path: Path,
-    *,
-    modality: str = "",
-    frame: str | int | None = None,
-    series: str | None = None,
-    pet: Mapping[str, Any] | None = None,
-) -> Opened:
-    """Read the headers of one series: a folder that holds it, or any file of it.
+def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Opened:
+    """Read the headers of one series: in a folder, that of any file in a folder, or in a zip file.
+
+    Args:
+        path: the folder or file.
+        series: which series is meant, see :func:`mmfusion.io.series.one_series`.
+        reading: ``modality``, ``frame`` and ``pet`` of :func:`mmfusion.io.load_volume`.
 
     Raises:
-        ReadError: no image series or several in the folder; slices that do not form a regular stack, or form several
-            (frames) and none was chosen; a modality that contradicts the header.
+        ReadError: no image series or several; slices that do not form a regular stack, or form several (frames) and
+            none was chosen; a modality that contradicts the header; a zip file that cannot be trusted or read.
         UnitsError: HU or SUV cannot be known.
         GeometryError: a singular affine.
     """
+    if path.suffix.lower() == ".zip" and path.is_file():
+        return _open_zip(path, series=series, **reading)
     folder = path
     if not path.is_dir():
         folder = path.parent
@@ -46,9 +49,39 @@ def open_dicom(
         if header is None:
             raise ReadError(f"{path} is not a DICOM file, or is damaged")
         series = series or str(header.get("SeriesInstanceUID", ""))
-    notes: list[str] = []
     inside = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    files = one_series(inside, f"folder {folder}", series=series, kind=kind_of(modality), notes=notes)
+    return _open_series(inside, path, f"folder {folder}", series=series, **reading)
+
+
+def _open_zip(path: Path, **reading: Any) -> Opened:
+    archive = Archive(path)
+    with archive:
+        opened = _open_series(archive.members, path, f"zip file {path}", **reading)
+    nested = sum(member.suffix.lower() == ".zip" for member in archive.members)
+    if nested:
+        opened.notes.append(f"{nested} zip files inside the zip file left out")
+    read_members = opened.read
+
+    def read() -> np.ndarray:
+        with archive:
+            return read_members()
+
+    opened.read = read
+    return opened
+
+
+def _open_series(
+    inside: Iterable[DicomFile],
+    path: Path,
+    where: str,
+    *,
+    modality: str = "",
+    frame: str | int | None = None,
+    series: str | None = None,
+    pet: Mapping[str, Any] | None = None,
+) -> Opened:
+    notes: list[str] = []
+    files = one_series(inside, where, series=series, kind=kind_of(modality), notes=notes)
     slices = [piece for file, header in files for piece in slices_of(file, header)]
     first = files[0][1]
     kind = settled_kind(modality, str(first.get("Modality", "")), path)
@@ -105,7 +138,7 @@ def _read_mean(frames: list[list[Slice]], factors: list[list[float]]) -> np.ndar
     """``[columns, rows, slices]`` float32: the mean of the frames, each in the volume's units."""
     columns, rows = frames[0][0].size
     out = np.zeros((len(frames[0]), rows, columns), np.float32)
-    decoded: tuple[Path | None, np.ndarray] = (None, out)
+    decoded: tuple[DicomFile | None, np.ndarray] = (None, out)
     for slices, scales in zip(frames, factors, strict=True):
         for n, (piece, factor) in enumerate(zip(slices, scales, strict=True)):
             if decoded[0] != piece.path:
@@ -119,7 +152,7 @@ def _read_mean(frames: list[list[Slice]], factors: list[list[float]]) -> np.ndar
     return out.T
 
 
-def pixels_of(path: Path) -> np.ndarray:
+def pixels_of(path: DicomFile) -> np.ndarray:
     """Stored pixel values of a DICOM file, ``[rows, columns]`` or ``[frames, rows, columns]``.
 
     Compressed pixels (JPEG, JPEG-LS, JPEG 2000: GDCM; RLE: pydicom) are always decoded by the same decoder, whatever

@@ -95,7 +95,7 @@ def load_volume(
     series: str | None = None,
     pet: Mapping[str, Any] | None = None,
 ) -> Volume:
-    """Read a scan: NIfTI, MHA, MHD, NRRD, a folder with one DICOM series, or any file of such a folder.
+    """Read a scan: NIfTI, MHA, MHD, NRRD, a folder with a DICOM series, any file of it, or a zip file of DICOM.
 
     Axes are permuted and flipped to nearest RAS (nothing is interpolated). CT comes in HU, PET in SUVbw (g/mL),
     others in arbitrary units. Files without DICOM tags are believed to hold HU and SUVbw already, but PET values

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from mmfusion.errors import ReadError
 from mmfusion.io.header import settled_kind
 from mmfusion.io.tags import FRAMES, GEOMETRY, IDENTITY, VALUES, is_image, is_localizer, read_tags
+from mmfusion.io.zipped import DicomFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pydicom import Dataset
 
-_Files = list[tuple[Path, "Dataset"]]
+_Files = list[tuple[DicomFile, "Dataset"]]
 
 
 def split_series(path: str | Path) -> tuple[Path, str | None]:
@@ -29,7 +30,7 @@ def split_series(path: str | Path) -> tuple[Path, str | None]:
     return (Path(match[1]), match[2]) if match else (Path(text), None)
 
 
-def one_series(files: Iterable[Path], where: str, *, series: str | None, kind: str, notes: list[str]) -> _Files:
+def one_series(files: Iterable[DicomFile], where: str, *, series: str | None, kind: str, notes: list[str]) -> _Files:
     """The image files of the series that is meant, each object once, without localizers.
 
     Args:
@@ -46,7 +47,7 @@ def one_series(files: Iterable[Path], where: str, *, series: str | None, kind: s
     groups, others = _grouped(files)
     if not groups:
         found = f" (found {', '.join(sorted(others))})" if others else ""
-        raise ReadError(f"{where} holds no DICOM image with a position{found}; give the series' folder")
+        raise ReadError(f"{where} holds no DICOM image with a position{found}; give the folder or a file of the series")
     meant = _chosen(groups, where, series, kind, notes)
     once = list({header.get("SOPInstanceUID", path): (path, header) for path, header in reversed(meant)}.values())[::-1]
     if len(once) < len(meant):
@@ -57,7 +58,7 @@ def one_series(files: Iterable[Path], where: str, *, series: str | None, kind: s
     return kept or once
 
 
-def _grouped(files: Iterable[Path]) -> tuple[dict[str, _Files], set[str]]:
+def _grouped(files: Iterable[DicomFile]) -> tuple[dict[str, _Files], set[str]]:
     """The images by SeriesInstanceUID, and the modalities of what else is DICOM."""
     groups: dict[str, _Files] = {}
     others: set[str] = set()

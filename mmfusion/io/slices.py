@@ -13,9 +13,10 @@ from mmfusion.io.tags import listed, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pydicom import Dataset
+
+    from mmfusion.io.zipped import DicomFile
 
 _POSITION_TOLERANCE_MM = 0.02
 _POSITION_TOLERANCE = 0.01  # of the slice spacing
@@ -34,7 +35,7 @@ class Slice:
         thickness: distance to the next slice as far as the header says, mm; 0 if it does not.
     """
 
-    path: Path
+    path: DicomFile
     header: Dataset
     frame: int
     position: np.ndarray
@@ -46,7 +47,7 @@ class Slice:
     intercept: float | None
 
 
-def slices_of(path: Path, header: Dataset) -> Iterator[Slice]:
+def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
     """The planes in a file: one of a classic object, one for each frame of a multi-frame one.
 
     Raises:

@@ -6,11 +6,14 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from mmfusion.errors import ReadError
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-    from pathlib import Path
 
     from pydicom import Dataset
+
+    from mmfusion.io.zipped import DicomFile
 
 IDENTITY = (
     "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "StudyInstanceUID", "SeriesDescription",
@@ -55,10 +58,13 @@ def lenient_dicom() -> Iterator[None]:
         config.settings.reading_validation_mode = before
 
 
-def read_tags(path: Path, tags: Collection[str | int] | None = None, *, pixels: bool = False) -> Dataset | None:
+def read_tags(path: DicomFile, tags: Collection[str | int] | None = None, *, pixels: bool = False) -> Dataset | None:
     """The header of a DICOM file, only ``tags`` if given; None if the file is not DICOM or is damaged.
 
     A file without the 128-byte preamble counts as DICOM if it is named so and has a SOP class.
+
+    Raises:
+        ReadError: the zip file that it lies in is damaged.
     """
     import pydicom
 
@@ -70,6 +76,8 @@ def read_tags(path: Path, tags: Collection[str | int] | None = None, *, pixels: 
             stream.seek(0)
             wanted: list[Any] | None = None if tags is None else list(tags)
             found = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=not magic, specific_tags=wanted)
+    except ReadError:
+        raise
     except Exception:  # pydicom raises nearly anything on damaged files; callers count or name them
         return None
     return found if "SOPClassUID" in found else None

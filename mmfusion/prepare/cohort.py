@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _ON_ONE_DEVICE = 4  # processes that share a GPU: each takes some memory of it
 _FORMAT = "1"  # of the files of a case; a change prepares every case again
-_WHOLE = (".nii", ".nii.gz", ".mha", ".nrrd")  # one file holds the whole scan
+_WHOLE = (".nii", ".nii.gz", ".mha", ".nrrd", ".zip")  # one file holds the whole scan
 _HEADERS = (".mhd", ".nhdr", ".hdr", ".img")  # two files of one stem do
 _GIVEN = ("subject", "session", "label", "split", "fold", "site")
 _CASE_COLUMNS = ("case", *_GIVEN, "status", "reasons", "reference", "modalities", "file", "key", "seconds")
