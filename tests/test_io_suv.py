@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from io_dicom import PET_TAGS, new_file, pet_tags, voxels, write_series
+from pydicom.uid import ImplicitVRLittleEndian
 
 from mmfusion.errors import UnitsError
 from mmfusion.io import load_volume, read_header, suv_factor
@@ -83,6 +84,55 @@ def test_philips_counts_have_private_factors():
     assert suv_factor(found) == pytest.approx(2.5 * ONE_HOUR)
     block.add_new(0x00, "DS", "0.0003")
     assert suv_factor(found) == pytest.approx(0.0003)
+
+
+@pytest.mark.parametrize("implicit", [False, True], ids=["explicit VR", "implicit VR"])
+def test_private_factors_count_in_the_block_of_their_creator_alone(tmp_path, implicit):
+    def makers(*owners):
+        def edit(dataset, n):
+            for owner, factor in owners:
+                dataset.private_block(0x7053, owner, create=True).add_new(0x00, "DS", factor)
+            if implicit:
+                dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+
+        return edit
+
+    stored, philips, other = np.abs(voxels()), ("Philips PET Private Group", "0.002"), ("SOMEONE ELSE", "0.3")
+    tags = pet_tags() | {"Units": "CNTS"}
+    write_series(tmp_path / "first", stored, edit=makers(philips, other), **tags)
+    write_series(tmp_path / "second", stored, edit=makers(other, philips), **tags)
+    for name in ("first", "second"):
+        np.testing.assert_allclose(load_volume(tmp_path / name).array[::-1, ::-1], stored * 0.002, rtol=1e-6)
+    write_series(tmp_path / "other", stored, edit=makers(other), **tags)
+    with pytest.raises(UnitsError, match="lacks Philips' scale factors"):
+        read_header(tmp_path / "other")
+
+
+@pytest.mark.parametrize("factor", ["-0.1", "nan", "inf", "much"])
+def test_private_factors_must_be_positive_numbers(factor):
+    for element, tag in ((0x00, "7053,1000"), (0x09, "7053,1009")):
+        found = header(Units="CNTS")
+        found.private_block(0x7053, "Philips PET Private Group", create=True).add_new(element, "LO", factor)
+        with pytest.raises(UnitsError, match=rf"Philips' scale factor \({tag}\) is '{factor}', not a positive number"):
+            suv_factor(found)
+
+
+def test_a_zero_suv_factor_of_philips_is_an_unknown_one():
+    found = header(Units="CNTS")
+    block = found.private_block(0x7053, "Philips PET Private Group", create=True)
+    block.add_new(0x00, "DS", "0")
+    with pytest.raises(UnitsError, match="lacks Philips' scale factors"):
+        suv_factor(found)
+    block.add_new(0x09, "DS", "2.5")
+    assert suv_factor(found) == pytest.approx(2.5 * ONE_HOUR)
+
+
+def test_the_time_of_another_maker_is_not_believed():
+    found = header(SeriesTime="153000", AcquisitionTime="100000")
+    found.private_block(0x0009, "SOMEONE ELSE", create=True).add_new(0x0D, "DT", "20200102120000.00")
+    assert suv_factor(found) == pytest.approx(ONE_HOUR)
+    found.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x0D, "DT", "20200102110000.00")
+    assert suv_factor(found) == pytest.approx(2 * ONE_HOUR)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def suv_factor(
         return 1.0
     to_bq = 1.0
     if units == "CNTS":
-        philips_suv, philips_bq = number(private(header, 0x70531000)), number(private(header, 0x70531009))
+        philips_suv, philips_bq = (_philips_factor(header, element, source) for element in (0x00, 0x09))
         if philips_suv:
             return philips_suv
         if not philips_bq:
@@ -96,6 +96,22 @@ def suv_factor(
         return to_bq * _bq_factor(header, first_acquisition, dict(pet or {}), source)
     except ValueError as error:
         raise UnitsError(f"{source}: SUV cannot be computed, {error}") from None
+
+
+def _philips_factor(header: Dataset, element: int, source: object) -> float:
+    """A scale factor of Philips' private block; 0 if it is absent or, as Philips writes what it does not know, 0.
+
+    Raises:
+        UnitsError: it is something else than a positive number.
+    """
+    value = private(header, 0x7053, "Philips PET Private Group", element)
+    factor = 0.0 if value in (None, "") else number(value)
+    if factor is None or not 0 <= factor < float("inf"):
+        raise UnitsError(
+            f"{source}: SUV cannot be computed, Philips' scale factor (7053,10{element:02x}) is '{value}', not a "
+            "positive number. Export it as BQML or SUVbw"
+        )
+    return factor
 
 
 def _bq_factor(
@@ -244,7 +260,7 @@ def _reference_time(header: Dataset, acquired: datetime | timedelta | None) -> d
         late = series > acquired
     else:
         late = series is not None and acquired is not None and _clock(series) > _clock(acquired)
-    return parse_time(private(header, 0x0009100D)) or acquired if late or series is None else series
+    return parse_time(private(header, 0x0009, "GEMS_PETD_01", 0x0D)) or acquired if late or series is None else series
 
 
 def _joined(day: Any, time: Any) -> datetime | timedelta | None:

@@ -23,15 +23,20 @@ GEOMETRY = (
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
-VALUES = (
+_BLOCKS = range(0x10, 0x20)  # where the private blocks of a group are looked for; makers take the first free one
+
+
+def _private_tags(group: int, *elements: int) -> tuple[int, ...]:
+    """The tags of private elements in whichever block, and of the names that reserve the blocks."""
+    return tuple(group << 16 | low for b in _BLOCKS for low in (b, *(b << 8 | element for element in elements)))
+
+
+VALUES: tuple[str | int, ...] = (
     "RescaleSlope", "RescaleIntercept", "SamplesPerPixel", "Units", "SUVType", "CorrectedImage", "DecayCorrection",
     "PatientWeight", "RadiopharmaceuticalInformationSequence", "SeriesDate", "SeriesTime", "AcquisitionDate",
     "AcquisitionTime", "AcquisitionDateTime", "ActualFrameDuration",
-    0x00090010,  # GE's block of private tags, and in it
-    0x0009100D,  # date and time of the scan
-    0x70530010,  # Philips' block, and in it
-    0x70531000,  # SUV per stored value
-    0x70531009,  # Bq/mL per stored value
+    *_private_tags(0x0009, 0x0D),  # GE: date and time of the scan
+    *_private_tags(0x7053, 0x00, 0x09),  # Philips: SUV, and Bq/mL, per stored value
 )  # fmt: skip
 FRAMES = (
     "TemporalPositionIdentifier", "FrameReferenceTime", "TriggerTime", "EchoTime", "DiffusionBValue", "InversionTime",
@@ -97,10 +102,19 @@ def is_localizer(header: Dataset) -> bool:
     return "LOCALIZER" in [str(part).upper() for part in listed(header.get("ImageType"))]
 
 
-def private(header: Dataset, tag: int) -> Any:
-    """The value of a private tag; None if absent. Implicit VR files give it as bytes."""
-    value = header[tag].value if tag in header else None
-    return value.decode("ascii", "replace").strip(" \0") if isinstance(value, bytes) else value
+def private(header: Dataset, group: int, creator: str, element: int) -> Any:
+    """The value of a private element of ``creator``; None if it is absent, or if the block is reserved by another.
+
+    A tag such as (7053,1000) means something only through the name in the element (7053,0010) that reserves its block;
+    the same maker may have block 11 in another file (DICOM PS3.5, 7.8.1). Implicit VR files give values as bytes.
+    """
+
+    def text(tag: int) -> Any:
+        value = header[tag].value if tag in header else None
+        return value.decode("ascii", "replace").strip(" \0") if isinstance(value, bytes) else value
+
+    owned = (block for block in _BLOCKS if str(text(group << 16 | block) or "").strip() == creator)
+    return next((text(group << 16 | block << 8 | element) for block in owned), None)
 
 
 def listed(value: Any) -> list[Any]:
