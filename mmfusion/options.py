@@ -117,7 +117,8 @@ _TABLE = (
     ),
     Option("center", str, "foreground", "what the grid is centered on", choices=("foreground", "volume", "mask")),
     Option("ct_window", float, [-160.0, 240.0], "HU that become 0 and 1", unit="HU", count=2, rising=True),
-    Option("suv_max", float, 10.0, "SUV that becomes 1", unit="SUVbw", low=0.1),
+    Option("suv", str, "bw", "PET by body weight, lean body mass or body surface", choices=("bw", "lbm", "bsa")),
+    Option("suv_max", float, 10.0, "SUV that becomes 1", unit="SUV", low=0.1),
     Option(
         "mr_normalize",
         str,
@@ -207,9 +208,9 @@ OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "index": ("out", "labels", "label"),
-    "check": ("modalities", "frame", "assume_orientation"),
+    "check": ("modalities", "suv", "frame", "assume_orientation"),
     "geometry": ("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center"),
-    "intensity": ("ct_window", "suv_max", "mr_normalize", "frame", "assume_orientation"),
+    "intensity": ("ct_window", "suv", "suv_max", "mr_normalize", "frame", "assume_orientation"),
     "network": ("strategy", "encoder", "fusion", "width", "norm", "dropout"),
     "training": (
         *(

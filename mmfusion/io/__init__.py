@@ -7,7 +7,8 @@ from mmfusion.io.load import load_volume, read_header
 from mmfusion.io.masks import load_mask
 from mmfusion.io.nifti import save_volume
 from mmfusion.io.series import split_series
-from mmfusion.io.suv import PET_DETAILS, suv_factor
+from mmfusion.io.suv import PET_DETAILS
+from mmfusion.io.suv_dicom import suv_factor
 from mmfusion.io.transform_files import load_transform, save_transform
 
 __all__ = [

@@ -13,14 +13,15 @@ from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
 from mmfusion.io.metaimage import LPS_TO_RAS
 from mmfusion.io.series import one_series
 from mmfusion.io.slices import Slice, check_parallel, slices_of, stack
-from mmfusion.io.suv import earliest_acquisition, suv_factor
+from mmfusion.io.suv_dicom import earliest_acquisition, stored_suv, suv_factor
 from mmfusion.io.tags import IDENTITY, lenient_dicom, read_tags
 from mmfusion.io.zipped import Archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from datetime import datetime, timedelta
     from pathlib import Path
+
+    from pydicom import Dataset
 
     from mmfusion.io.zipped import DicomFile
 
@@ -32,7 +33,7 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
     Args:
         path: the folder or file.
         series: which series is meant, see :func:`mmfusion.io.series.one_series`.
-        reading: ``modality``, ``frame`` and ``pet`` of :func:`mmfusion.io.load_volume`.
+        reading: ``modality``, ``frame``, ``suv`` and ``pet`` of :func:`mmfusion.io.load_volume`.
 
     Raises:
         ReadError: no image series or several; slices that do not form a regular stack, or form several (frames) and
@@ -78,6 +79,7 @@ def _open_series(
     modality: str = "",
     frame: str | int | None = None,
     series: str | None = None,
+    suv: str = "bw",
     pet: Mapping[str, Any] | None = None,
 ) -> Opened:
     notes: list[str] = []
@@ -85,6 +87,8 @@ def _open_series(
     slices = [piece for file, header in files for piece in slices_of(file, header)]
     first = files[0][1]
     kind = settled_kind(modality, str(first.get("Modality", "")), path)
+    if kind == "ct":
+        _refuse_unscaled(slices, path)
     check_parallel(slices, path)
     frames = frames_of(slices, path)
     index = chosen_frame(frame, len(frames.sets), frames.summary, path)
@@ -97,11 +101,13 @@ def _open_series(
     if not all(np.allclose(other, affine, atol=0.02) for other, _ in lattices):
         raise ReadError(f"{path}: the frames do not lie at one place, so they have no mean; choose one with --frame")
     ordered = [[pieces[n] for n in order] for pieces, (_, order) in zip(used, lattices, strict=True)]
-    # decay correction refers to the start of the series, so to its first slice, whichever frame is used
-    first_acquisition = earliest_acquisition(piece.header for piece in slices)
-    factors = [_factors(pieces, kind, first_acquisition, pet, path) for pieces in ordered]
-    if kind == "pet" and str(first.get("Units")) == "BQML":
-        notes.append(f"Bq/mL to SUVbw by {factors[0][0]:.4g} g/mL per Bq/mL")
+    factors = [[1.0] * len(pieces) for pieces in ordered]
+    if kind == "pet":
+        # decay correction refers to the start of the series, so to its first slice, whichever frame is used
+        begin = earliest_acquisition(piece.header for piece in slices)
+        suv_of = partial(suv_factor, suv=suv, first_acquisition=begin, pet=pet, source=path)
+        factors = [[suv_of(piece.header) for piece in pieces] for pieces in ordered]
+        notes += _suv_notes(first, suv, factors[0][0])
     columns, rows = slices[0].size
     return Opened(
         path,
@@ -111,26 +117,25 @@ def _open_series(
         kind=kind,
         frame_of_reference=str(first.get("FrameOfReferenceUID") or ""),
         frames=len(frames.sets),
-        from_dicom=True,
+        has_units=True,
         notes=notes,
     )
 
 
-def _factors(
-    slices: list[Slice],
-    kind: str,
-    first_acquisition: datetime | timedelta | None,
-    pet: Mapping[str, Any] | None,
-    source: object,
-) -> list[float]:
-    """What the rescaled values of each slice are multiplied by to get the volume's units."""
-    if kind == "ct" and any(piece.slope is None or piece.intercept is None for piece in slices):
+def _suv_notes(header: Dataset, suv: str, factor: float) -> list[str]:
+    units = str(header.get("Units")).upper()
+    if units == "BQML":
+        return [f"Bq/mL to SUV{suv} by {factor:.4g} per Bq/mL"]
+    if units == "GML" and stored_suv(header) == "LBM":
+        return ["SUVlbm as it was exported, by a formula for lean body mass that the DICOM does not name"]
+    return []
+
+
+def _refuse_unscaled(slices: list[Slice], source: object) -> None:
+    if any(piece.slope is None or piece.intercept is None for piece in slices):
         raise UnitsError(
             f"{source}: HU cannot be known, DICOM lacks RescaleSlope (0028,1053) or RescaleIntercept (0028,1052)"
         )
-    if kind != "pet":
-        return [1.0] * len(slices)
-    return [suv_factor(one.header, first_acquisition=first_acquisition, pet=pet, source=source) for one in slices]
 
 
 @lenient_dicom()

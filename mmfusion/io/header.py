@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-UNITS = {"ct": "HU", "pet": "SUVbw"}
 _DICOM_KINDS = {"CT": "ct", "PT": "pet", "MR": "mr"}
 
 
@@ -55,7 +54,7 @@ class Header:
         orientation: directions of the axes as stored, as in ``LPS``.
         spacing: distance between voxel centers along (i, j, k) of the turned voxels, mm.
         modality: kind of the voxels: ``ct``, ``pet``, ``mr``, or empty if unknown.
-        units: what :func:`load_volume` will give: ``HU``, ``SUVbw`` or ``a.u.``.
+        units: what :func:`load_volume` will give: ``HU``, ``SUVbw`` (``SUVlbm``, ``SUVbsa``) or ``a.u.``.
         frame_of_reference: DICOM's FrameOfReferenceUID, or empty.
         frames: frames in the file; one of them (or their mean) becomes the volume.
         notes: what is unusual and was accepted or repaired.
@@ -86,7 +85,8 @@ class Opened:
         shape, affine: of the axes as stored, RAS+ mm.
         read: gives the voxels ``[i, j, k]`` of the axes as stored; may append to ``notes``.
         kind: ``ct``, ``pet``, ``mr`` or empty.
-        from_dicom: True if the values already have their physical unit.
+        has_units: True if the values already have their physical unit, as those of DICOM.
+        suv: the kind of SUV that PET comes in: ``bw``, ``lbm`` or ``bsa``.
 
     Raises:
         GeometryError: the affine is singular.
@@ -99,7 +99,8 @@ class Opened:
     kind: str = ""
     frame_of_reference: str = ""
     frames: int = 1
-    from_dicom: bool = False
+    has_units: bool = False
+    suv: str = "bw"
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -114,7 +115,7 @@ class Opened:
     @property
     def units(self) -> str:
         """The units of the volume."""
-        return UNITS.get(self.kind, "a.u.")
+        return {"ct": "HU", "pet": f"SUV{self.suv}"}.get(self.kind, "a.u.")
 
 
 def shear_deg(affine: np.ndarray) -> float:

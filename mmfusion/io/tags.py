@@ -33,8 +33,8 @@ def _private_tags(group: int, *elements: int) -> tuple[int, ...]:
 
 VALUES: tuple[str | int, ...] = (
     "RescaleSlope", "RescaleIntercept", "SamplesPerPixel", "Units", "SUVType", "CorrectedImage", "DecayCorrection",
-    "PatientWeight", "RadiopharmaceuticalInformationSequence", "SeriesDate", "SeriesTime", "AcquisitionDate",
-    "AcquisitionTime", "AcquisitionDateTime", "ActualFrameDuration",
+    "PatientWeight", "PatientSize", "PatientSex", "RadiopharmaceuticalInformationSequence", "SeriesDate", "SeriesTime",
+    "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ActualFrameDuration",
     *_private_tags(0x0009, 0x0D),  # GE: date and time of the scan
     *_private_tags(0x7053, 0x00, 0x09),  # Philips: SUV, and Bq/mL, per stored value
 )  # fmt: skip

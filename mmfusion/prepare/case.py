@@ -14,6 +14,7 @@ from mmfusion.options import resolve
 from mmfusion.prepare.pictures import qc_pictures
 from mmfusion.prepare.placing import BRAIN_OF, brain_on, grid_center, registered
 from mmfusion.volume import (
+    SUV_UNITS,
     Grid,
     Transform,
     Volume,
@@ -92,6 +93,7 @@ def load_case(case: Case, **options: Any) -> dict[str, Volume]:
             volumes[modality] = load_volume(
                 case.images[modality],
                 modality=modality,
+                suv=options["suv"],
                 frame=options["frame"],
                 assume_orientation=options["assume_orientation"],
                 pet=pet or None,
@@ -143,7 +145,7 @@ def prepare_volumes(
     """Volumes in memory to one tensor. Every voxel of the result comes from one interpolation of its scan.
 
     Args:
-        volumes: by modality, in physical units (HU, SUVbw, a.u.); those absent become zero channels.
+        volumes: by modality, in physical units (HU, SUV, a.u.); those absent become zero channels.
         mask: reads the region of interest on a given grid; needed for ``center="mask"``.
         grid: the target grid in the world of the reference (with ``to``, of the template), instead of ``spacing``,
             ``size`` and ``center``.
@@ -224,7 +226,7 @@ def prepare_volumes(
 def _scaling(volume: Volume, options: Mapping[str, Any]) -> Callable[[Volume], np.ndarray]:
     """What makes this scan's values comparable; MR statistics come from the native scan, before any resampling."""
     mr = (0.0, 1.0)
-    if volume.units not in ("HU", "SUVbw"):
+    if volume.units not in ("HU", *SUV_UNITS):
         mr = normalize_mr(volume.array, foreground(volume), options["mr_normalize"])
     window = tuple(options["ct_window"])
     return lambda v: normalize(v, ct_window=window, suv_max=options["suv_max"], mr_scaling=mr)

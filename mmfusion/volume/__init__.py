@@ -6,10 +6,11 @@ from mmfusion.volume.grid import Grid, mask_center, nearest_ras, spacing_of
 from mmfusion.volume.intensity import clip_suv, foreground, normalize, normalize_mr, window_ct
 from mmfusion.volume.sampling import coverage, overlap, resample
 from mmfusion.volume.transform import Transform
-from mmfusion.volume.volume import FILL, Volume
+from mmfusion.volume.volume import FILL, SUV_UNITS, Volume
 
 __all__ = [
     "Volume",
+    "SUV_UNITS",
     "FILL",
     "Grid",
     "Transform",
