@@ -7,6 +7,7 @@ from mmfusion.io.load import load_volume, read_header
 from mmfusion.io.masks import load_mask
 from mmfusion.io.nifti import save_volume
 from mmfusion.io.series import split_series
+from mmfusion.io.sidecar import sidecar_of
 from mmfusion.io.suv import PET_DETAILS
 from mmfusion.io.suv_dicom import suv_factor
 from mmfusion.io.transform_files import load_transform, save_transform
@@ -19,6 +20,7 @@ __all__ = [
     "find_series",
     "Series",
     "split_series",
+    "sidecar_of",
     "load_mask",
     "save_volume",
     "save_transform",

@@ -9,10 +9,11 @@ import numpy as np
 
 from mmfusion.errors import ReadError
 from mmfusion.io.dicom import open_dicom
-from mmfusion.io.header import Header, Opened, kind_of
+from mmfusion.io.header import Header, Opened, chosen_frame, kind_of
 from mmfusion.io.metaimage import open_metaimage
 from mmfusion.io.nifti import open_nifti
 from mmfusion.io.series import split_series
+from mmfusion.io.sidecar import apply_sidecar
 from mmfusion.io.suv import checked_suv
 from mmfusion.io.suv_table import to_suv
 from mmfusion.volume import Volume, nearest_ras, spacing_of
@@ -45,6 +46,8 @@ def open_scan(
         if path.suffix == ".img":
             path = path.with_suffix(".hdr")
         opened = open_nifti(path, kind=kind, frame=frame, assume_orientation=assume_orientation)
+        if kind == "pet":
+            apply_sidecar(opened, chosen_frame(frame, opened.frames, "", path), suv, pet)
     elif path.is_file() and name.endswith(META):
         opened = open_metaimage(path, kind=kind, frame=frame)
     else:
@@ -105,8 +108,9 @@ def load_volume(
     """Read a scan: NIfTI, MHA, MHD, NRRD, a folder with a DICOM series, any file of it, or a zip file of DICOM.
 
     Axes are permuted and flipped to nearest RAS (nothing is interpolated). CT comes in HU, PET in SUV (by body weight,
-    g/mL, unless ``suv`` says otherwise), others in arbitrary units. Files without DICOM tags are believed to hold HU
-    and SUVbw already, but PET values above 1000 are taken as Bq/mL.
+    g/mL, unless ``suv`` says otherwise), others in arbitrary units. PET in NIfTI goes by its PET-BIDS sidecar
+    (:mod:`mmfusion.io.sidecar`). Files without tags or sidecar are believed to hold HU and SUVbw already, but PET
+    values above 1000 are taken as Bq/mL.
 
     Args:
         path: file or folder; ``#SeriesInstanceUID`` behind it is the same as ``series``.

@@ -11,6 +11,7 @@ Intern Med 17 (1916).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.errors import OptionError
@@ -68,6 +69,12 @@ def suv_per_bq(body: Mapping[str, Any], suv: str, dose_mbq: float, half_life_s: 
     else:
         size = body_surface_m2(body["weight_kg"], body["height_cm"]) * 1e4
     return float(size / (dose_mbq * 1e6 * 2.0 ** (-elapsed_s / half_life_s)))
+
+
+def mean_decay(duration_s: float, half_life_s: float) -> float:
+    """What brings the mean activity over a time that was not decay corrected back to its beginning."""
+    decays = math.log(2) / half_life_s * duration_s
+    return decays / -math.expm1(-decays) if decays else 1.0
 
 
 def body_of(pet: Mapping[str, Any], header: Mapping[str, Any], suv: str) -> dict[str, Any]:

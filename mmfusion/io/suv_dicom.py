@@ -9,10 +9,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmfusion.errors import UnitsError
-from mmfusion.io.suv import body_of, given, suv_per_bq
+from mmfusion.io.suv import body_of, given, mean_decay, suv_per_bq
 from mmfusion.io.tags import listed, number, private
 from mmfusion.io.times import MAX_HALF_LIVES, clock, elapsed_s, joined, parse_time
 
@@ -178,8 +176,7 @@ def _bq_factor(
         )
     factor = suv_per_bq(body, suv, dose, half_life, elapsed)
     if decay == "NONE":  # the measured mean over the frame, brought back to the frame's start
-        decays = np.log(2) / half_life * (number(header.get("ActualFrameDuration")) or 0.0) / 1e3
-        factor *= float(decays / -np.expm1(-decays)) if decays else 1.0
+        factor *= mean_decay((number(header.get("ActualFrameDuration")) or 0.0) / 1e3, half_life)
     return factor
 
 

@@ -30,7 +30,7 @@ def to_suv(array: np.ndarray, suv: str, pet: Mapping[str, Any] | None, source: o
         if suv != "bw":
             raise UnitsError(
                 f"pet file {source}: nothing says by what its SUV is normalized, so it is taken as SUVbw, but SUV{suv} "
-                "is wanted. Convert it to Bq/mL, or leave out --suv"
+                "is wanted. Say its Units in a sidecar (.json), or leave out --suv"
             )
         return array
     try:

@@ -33,7 +33,7 @@ import numpy as np
 from mmfusion import __version__
 from mmfusion.cohort import Case, read_manifest
 from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError
-from mmfusion.io import save_transform, split_series, write_csv, write_json
+from mmfusion.io import save_transform, sidecar_of, split_series, write_csv, write_json
 from mmfusion.options import resolve
 from mmfusion.prepare.case import CaseResult, pet_details, prepare_case
 from mmfusion.prepare.processes import Processes
@@ -268,7 +268,7 @@ def _key(case: Case, options: Mapping[str, Any]) -> str:
 
 def _files(path: Path) -> list[Path]:
     """The files that a scan is read from: a header brings its voxels, a DICOM slice all of its folder."""
-    found: Iterable[Path] = [path]
+    found: Iterable[Path] = [path, sidecar_of(path)]
     if path.is_dir():
         found = path.rglob("*")
     elif path.suffix.lower() in _HEADERS:
