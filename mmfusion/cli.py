@@ -145,7 +145,8 @@ def _check(manifest: str, modalities: list[str] | None, **reading: Any) -> int:
     from mmfusion.cohort import check_manifest, format_problems
 
     show = progress_line("rows") if sys.stderr.isatty() else None
-    problems = check_manifest(manifest, modalities, progress=show, **reading)
+    given = {name: value for name, value in reading.items() if value is not None}
+    problems = check_manifest(manifest, modalities, progress=show, **given)
     print(format_problems(problems))
     return int(any(problem.level == "error" for problem in problems))
 
