@@ -281,6 +281,30 @@ def test_damaged_compressed_pixels_are_named(tmp_path, syntax):
         load_volume(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        (b"-10.0\\20.0", b"-1@.0\\20.0", r"_0\.dcm: DICOM lacks .*or has something else than numbers"),
+        (b"\x28\0\x53\x10DS", b"\x28\0\x53\x10D\xac", r"_0\.dcm: RescaleSlope \(0028,1053\) is damaged\. Copy"),
+        (b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.2.1\0", r"_0\.dcm: pixels cannot be read \("),
+    ],
+)  # fmt: skip
+def test_damaged_values_are_named_with_their_file(tmp_path, good, bad, message):
+    write_series(tmp_path, voxels())
+    path = tmp_path / "000_0.dcm"
+    assert path.read_bytes().count(good) == 1
+    path.write_bytes(path.read_bytes().replace(good, bad))
+    with pytest.raises(ReadError, match=message):
+        load_volume(tmp_path)
+
+
+def test_a_damaged_value_that_is_not_needed_counts_as_absent(tmp_path):
+    write_series(tmp_path, voxels(), PatientWeight=70, Modality="MR")
+    path = tmp_path / "000_0.dcm"
+    path.write_bytes(path.read_bytes().replace(b"\x10\0\x30\x10DS", b"\x10\0\x30\x10D\xac"))
+    assert load_volume(tmp_path).array.shape == (7, 5, 6)
+
+
 def test_no_name_or_birth_date_gets_out(tmp_path):
     write_series(tmp_path, voxels())
     volume = load_volume(tmp_path)

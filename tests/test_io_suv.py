@@ -296,6 +296,12 @@ def test_a_series_without_weight_is_refused_by_its_header_alone(tmp_path):
     assert PET_TAGS["PatientWeight"] == 70
 
 
+def test_a_series_without_rescaling_has_no_suv(tmp_path):
+    write_series(tmp_path, voxels(), edit=lambda d, n: delattr(d, "RescaleSlope"), **pet_tags())
+    with pytest.raises(UnitsError, match=r"SUV cannot be known, DICOM lacks RescaleSlope \(0028,1053\)"):
+        read_header(tmp_path)
+
+
 def test_private_factors_survive_a_file(tmp_path):
     def philips(dataset, n):
         dataset.private_block(0x7053, "Philips PET Private Group", create=True).add_new(0x00, "DS", "0.002")

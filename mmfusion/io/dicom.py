@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import ReadError, UnitsError
-from mmfusion.io.frames import frames_of
+from mmfusion.io.frames import Frames, frames_of
 from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
 from mmfusion.io.metaimage import LPS_TO_RAS
 from mmfusion.io.series import one_series
@@ -87,20 +87,10 @@ def _open_series(
     slices = [piece for file, header in files for piece in slices_of(file, header)]
     first = files[0][1]
     kind = settled_kind(modality, str(first.get("Modality", "")), path)
-    if kind == "ct":
-        _refuse_unscaled(slices, path)
+    _refuse_unscaled(slices, kind, path)
     check_parallel(slices, path)
     frames = frames_of(slices, path)
-    index = chosen_frame(frame, len(frames.sets), frames.summary, path)
-    if len(frames.sets) > 1:
-        which = "their mean" if index is None else f"frame {index} ({frames.tag} {frames.values[index]})"
-        notes.append(f"{len(frames.sets)} frames: {which} is used")
-    used = frames.sets if index is None else frames.sets[index : index + 1]
-    lattices = [stack(pieces, path) for pieces in used]
-    affine = lattices[0][0]
-    if not all(np.allclose(other, affine, atol=0.02) for other, _ in lattices):
-        raise ReadError(f"{path}: the frames do not lie at one place, so they have no mean; choose one with --frame")
-    ordered = [[pieces[n] for n in order] for pieces, (_, order) in zip(used, lattices, strict=True)]
+    affine, ordered = _stacked(frames, frame, path, notes)
     factors = [[1.0] * len(pieces) for pieces in ordered]
     if kind == "pet":
         # decay correction refers to the start of the series, so to its first slice, whichever frame is used
@@ -122,6 +112,22 @@ def _open_series(
     )
 
 
+def _stacked(
+    frames: Frames, frame: str | int | None, path: Path, notes: list[str]
+) -> tuple[np.ndarray, list[list[Slice]]]:
+    """``[4, 4]`` index to LPS mm, and in order of place the slices of the chosen frame, or of all for their mean."""
+    index = chosen_frame(frame, len(frames.sets), frames.summary, path)
+    if len(frames.sets) > 1:
+        which = "their mean" if index is None else f"frame {index} ({frames.tag} {frames.values[index]})"
+        notes.append(f"{len(frames.sets)} frames: {which} is used")
+    used = frames.sets if index is None else frames.sets[index : index + 1]
+    lattices = [stack(pieces, path) for pieces in used]
+    affine = lattices[0][0]
+    if not all(np.allclose(other, affine, atol=0.02) for other, _ in lattices):
+        raise ReadError(f"{path}: the frames do not lie at one place, so they have no mean; choose one with --frame")
+    return affine, [[pieces[n] for n in order] for pieces, (_, order) in zip(used, lattices, strict=True)]
+
+
 def _suv_notes(header: Dataset, suv: str, factor: float) -> list[str]:
     units = str(header.get("Units")).upper()
     if units == "BQML":
@@ -131,10 +137,11 @@ def _suv_notes(header: Dataset, suv: str, factor: float) -> list[str]:
     return []
 
 
-def _refuse_unscaled(slices: list[Slice], source: object) -> None:
-    if any(piece.slope is None or piece.intercept is None for piece in slices):
+def _refuse_unscaled(slices: list[Slice], kind: str, source: object) -> None:
+    units = {"ct": "HU", "pet": "SUV"}.get(kind)
+    if units and any(piece.slope is None or piece.intercept is None for piece in slices):
         raise UnitsError(
-            f"{source}: HU cannot be known, DICOM lacks RescaleSlope (0028,1053) or RescaleIntercept (0028,1052)"
+            f"{source}: {units} cannot be known, DICOM lacks RescaleSlope (0028,1053) or RescaleIntercept (0028,1052)"
         )
 
 
@@ -173,7 +180,7 @@ def pixels_of(path: DicomFile) -> np.ndarray:
         raise ReadError(f"{path} cannot be read as DICOM")
     syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
     name, decoder = getattr(syntax, "name", "unknown"), ""
-    if getattr(syntax, "is_compressed", False):
+    if syntax and syntax.is_transfer_syntax and syntax.is_compressed:
         decoder = "pydicom" if name == "RLE Lossless" else "gdcm"
         try:
             known = decoder in get_decoder(str(syntax)).available_plugins

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from pydicom import Dataset
 
+_NEEDED = {*IDENTITY, *GEOMETRY, "RescaleSlope", "RescaleIntercept"}
 _Files = list[tuple[DicomFile, "Dataset"]]
 
 
@@ -49,7 +50,10 @@ def one_series(files: Iterable[DicomFile], where: str, *, series: str | None, ki
         found = f" (found {', '.join(sorted(others))})" if others else ""
         raise ReadError(f"{where} holds no DICOM image with a position{found}; give the folder or a file of the series")
     meant = _chosen(groups, where, series, kind, notes)
-    once = list({header.get("SOPInstanceUID", path): (path, header) for path, header in reversed(meant)}.values())[::-1]
+    first: dict[str, tuple[DicomFile, Dataset]] = {}
+    for path, header in meant:
+        first.setdefault(str(header.get("SOPInstanceUID", path)), (path, header))
+    once = list(first.values())
     if len(once) < len(meant):
         notes.append(f"{len(meant) - len(once)} files are copies of others; left out")
     kept = [(path, header) for path, header in once if not is_localizer(header)]
@@ -66,11 +70,32 @@ def _grouped(files: Iterable[DicomFile]) -> tuple[dict[str, _Files], set[str]]:
         header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES, *FRAMES))
         if header is None:
             continue
+        _settle_values(header, path)
         if is_image(header):
             groups.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
         else:
             others.add(str(header.get("Modality") or "no modality"))
     return groups, others
+
+
+def _settle_values(header: Dataset, path: DicomFile) -> None:
+    """Convert the values, which pydicom does when they are asked for; what cannot be converted counts as absent.
+
+    Raises:
+        ReadError: it is a value that no volume can do without.
+    """
+    from pydicom.datadict import keyword_for_tag
+
+    for tag in list(header.keys()):
+        try:
+            header[tag]
+        except Exception:  # pydicom raises nearly anything on damaged values
+            name = keyword_for_tag(tag)
+            if name in _NEEDED:
+                raise ReadError(f"{path}: {name} {tag} is damaged. Copy or export the series again") from None
+            del header[tag]
+    for item in header.get("RadiopharmaceuticalInformationSequence") or []:
+        _settle_values(item, path)
 
 
 def _chosen(groups: dict[str, _Files], where: str, series: str | None, kind: str, notes: list[str]) -> _Files:

@@ -92,7 +92,12 @@ def apply_sidecar(opened: Opened, frame: int | None, suv: str, pet: Mapping[str,
     opened.notes.append(f"{path.name}: {note}")
     opened.has_units = True
     stored = opened.read
-    opened.read = lambda: stored() * np.float32(factor)
+
+    def read() -> np.ndarray:
+        with np.errstate(over="ignore"):  # what is infinite then is refused as such
+            return stored() * np.float32(factor)
+
+    opened.read = read
 
 
 def _factor(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import ReadError
-from mmfusion.io.tags import listed, number
+from mmfusion.io.tags import number, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,13 +55,14 @@ def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
     """
     for n in range(len(header.get("PerFrameFunctionalGroupsSequence") or [None])):
         tag = partial(frame_tag, header, n)
-        position = listed(tag("PlanePositionSequence", "ImagePositionPatient"))
-        axes = listed(tag("PlaneOrientationSequence", "ImageOrientationPatient"))
-        spacing = listed(tag("PixelMeasuresSequence", "PixelSpacing"))
-        if (len(position), len(axes), len(spacing)) != (3, 6, 2):
+        position = numbers(tag("PlanePositionSequence", "ImagePositionPatient"))
+        axes = numbers(tag("PlaneOrientationSequence", "ImageOrientationPatient"))
+        spacing = numbers(tag("PixelMeasuresSequence", "PixelSpacing"))
+        if (len(position), len(axes), len(spacing)) != (3, 6, 2) or not header.get("Columns"):
             raise ReadError(
-                f"{path}: DICOM lacks ImagePositionPatient (0020,0032), ImageOrientationPatient (0020,0037) or "
-                "PixelSpacing (0028,0030); where the pixels lie cannot be known"
+                f"{path}: DICOM lacks ImagePositionPatient (0020,0032), ImageOrientationPatient (0020,0037), "
+                "PixelSpacing (0028,0030) or Columns (0028,0011), or has something else than numbers there; where the "
+                "pixels lie cannot be known"
             )
         step = tag("PixelMeasuresSequence", "SpacingBetweenSlices") or tag("PixelMeasuresSequence", "SliceThickness")
         yield Slice(

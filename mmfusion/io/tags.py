@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.errors import ReadError
@@ -130,3 +131,9 @@ def number(value: Any) -> float | None:
         return float(listed(value)[0])
     except (IndexError, TypeError, ValueError):
         return None
+
+
+def numbers(value: Any) -> list[float]:
+    """A DICOM value as finite numbers; empty if it is absent or one of them is none."""
+    found = [number(one) for one in listed(value)]
+    return [one for one in found if one is not None] if all(one is not None and isfinite(one) for one in found) else []
