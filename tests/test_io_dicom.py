@@ -254,6 +254,14 @@ def test_lossless_compression_gives_the_same_voxels(tmp_path, syntax, uid, signe
     assert packed.grid.same_as(plain.grid) and packed.array.min() == stored.min()
 
 
+@pytest.mark.parametrize("syntax", [gdcm.TransferSyntax.JPEG2000Lossless, gdcm.TransferSyntax.RLELossless])
+def test_a_compressed_multiframe_object_gives_the_same_voxels(tmp_path, syntax):
+    write_enhanced(tmp_path, voxels((19, 17, 3)), range(3), [{}] * 3)  # GDCM writes positions in their order
+    plain = load_volume(tmp_path)
+    compress(tmp_path / "one.dcm", syntax)
+    np.testing.assert_array_equal(load_volume(tmp_path).array, plain.array)
+
+
 def squeeze(syntax):
     """An edit that says ``syntax`` and fills the pixels with four bytes that no decoder takes."""
 

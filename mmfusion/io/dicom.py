@@ -174,13 +174,14 @@ def pixels_of(path: DicomFile) -> np.ndarray:
         ReadError: the pixels are missing, cut off, damaged, or compressed in a way that the decoders do not know.
     """
     from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
 
     header = read_tags(path, pixels=True)
     if header is None:
         raise ReadError(f"{path} cannot be read as DICOM")
     syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
     name, decoder = getattr(syntax, "name", "unknown"), ""
-    if syntax and syntax.is_transfer_syntax and syntax.is_compressed:
+    if isinstance(syntax, UID) and syntax.is_transfer_syntax and syntax.is_compressed:
         decoder = "pydicom" if name == "RLE Lossless" else "gdcm"
         try:
             known = decoder in get_decoder(str(syntax)).available_plugins
