@@ -168,6 +168,11 @@ def test_a_series_of_a_folder_exists_if_the_folder_does(tmp_path: Path) -> None:
     assert case.images == {"ct": tmp_path / "d#1.2", "amyloid": tmp_path / "d#1.3"}
 
 
+def test_zip_files_of_dicom_are_volumes(tmp_path: Path) -> None:
+    path = study(tmp_path, "subject,ct,amyloid\nA,a.zip#1.2.3,b.ZIP\n", "a.zip b.ZIP")
+    assert read_manifest(path)[0].images == {"ct": tmp_path / "a.zip#1.2.3", "amyloid": tmp_path / "b.ZIP"}
+
+
 def test_written_is_read_back(tmp_path: Path) -> None:
     files = ["a.nii", "d", "x/m,1.nii"]
     for file in files:

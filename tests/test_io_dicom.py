@@ -306,6 +306,14 @@ def test_damaged_values_are_named_with_their_file(tmp_path, good, bad, message):
         load_volume(tmp_path)
 
 
+def test_a_damaged_value_of_a_frame_is_named(tmp_path):
+    write_enhanced(tmp_path, voxels((7, 5, 3)), range(3), [{}] * 3)
+    path = tmp_path / "one.dcm"
+    path.write_bytes(path.read_bytes().replace(b"\x28\0\x53\x10DS", b"\x28\0\x53\x10D\xac"))
+    with pytest.raises(ReadError, match=r"one\.dcm: RescaleSlope of frame 0 is damaged\. Copy or export"):
+        load_volume(tmp_path)
+
+
 def test_a_damaged_value_that_is_not_needed_counts_as_absent(tmp_path):
     write_series(tmp_path, voxels(), PatientWeight=70, Modality="MR")
     path = tmp_path / "000_0.dcm"

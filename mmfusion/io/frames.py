@@ -67,7 +67,7 @@ def frames_of(slices: list[Slice], source: object) -> Frames:
     if repeats == 1:
         return Frames((slices,))
     for macro, names, unit in _TAGS:
-        found = [tuple(frame_tag(one.header, one.frame, macro, name) for name in names) for one in slices]
+        found = [tuple(frame_tag(one.path, one.header, one.frame, macro, name) for name in names) for one in slices]
         if any(value[-1] in (None, "") for value in found):
             continue
         keys = [tuple(map(_comparable, value)) for value in found]

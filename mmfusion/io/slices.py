@@ -54,7 +54,7 @@ def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
         ReadError: position, orientation or pixel spacing is missing.
     """
     for n in range(len(header.get("PerFrameFunctionalGroupsSequence") or [None])):
-        tag = partial(frame_tag, header, n)
+        tag = partial(frame_tag, path, header, n)
         position = numbers(tag("PlanePositionSequence", "ImagePositionPatient"))
         axes = numbers(tag("PlaneOrientationSequence", "ImageOrientationPatient"))
         spacing = numbers(tag("PixelMeasuresSequence", "PixelSpacing"))
@@ -79,14 +79,21 @@ def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
         )
 
 
-def frame_tag(header: Dataset, frame: int, macro: str, name: str) -> Any:
-    """A tag of one plane: of a frame's functional group ``macro``, or of the file if it has no frames or no macro."""
+def frame_tag(path: DicomFile, header: Dataset, frame: int, macro: str, name: str) -> Any:
+    """A tag of one plane: of a frame's functional group ``macro``, or of the file if it has no frames or no macro.
+
+    Raises:
+        ReadError: the value is damaged.
+    """
     frames = header.get("PerFrameFunctionalGroupsSequence")
     if not frames or not macro:
         return header.get(name)
-    shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
-    group = frames[frame].get(macro) or shared.get(macro) or [{}]
-    return group[0].get(name)
+    try:
+        shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
+        group = frames[frame].get(macro) or shared.get(macro) or [{}]
+        return group[0].get(name)
+    except Exception:  # pydicom converts values when they are asked for, and raises nearly anything on damaged ones
+        raise ReadError(f"{path}: {name} of frame {frame} is damaged. Copy or export the series again") from None
 
 
 def check_parallel(slices: list[Slice], source: object) -> None:
