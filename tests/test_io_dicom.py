@@ -1,7 +1,11 @@
 """DICOM series made awkward on purpose, against SimpleITK's own series reader where it reads them right."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import gdcm
 import numpy as np
@@ -18,6 +22,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+import mmfusion
 from mmfusion.errors import ReadError, UnitsError, VoxelError
 from mmfusion.io import load_volume, read_header
 
@@ -271,6 +276,22 @@ def squeeze(syntax):
         dataset["PixelData"].is_undefined_length = True
 
     return edit
+
+
+def test_a_folder_named_dl_where_python_starts_does_no_harm(tmp_path):
+    """GDCM's module would import it."""
+    write_series(tmp_path / "scan", voxels())
+    (tmp_path / "dl").mkdir()
+    words = "from mmfusion.io import read_header; print(read_header('scan').shape)"
+    path = os.pathsep.join(["", str(Path(mmfusion.__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "(7, 5, 6)"), done.stderr
 
 
 @pytest.mark.parametrize("syntax", [HTJ2KLossless, MPEG2MPML])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from contextlib import contextmanager
+from functools import cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,7 @@ def lenient_dicom() -> Iterator[None]:
 
     Real headers are full of them (over-long text, UIDs with leading zeros); what matters is checked here by meaning.
     """
+    _import_gdcm()
     from pydicom import config
 
     before = config.settings.reading_validation_mode
@@ -62,6 +65,19 @@ def lenient_dicom() -> Iterator[None]:
             yield
     finally:
         config.settings.reading_validation_mode = before
+
+
+@cache
+def _import_gdcm() -> None:
+    """Import GDCM before pydicom does: it tries ``import dl``, and would take a folder of that name for a module."""
+    there = sys.modules.pop("dl", None)
+    sys.modules["dl"] = None  # type: ignore[assignment]  # the import system's word for "cannot be imported"
+    try:
+        import gdcm  # noqa: F401
+    finally:
+        del sys.modules["dl"]
+        if there is not None:
+            sys.modules["dl"] = there
 
 
 def read_tags(path: DicomFile, tags: Collection[str | int] | None = None, *, pixels: bool = False) -> Dataset | None:
