@@ -184,6 +184,8 @@ def test_only_what_changed_is_prepared_again(study):
     again, done = prepare(manifest, cohort.folder)
     assert done == ["002"] and again.hash != cohort.hash
     assert {case for case, time in written(cohort.folder).items() if time != before[case]} == {"002"}
+    (manifest.parent / "001_pet.json").write_text('{"Units": "SUVbw"}')
+    assert prepare(manifest, cohort.folder)[1] == ["001"]
     rewrite(manifest, lambda row: {**row, "weight_kg": "71" if row["subject"] == "003" else row["weight_kg"]})
     assert prepare(manifest, cohort.folder)[1] == ["003"]
     changed, done = prepare(manifest, cohort.folder, suv_max=7.0)
