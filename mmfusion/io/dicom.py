@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +11,23 @@ import numpy as np
 from mmfusion.errors import ReadError, UnitsError
 from mmfusion.io.header import Opened, settled_kind
 from mmfusion.io.metaimage import LPS_TO_RAS
+from mmfusion.io.pixels import plain_plane
 from mmfusion.io.slices import Slice, slices_of, stack
 from mmfusion.io.suv import earliest_acquisition, suv_factor
 from mmfusion.io.tags import (
     GEOMETRY,
     IDENTITY,
+    PIXELS,
     VALUES,
     is_image,
     is_localizer,
     lenient_dicom,
     read_tags,
 )
+from mmfusion.io.voxels import empty_voxels, fill, slabs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from pydicom import Dataset
 
@@ -67,7 +70,7 @@ def open_dicom(
         path,
         (columns, rows, len(slices)),
         LPS_TO_RAS @ affine,
-        partial(_read_pixels, slices, factors, path),
+        partial(_read_pixels, slices, factors, LPS_TO_RAS @ affine, path),
         kind=kind,
         frame_of_reference=str(first.get("FrameOfReferenceUID") or ""),
         from_dicom=True,
@@ -81,7 +84,7 @@ def _one_series(folder: Path, series_uid: str | None, notes: list[str]) -> list[
     others: set[str] = set()
     repeated: dict[str, int] = {}
     for path in sorted(entry for entry in folder.iterdir() if entry.is_file()):
-        header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES))
+        header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES, *PIXELS))
         if header is None:
             continue
         if not is_image(header):
@@ -133,21 +136,32 @@ def _factors(slices: list[Slice], kind: str, pet: Mapping[str, Any] | None, sour
 
 
 @lenient_dicom()
-def _read_pixels(slices: list[Slice], factors: list[float], source: object) -> np.ndarray:
+def _read_pixels(slices: list[Slice], factors: list[float], affine: np.ndarray, source: object) -> np.ndarray:
     """``[columns, rows, slices]`` float32 in the volume's units."""
-    columns, rows = slices[0].size
-    out = np.empty((len(slices), rows, columns), np.float32)
-    decoded: tuple[Path | None, np.ndarray] = (None, out)
-    for n, (piece, factor) in enumerate(zip(slices, factors, strict=True)):
-        if decoded[0] != piece.path:
-            decoded = (piece.path, pixels_of(piece.path))
-        plane = decoded[1] if decoded[1].ndim == 2 else decoded[1][piece.frame]
-        if plane.shape != (rows, columns):
-            raise ReadError(f"{piece.path}: one gray value a pixel is expected, found an array {decoded[1].shape}")
-        slope = 1.0 if piece.slope is None else piece.slope
-        np.multiply(plane, np.float32(slope * factor), out=out[n], casting="unsafe")
-        out[n] += np.float32((piece.intercept or 0.0) * factor)
-    return out.T
+    shape = (*slices[0].size, len(slices))
+    out = empty_voxels(shape, affine, source)
+    slopes = np.array([1.0 if piece.slope is None else piece.slope for piece in slices]) * factors
+    intercepts = np.array([piece.intercept or 0.0 for piece in slices]) * factors
+    decoded = lru_cache(maxsize=1)(pixels_of)  # one file may hold all frames
+    for part in slabs(shape, voxel_bytes=2):
+        stored = np.empty((len(slices[part]), *shape[1::-1]), _plane(slices[part][0], decoded).dtype)
+        for n, piece in enumerate(slices[part]):
+            plane = _plane(piece, decoded)
+            stored = stored.astype(np.result_type(stored, plane), copy=False)  # slices may differ in it
+            stored[n] = plane
+        fill(out[:, :, part], stored.T, slopes[part], intercepts[part])
+    return out
+
+
+def _plane(piece: Slice, decoded: Callable[[Path], np.ndarray]) -> np.ndarray:
+    """Stored values ``[rows, columns]`` of a slice."""
+    plane = plain_plane(piece.path, piece.header, piece.frame)
+    if plane is None:
+        pixels = decoded(piece.path)
+        plane = pixels if pixels.ndim == 2 else pixels[piece.frame]
+        if plane.shape != piece.size[::-1]:
+            raise ReadError(f"{piece.path}: one gray value a pixel is expected, found an array {pixels.shape}")
+    return plane
 
 
 def pixels_of(path: Path) -> np.ndarray:
