@@ -22,6 +22,7 @@ from mmfusion.io.tags import (
     is_image,
     is_localizer,
     lenient_dicom,
+    names_damage,
     read_tags,
 )
 from mmfusion.io.voxels import empty_voxels, fill, slabs
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 
+@names_damage
 @lenient_dicom()
 def open_dicom(
     path: Path,
@@ -135,6 +137,7 @@ def _factors(slices: list[Slice], kind: str, pet: Mapping[str, Any] | None, sour
     return [suv_factor(piece.header, first_acquisition=first, pet=pet, source=source) for piece in slices]
 
 
+@names_damage
 @lenient_dicom()
 def _read_pixels(slices: list[Slice], factors: list[float], affine: np.ndarray, source: object) -> np.ndarray:
     """``[columns, rows, slices]`` float32 in the volume's units."""

@@ -10,7 +10,7 @@ import numpy as np
 from mmfusion.errors import ReadError
 from mmfusion.io.dicom import open_dicom
 from mmfusion.io.header import Header, Opened, kind_of
-from mmfusion.io.metaimage import open_metaimage
+from mmfusion.io.metaimage import META, open_metaimage
 from mmfusion.io.nifti import open_nifti
 from mmfusion.io.suv import to_suv
 from mmfusion.volume import Volume, nearest_ras, spacing_of
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
-META = (".mha", ".mhd", ".nrrd", ".nhdr")
 
 
 def open_scan(

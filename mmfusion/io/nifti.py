@@ -132,6 +132,25 @@ def _unpacked_length(path: Path, enough: int) -> int:
     return total
 
 
+def check_nifti_header(path: Path) -> None:
+    """Refuse what ITK does not survive: voxels that are no plain numbers, places that are none, and too few bytes.
+
+    Raises:
+        ReadError: not NIfTI, or such a header.
+    """
+    header = _header(path)
+    if header.get_data_dtype().kind not in "iuf":
+        raise ReadError(f"{path} holds {header.get_value_label('datatype')} voxels; plain numbers are expected")
+    places = [header[name] for name in ("pixdim", "srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z")]
+    if not np.isfinite(np.hstack(places)).all():
+        raise ReadError(f"{path} has a damaged NIfTI header: where its voxels lie is not finite")
+    needed = int(header.get_data_offset()) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+    try:
+        _check_length(path, needed)
+    except _DAMAGED as error:
+        raise ReadError(f"{path} cannot be read: {_reason(error)}. Copy or export it again") from None
+
+
 def _reason(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else "the file ends too early"
     return text.rstrip(". ")
@@ -157,7 +176,10 @@ def _header(path: Path) -> Nifti1Header:
     header = kind(block[:size], check=False)
     try:
         header.get_data_dtype(), header.get_data_shape(), header.get_slope_inter()
-    except (HeaderDataError, KeyError, ValueError) as error:
+        first = size + 4 if block[344:346] == b"n+" or block[4:6] == b"n+" else 0  # behind the header and its flags
+        if header.get_data_offset() < first:
+            raise ValueError(f"voxels begin at byte {header.get_data_offset()}, within the header")
+    except (HeaderDataError, KeyError, OverflowError, ValueError) as error:
         raise ReadError(f"{path} has a damaged NIfTI header: {_reason(error)}") from None
     return header
 

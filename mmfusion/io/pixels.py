@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from mmfusion.errors import ReadError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -28,6 +30,9 @@ def plain_plane(path: Path, header: Dataset, frame: int = 0) -> np.ndarray | Non
 
     Returns:
         Integers, signed or not as the header says; None if the pixels are of another kind or do not fit the header.
+
+    Raises:
+        ReadError: the element of the pixels is damaged.
     """
     layout = _layout(header)
     if layout is None:
@@ -37,7 +42,7 @@ def plain_plane(path: Path, header: Dataset, frame: int = 0) -> np.ndarray | Non
     size = rows * columns * dtype.itemsize
     plane = np.empty((rows, columns), dtype)
     with path.open("rb") as stream:
-        held = _length(stream, header)
+        held = _length(stream, header, path)
         if held < size * (frame + 1):
             return None
         stream.seek(frame * size, 1)
@@ -67,11 +72,13 @@ def _layout(header: Dataset) -> tuple[np.dtype, int, int] | None:
     return np.dtype(f"<{'ui'[signed]}{bits // 8}"), bits - 1 - high, bits - stored
 
 
-def _length(stream: BinaryIO, header: Dataset) -> int:
+def _length(stream: BinaryIO, header: Dataset, path: Path) -> int:
     """Go to the value of the pixels' element; its length in bytes, 0 if it has none (PS3.5, section 7.1.2)."""
     stream.seek(header.pixels_at)
     element = stream.read(8)
     if header.file_meta.TransferSyntaxUID == _EXPLICIT:
         element += stream.read(4)
+        if element[4:6] not in (b"OB", b"OW", b"UN"):
+            raise ReadError(f"{path}: the pixels' element is damaged (VR {element[4:6]!r}); copy or export it again")
     length = struct.unpack("<I", element[-4:])[0] if len(element) >= 8 else 0
     return 0 if length == _UNDEFINED else int(length)

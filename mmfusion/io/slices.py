@@ -49,10 +49,15 @@ def slices_of(path: Path, header: Dataset) -> Iterator[Slice]:
     """The planes in a file: one of a classic object, one for each frame of a multi-frame one.
 
     Raises:
-        ReadError: position, orientation or pixel spacing is missing.
+        ReadError: position, orientation or pixel spacing is missing; the frames are not as many as counted.
     """
     frames = header.get("PerFrameFunctionalGroupsSequence")
     shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
+    if frames and "NumberOfFrames" in header and number(header.NumberOfFrames) != len(frames):
+        raise ReadError(
+            f"{path}: {len(frames)} frames are described, but NumberOfFrames is {header.NumberOfFrames}; the file is "
+            "damaged, copy or export it again"
+        )
     for n, own in enumerate(frames or [None]):
 
         def tag(macro: str, name: str, own: Any = own) -> Any:

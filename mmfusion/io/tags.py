@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, wraps
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+from mmfusion.errors import MmfusionError, ReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Iterator
 
     from pydicom import Dataset
 
@@ -35,6 +37,7 @@ VALUES = (
 )  # fmt: skip
 _HEAD_BYTES = 1 << 15  # the usual header and more; parsing it from memory takes half the time
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010), little and big endian
+_Result = TypeVar("_Result")
 _SUFFIXES = {".dcm", ".ima", ".dicom"}
 
 
@@ -54,6 +57,29 @@ def lenient_dicom() -> Iterator[None]:
             yield
     finally:
         config.settings.reading_validation_mode = before
+
+
+def names_damage(function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Decorator of what reads DICOM: elements with values that are none become an error with the name of the file.
+
+    pydicom decodes an element when it is asked for, and raises nearly anything then. The value is not told: where the
+    lengths of elements are damaged it may be any other one, such as a name.
+    """
+
+    @wraps(function)
+    def named(*args: Any, **kwargs: Any) -> _Result:
+        try:
+            return function(*args, **kwargs)
+        except MmfusionError:
+            raise
+        except Exception as error:
+            where = next(argument for argument in args if isinstance(argument, str | Path))
+            raise ReadError(
+                f"{where}: a DICOM element has a value that cannot be understood ({type(error).__name__}); the file is "
+                "damaged, copy or export it again"
+            ) from error
+
+    return named
 
 
 def read_tags(path: Path, tags: Collection[str | int] | None = None, *, pixels: bool = False) -> Dataset | None:
