@@ -119,10 +119,11 @@ def _one_series(folder: Path, series_uid: str | None, notes: list[str]) -> list[
 
 
 def _described(groups: dict[str, dict[str, tuple[Path, Dataset]]]) -> Iterator[str]:
+    """What tells series apart, without their descriptions: free text may name the patient, and errors are kept."""
     for uid, objects in sorted(groups.items()):
         header = next(iter(objects.values()))[1]
-        text = str(header.get("SeriesDescription") or "no description")
-        yield f"...{uid[-8:]} {header.get('Modality', '')} '{text}' {len(objects)} files"
+        modality, number = header.get("Modality", ""), header.get("SeriesNumber", "-")
+        yield f"...{uid[-8:]} {modality} number {number}, {len(objects)} files"
 
 
 def _factors(slices: list[Slice], kind: str, pet: Mapping[str, Any] | None, source: object) -> list[float]:

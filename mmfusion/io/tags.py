@@ -77,7 +77,7 @@ def names_damage(function: Callable[..., _Result]) -> Callable[..., _Result]:
             raise ReadError(
                 f"{where}: a DICOM element has a value that cannot be understood ({type(error).__name__}); the file is "
                 "damaged, copy or export it again"
-            ) from error
+            ) from None
 
     return named
 
