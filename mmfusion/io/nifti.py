@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from mmfusion.volume import Volume
 
+_CHUNK_BYTES = 1 << 19  # inflated at once: what stays in the cache is compared with the checksum fastest
 _DAMAGED = (OSError, EOFError, zlib.error, cast("type[Exception]", igzip_lib.IsalError))
 _QUATERNION_TOLERANCE = 1e-3
 _DISAGREE_MM = 1.0
@@ -100,7 +101,7 @@ def _next(stream: BufferedReader, shape: tuple[int, ...], dtype: np.dtype) -> np
     stored = np.empty(shape, dtype, order="F")
     room = stored.T.reshape(-1).view(np.uint8).data
     while room:
-        count = stream.readinto(room)
+        count = stream.readinto(room[:_CHUNK_BYTES])
         if not count:
             raise EOFError
         room = room[count:]
