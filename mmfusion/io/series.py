@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmfusion.errors import ReadError
 from mmfusion.io.header import settled_kind
-from mmfusion.io.tags import FRAMES, GEOMETRY, IDENTITY, VALUES, is_image, is_localizer, read_tags
+from mmfusion.io.tags import FRAMES, GEOMETRY, IDENTITY, PIXELS, VALUES, is_image, is_localizer, read_tags
 from mmfusion.io.zipped import DicomFile
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _grouped(files: Iterable[DicomFile]) -> tuple[dict[str, _Files], set[str]]:
     groups: dict[str, _Files] = {}
     others: set[str] = set()
     for path in files:
-        header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES, *FRAMES))
+        header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES, *FRAMES, *PIXELS))
         if header is None:
             continue
         _settle_values(header, path)
