@@ -20,7 +20,7 @@ from mmfusion.cohort.simulate import draw_subjects, native_grids, simulate_volum
 from mmfusion.prepare import prepare_volumes
 from mmfusion.registration import brain_mask, mutual_information, register, register_to_template
 from mmfusion.report import figure_overlay
-from mmfusion.report.pictures import planes_of, strip
+from mmfusion.report.pictures import comparison, equalized, palette, planes_of
 from mmfusion.volume import Grid, Transform, Volume, foreground, mask_center, resample
 
 if TYPE_CHECKING:
@@ -49,13 +49,16 @@ def outlines(volumes: dict[str, Volume]) -> np.ndarray:
 
 
 def checkerboards(volumes: dict[str, Volume]) -> np.ndarray:
-    """``[height, width]`` the strips of the QC page for CT and MR: before registration above, after it below."""
+    """``[height, width, 3]`` what the QC page shows of CT and MR: before registration above, after it below."""
     arrays = prepare_volumes(
         {name: volumes[name] for name in ("ct", "mr")}, spacing=[4] * 3, size=[40, 56, 40]
     ).pictures
-    fixed = planes_of(arrays, "reference")
-    moving = [planes_of(arrays, f"{moment}_mr") for moment in ("before", "after")]
-    return np.concatenate([strip(fixed, one) for one in moving if fixed and one])
+    gray = {key: equalized(planes_of(arrays, key) or {}) for key in ("reference", "before_mr", "after_mr")}
+    rows = [
+        comparison(gray["reference"], gray[key], arrays[f"histogram_{key}"]).repeat(2, axis=0).repeat(2, axis=1)
+        for key in ("before_mr", "after_mr")
+    ]
+    return palette()[np.concatenate(rows)]
 
 
 def one_place(ct: Volume, mr: Volume) -> np.ndarray:
@@ -284,9 +287,7 @@ def main(folder: Path) -> None:
         "registration_template": on_template(volumes),
     }
     for name, picture in pictures.items():
-        few = (
-            {"colors": 48} if name in ("registration", "qc") else {"colors": 128, "method": Image.Quantize.MAXCOVERAGE}
-        )
+        few = {"colors": 48} if name == "registration" else {"colors": 128, "method": Image.Quantize.MAXCOVERAGE}
         Image.fromarray(picture).convert("RGB").quantize(**few).save(folder / f"{name}.png", optimize=True)
 
 

@@ -27,8 +27,8 @@ EXAMPLES = {
 }
 
 HELP = {
-    "index": "walk a DICOM tree and write the manifest",
-    "check": "list every problem of a manifest, from headers only",
+    "index": "walk a DICOM or BIDS tree and write the manifest",
+    "check": "list every problem of a manifest, from headers (--deep: from voxels, too), or of a cohort folder",
     "prepare": "load, register, resample once, normalize: a manifest to a cohort folder",
     "register": "one pair of volumes in any readable format",
     "report": "write report.html of a run (or qc.html of a cohort) again",
@@ -37,7 +37,7 @@ HELP = {
 
 POSITIONALS = {
     "index": [("root", "folder to walk")],
-    "check": [("manifest", "CSV or TSV with a column subject and one a modality")],
+    "check": [("manifest", "CSV or TSV with a column subject and one a modality; or a cohort folder")],
     "prepare": [("manifest", "CSV or TSV with a column subject and one a modality")],
     "register": [("fixed", "volume that stays, or mni152: the template"), ("moving", "volume that is brought to it")],
     "report": [("run", "run or cohort folder")],
@@ -110,14 +110,15 @@ def _add(parser: argparse.ArgumentParser, option: Option, required: bool) -> Non
     if option.kind is bool:
         parser.add_argument(option.flag, action="store_true", default=None, help=text)
         return
-    more: dict[str, Any] = {"choices": option.choices} if option.choices else {}
+    listed = option.choices and not option.point
+    more: dict[str, Any] = {"choices": option.choices} if listed else {}
     if option.count is not None:
         more["nargs"] = option.count or "+"
-    metavar = None if option.choices else option.name.upper() if option.kind is str else "N"
+    metavar = None if listed else option.name.upper() if option.kind is str else "N"
     parser.add_argument(option.flag, type=option.kind, required=required, help=text, metavar=metavar, **more)
 
 
-def _index(root: str, out: str, labels: str | None, label: str | None) -> int:
+def _index(root: str, out: str, labels: str | None, label: str | None, pseudonymize: str | None) -> int:
     from collections import Counter
 
     from mmfusion.cohort import build_index
@@ -126,7 +127,7 @@ def _index(root: str, out: str, labels: str | None, label: str | None) -> int:
         if sys.stderr.isatty():
             print(f"\r{files} files", end="", file=sys.stderr, flush=True)
 
-    index = build_index(root, labels=labels, label=label, progress=seen)
+    index = build_index(root, labels=labels, label=label, pseudonymize=pseudonymize, progress=seen)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     index.write(out)
@@ -134,21 +135,35 @@ def _index(root: str, out: str, labels: str | None, label: str | None) -> int:
     found = ", ".join(f"{name} {count[name]}" for name in (*index.modalities, "mask") if count[name])
     subjects = len({case.subject for case in index.cases})
     for unused in index.others:
-        print(f"not used: {unused}")
+        print(f"not used: {unused}" + ("" if pseudonymize else f" ({unused.path})"))
     for note in index.notes:
         print(f"note: {note}")
     print(f"{subjects} subjects, {len(index.cases)} cases ({found}); {len(index.others)} series not used; wrote {out}")
     return 0
 
 
-def _check(manifest: str, modalities: list[str] | None, **reading: Any) -> int:
+def _check(manifest: str, deep: bool | None, modalities: list[str] | None, **reading: Any) -> int:
     from mmfusion.cohort import check_manifest, format_problems
 
-    show = progress_line("rows") if sys.stderr.isatty() else None
+    if Path(manifest).is_dir():
+        return _check_cohort(manifest)
+    show = progress_line("rows") if deep or sys.stderr.isatty() else None
     given = {name: value for name, value in reading.items() if value is not None}
-    problems = check_manifest(manifest, modalities, progress=show, **given)
+    problems = check_manifest(manifest, modalities, deep=bool(deep), progress=show, **given)
     print(format_problems(problems))
     return int(any(problem.level == "error" for problem in problems))
+
+
+def _check_cohort(folder: str) -> int:
+    from mmfusion.prepare import damaged_files
+
+    damaged = damaged_files(folder)
+    for name in damaged:
+        case = name.rpartition("/")[0]
+        print(f"{name} is gone or damaged: delete {case} and run mmfusion prepare again")
+    if not damaged:
+        print(f"{folder}: every file has the content that was written")
+    return int(bool(damaged))
 
 
 def _prepare(manifest: str, out: str, **options: Any) -> int:
@@ -159,9 +174,24 @@ def _prepare(manifest: str, out: str, **options: Any) -> int:
     for row in cohort.rows:
         if row["status"] == "failed":
             print(f"subject {row['subject']}: {row['reasons']}", file=sys.stderr)
+    if missed := _bodies_missed(cohort):
+        print(missed, file=sys.stderr)
     counts = ", ".join(f"{cohort.count(status)} {status}" for status in ("done", "doubtful", "failed"))
     print(f"{counts} | modalities {', '.join(cohort.modalities)} | look at {Path(out) / 'qc.html'}")
     return int(cohort.count("failed") > 0)
+
+
+def _bodies_missed(cohort: Any) -> str:
+    """A warning if the grid was to hold the body and misses much of it; empty if not."""
+    shares = {row["case"]: float(row.get("foreground_outside") or 0) for row in cohort.rows}
+    bad = [case for case, share in shares.items() if share > 0.5]
+    if not bad or cohort.options["center"] != "foreground" or cohort.options["to"]:
+        return ""
+    worst = max(bad, key=lambda case: shares[case])
+    return (
+        f"warning: in {len(bad)} of {len(shares)} cases more than half of the body falls outside the grid "
+        f"({worst}: {shares[worst]:.0%}): larger --spacing or --size, or --center mask"
+    )
 
 
 def _register(

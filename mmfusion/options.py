@@ -7,6 +7,7 @@ all made from :data:`OPTIONS`, so that they cannot drift apart. Functions take t
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ class Option:
         count: None for a single value, 0 for a list of any length but zero, n for a list of exactly n.
         low, high: allowed range of a number, both ends included.
         rising: the values of a list must rise.
+        point: beside the choices, a point as text: ``x,y,z``.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Option:
     low: float = float("-inf")
     high: float = float("inf")
     rising: bool = False
+    point: bool = False
 
     @property
     def flag(self) -> str:
@@ -76,6 +79,8 @@ class Option:
                 f"option {self.name} takes {_KIND_WORDS[self.kind]}, found {value!r} ({type(value).__name__})"
             )
         value = self.kind(value)
+        if self.point and (point := _as_point(value)):
+            return point
         if self.choices and value not in self.choices:
             raise OptionError(unknown(self.name.replace("_", " "), value, self.choices))
         if self.kind in (int, float) and not self.low <= value <= self.high:
@@ -88,6 +93,15 @@ class Option:
         return value
 
 
+def _as_point(text: str) -> str | None:
+    """``x,y,z`` in one spelling; None if it is no point."""
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        return None
+    return ",".join(map(repr, numbers)) if len(numbers) == 3 and all(map(math.isfinite, numbers)) else None
+
+
 _KIND_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
 
 _KINDS = ("translation", "rigid", "similarity", "affine", "deformable", "none")  # registration.KINDS, without torch
@@ -97,7 +111,9 @@ _TABLE = (
     Option("modalities", str, None, "modalities in the order of the channels (default: the manifest's)", count=0),
     Option("classes", str, None, "class labels in the order of the outputs (default: sorted labels)", count=0),
     Option("labels", str, None, "label table (CSV with a column subject) to join by subject"),
-    Option("label", str, None, "column of the label table"),
+    Option("label", str, None, "column of the label table, or of participants.tsv in a BIDS tree"),
+    Option("pseudonymize", str, None, "file with a secret key (made if it is not there); subjects become keyed hashes"),
+    Option("deep", bool, False, "read the voxels, too: what is not finite, constant, implausible, or there twice"),
     # preparing
     Option("reference", str, ["ct", "mr", "pet"], "the others are registered to the first of these", count=0),
     Option("register", str, "rigid", "registration to the reference", choices=_KINDS),
@@ -115,7 +131,17 @@ _TABLE = (
         low=4,
         high=1024,
     ),
-    Option("center", str, "foreground", "what the grid is centered on", choices=("foreground", "volume", "mask")),
+    Option(
+        "center",
+        str,
+        "foreground",
+        "what the grid is centered on: foreground, volume, mask, or a point X,Y,Z (RAS, mm; --center=-8,20,31)",
+        choices=("foreground", "volume", "mask"),
+        point=True,
+    ),
+    Option(
+        "crop_margin", float, None, "empty all that is farther than this from the centered body or mask", "mm", low=0
+    ),
     Option("ct_window", float, [-160.0, 240.0], "HU that become 0 and 1", unit="HU", count=2, rising=True),
     Option("suv", str, "bw", "PET by body weight, lean body mass or body surface", choices=("bw", "lbm", "bsa")),
     Option("suv_max", float, 10.0, "SUV that becomes 1", unit="SUV", low=0.1),
@@ -123,14 +149,20 @@ _TABLE = (
         "mr_normalize",
         str,
         "percentile",
-        "MR scaling by the native foreground: 99th percentile to 1, or mean 0 and deviation 1",
-        choices=("percentile", "zscore"),
+        "MR scaling by the native foreground: 99th percentile to 1; mean 0 and deviation 1; or to a standard histogram",
+        choices=("percentile", "zscore", "histogram"),
     ),
+    Option("mr_standard", str, None, "scale of mr_normalize histogram, as JSON (default: fitted on training subjects)"),
+    Option("bias_correction", bool, False, "remove the bias field of MR (N4)"),
     Option("frame", str, None, "frame of a 4D file or series: first, last, mean or its number from 0"),
     Option("assume_orientation", str, None, "axis directions of NIfTI files without any, as LAS"),
     Option("workers", int, 0, "processes; 0 means one a core (4 with another device)", low=0, high=256),
     Option("time_limit", int, 1800, "for one case, which fails if it takes longer; 0 means none", unit="s", low=0),
     Option("strict", bool, False, "stop at the first case that fails"),
+    Option("scheduler", str, None, "address of a Dask scheduler whose workers do the work (extra: cluster)"),
+    Option("dtype", str, "float32", "of the stored tensors", choices=("float32", "float16")),
+    Option("save_nifti", bool, False, "also write the scans on the grid as NIfTI, in a BIDS derivative"),
+    Option("keep_paths", bool, False, "name original files in what is written (paths may hold a patient's name)"),
     Option("device", str, "cpu", "where registration runs: cpu, or a torch device such as cuda"),
     # the network
     Option(
@@ -207,10 +239,13 @@ _TABLE = (
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "index": ("out", "labels", "label"),
-    "check": ("modalities", "suv", "frame", "assume_orientation"),
-    "geometry": ("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center"),
-    "intensity": ("ct_window", "suv", "suv_max", "mr_normalize", "frame", "assume_orientation"),
+    "index": ("out", "labels", "label", "pseudonymize"),
+    "check": ("deep", "modalities", "suv", "frame", "assume_orientation"),
+    "geometry": ("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center", "crop_margin"),
+    "intensity": (
+        *("ct_window", "suv", "suv_max", "mr_normalize", "mr_standard", "bias_correction"),
+        *("frame", "assume_orientation"),
+    ),
     "network": ("strategy", "encoder", "fusion", "width", "norm", "dropout"),
     "training": (
         *(
@@ -233,7 +268,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "report": (),
 }
 GROUPS["case"] = ("modalities", *GROUPS["geometry"], *GROUPS["intensity"])  # what decides a prepared case
-GROUPS["prepare"] = ("out", *GROUPS["case"], "workers", "time_limit", "strict", "device")
+GROUPS["storage"] = ("dtype", "save_nifti", "keep_paths")  # what decides the files of a prepared case
+GROUPS["prepare"] = (
+    "out",
+    *GROUPS["case"],
+    *GROUPS["storage"],
+    "workers",
+    "time_limit",
+    "strict",
+    "scheduler",
+    "device",
+)
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> str:

@@ -77,6 +77,33 @@ def write_cohort(folder: Path, cases: int = 4, shape: tuple[int, int, int] = (23
     return folder
 
 
+def write_large_cohort(folder: Path, cases: int = 1000, pixels: int = 128) -> Path:
+    """A cohort of ct, pet and mr with pictures as large as real ones, no two alike; every 40th case failed."""
+    noise, ct_pet = np.random.default_rng(0), body((pixels,) * 3, 0)
+    slices = {plane: [np.take(v, pixels // 2, axis) for v in ct_pet] for plane, axis in PLANES.items()}
+    counts = np.histogram2d(*(v.ravel() for v in ct_pet), bins=32)[0].astype(np.float32)
+    rows = []
+    for index in range(cases):
+        row = {"case": f"c{index:04d}", "subject": f"c{index:04d}", "reference": "ct", "modalities": "ct pet mr"}
+        row |= {"status": "failed", "reasons": "ct: no such file"} if index % 40 == 7 else {"status": "done"}
+        row |= {f"{name}_motion_mm": f"{index * 7919 % 1000 / 50:.2f}" for name in ("pet", "mr")}
+        rows.append(row)
+        if row["status"] == "failed":
+            continue
+        arrays = {}
+        for plane, (ct, pet) in slices.items():
+            keys = {"reference": ct, "before_pet": np.roll(pet, 9, 0), "after_pet": pet}
+            keys |= {"before_mr": np.roll(1 - ct, 5, 1), "after_mr": 1 - ct}
+            for key, image in keys.items():
+                noisy = image + 0.02 * noise.standard_normal(image.shape, np.float32)
+                arrays[f"{key}_{plane}"] = np.clip(noisy, 0, 1).astype(np.float16)
+        arrays |= {f"histogram_{stage}_{name}": counts for stage in ("before", "after") for name in ("pet", "mr")}
+        (folder / "cases" / row["case"]).mkdir(parents=True)
+        np.savez(folder / "cases" / row["case"] / "qc.npz", **arrays)
+    write_csv(folder / "cases.csv", rows)
+    return folder
+
+
 def probabilities(label: np.ndarray, classes: int, strength: float, seed: int) -> np.ndarray:
     logits = np.random.default_rng(seed).normal(size=(len(label), classes)) + strength * np.eye(classes)[label]
     return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)

@@ -1,6 +1,7 @@
 """The command line: every command on small files, its words, its exit status, and how little it imports."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -135,7 +136,8 @@ def test_progress_is_few_plain_lines_in_a_file(capsys):
     for done in range(1, 101):
         show(done, 100, "S01 done")
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 11 and lines[-1].startswith("cases 100/100 | 0 s, 0 s left S01 done")
+    assert len(lines) == 11
+    assert re.fullmatch(r"cases 100/100 \| \d+ a minute, 0 s, 0 s left S01 done", lines[-1])
 
 
 def test_progress_is_one_moving_line_on_a_terminal(capsys, monkeypatch):
@@ -204,13 +206,29 @@ def test_prepare_writes_a_cohort_and_says_who_failed(manifest, tmp_path, capsys)
     assert main(["prepare", str(manifest), "--out", str(out), *given]) == 1
     text = capsys.readouterr()
     assert f"2 done, 0 doubtful, 1 failed | modalities ct, pet, mr | look at {out / 'qc.html'}" in text.out
-    assert "subject B: " in text.err and "B_mr.nii.gz" in text.err and "cases 3/3" in text.err
+    assert "subject B: mr is not a NIfTI file" in text.err and "cases 3/3" in text.err
+    assert str(tmp_path) not in text.err
     cohort = open_cohort(out)
     assert cohort.options["spacing"] == [4.0, 5.0, 6.0] and cohort.options["center"] == "volume"
     assert np.load(cohort.cases[0].file).shape == (3, 17, 19, 18)
     (tmp_path / "B_mr.nii.gz").write_bytes(good)
     assert main(["prepare", str(manifest), "--out", str(out), *given]) == 0
     assert "cases 3/3 | " in capsys.readouterr().err and open_cohort(out).count("done") == 3
+    assert main(["check", str(out)]) == 0
+    assert "every file has the content that was written" in capsys.readouterr().out
+    (out / "cases" / "A" / "image.npy").write_bytes(b"")
+    assert main(["check", str(out)]) == 1
+    assert "cases/A/image.npy is gone or damaged: delete cases/A and run mmfusion prep" in capsys.readouterr().out
+
+
+def test_prepare_warns_of_a_grid_that_misses_the_body(manifest, tmp_path, capsys):
+    given = ["--spacing", "4", "5", "6", "--size", "9", "7", "8", "--register", "none", "--workers", "1"]
+    assert main(["prepare", str(manifest), "--out", str(tmp_path / "a"), *given]) == 0
+    warning = r"warning: in 3 of 3 cases more than half of the body falls outside the grid \([ABC]: \d\d%\): larger"
+    assert re.search(warning, capsys.readouterr().err)
+    assert main(["prepare", str(manifest), "--out", str(tmp_path / "b"), "--center=1,-2,3", *given]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert open_cohort(tmp_path / "b").options["center"] == "1.0,-2.0,3.0"
 
 
 def test_options_out_of_range_are_one_sentence(manifest, tmp_path, capsys):

@@ -28,6 +28,14 @@ def test_resolve_fills_defaults_and_keeps_what_is_given():
     assert set(out) == set(GROUPS["geometry"])
 
 
+def test_the_center_is_a_rule_or_a_point():
+    center = OPTIONS["center"]
+    assert [center.check(text) for text in ("mask", "-8, 20.5,1e1")] == ["mask", "-8.0,20.5,10.0"]
+    for text in ("1,2", "1,2,x", "1,2,nan"):
+        with pytest.raises(OptionError, match=f"unknown center '{text}'"):
+            center.check(text)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -195,6 +195,68 @@ def test_centers():
     np.testing.assert_allclose(drawn.center, MIDDLE + (20, 5, -9), atol=1.5)
 
 
+def test_a_point_is_a_center_too():
+    result = prepare_volumes({"ct": scan("ct")}, center="12,-9.5,30", **SMALL)
+    np.testing.assert_allclose(result.grid.center, (12, -9.5, 30))
+
+
+def test_what_the_grid_misses_is_counted():
+    """A ball of 20 mm and a grid that ends 10 mm beside its center: the cap holds 5/32 of the ball."""
+    beside = MIDDLE + (17 * 8 / 2 - 10, 0, 0)
+    result = prepare_volumes({"ct": scan("ct")}, center="volume", mask=ball(MIDDLE), **SMALL)
+    assert (result.facts["mask_outside"], result.status) == (0, "done")
+    point = ",".join(map(str, beside))
+    cut = prepare_volumes({"ct": scan("ct")}, center=point, mask=ball(MIDDLE, radius=20), **SMALL)
+    assert cut.facts["mask_outside"] == pytest.approx(5 / 32, abs=0.08) and cut.status == "doubtful"
+    assert cut.reasons == (
+        f"mask: {cut.facts['mask_outside']:.0%} of it falls outside the grid; use --center mask, or a larger grid",
+    )
+    body = foreground(scan("ct"))
+    index = cut.grid.to_index(GRIDS["ct"].to_world(np.argwhere(body)))
+    outside = 1 - ((index > -0.5) & (index < np.array(cut.grid.shape) - 0.5)).all(1).mean()
+    assert cut.facts["foreground_outside"] == pytest.approx(outside, abs=1e-3) and 0.2 < outside < 0.8
+
+
+def test_a_mask_that_is_only_measured_fails_no_case():
+    result = prepare_volumes({"ct": scan("ct")}, mask=ball(MIDDLE + 999), **SMALL)
+    assert result.reasons == (
+        "mask: the mask is empty on the grid of ct: it lies outside the scan, or belongs to another",
+    )
+    assert "mask_outside" not in result.facts
+
+
+@pytest.mark.parametrize("center", ["mask", "foreground"])
+def test_a_margin_around_the_box_empties_the_rest(center):
+    scans = {"ct": scan("ct"), "mr": scan("mr")}
+    whole, cropped = (
+        prepare_volumes(scans, mask=ball(MIDDLE, radius=25), center=center, crop_margin=margin, **SMALL)
+        for margin in (None, 8.0)
+    )
+    read = ball(MIDDLE, radius=25)(GRIDS["ct"]).array > 0 if center == "mask" else foreground(scan("ct"))
+    points = GRIDS["ct"].to_world(np.argwhere(read))
+    low, high = points.min(0) - 8, points.max(0) + 8
+    world = whole.grid.to_world(np.moveaxis(np.indices(whole.grid.shape), 0, -1))
+    inside = ((world > low - 1e-6) & (world < high + 1e-6)).all(-1)
+    assert 0.02 < inside.mean() < 0.9
+    np.testing.assert_array_equal(cropped.image[:, inside], whole.image[:, inside])
+    assert not cropped.image[:, ~inside].any() and whole.image[:, ~inside].any()
+    with pytest.raises(OptionError, match=r"--crop-margin needs a box around something: .* not volume"):
+        prepare_volumes(scans, center="volume", crop_margin=8.0, **SMALL)
+
+
+def test_scans_on_the_grid_keep_their_units():
+    scans = {"ct": scan("ct"), "pet": scan("pet")}
+    result = prepare_volumes(scans, mask=ball(MIDDLE), keep_volumes=True, **SMALL)
+    assert {name: volume.units for name, volume in result.on_grid.items()} == {
+        "ct": "HU", "pet": "SUVbw", "mask": "label",
+    }  # fmt: skip
+    for name in scans:
+        np.testing.assert_array_equal(result.on_grid[name].array, resample(scans[name], result.grid).array)
+    volume_ml = result.on_grid["mask"].array.sum() * 8 * 7 * 9 / 1000
+    assert volume_ml == pytest.approx(4 / 3 * np.pi * 8, rel=0.15)
+    assert not prepare_volumes(scans, **SMALL).on_grid
+
+
 def test_a_mask_drawn_on_another_scan_is_found_through_the_registration(head, registered):
     subject, (target, result) = head[0], registered
     assert result.reference == "ct" and result.registrations["pet"].verdict == "ok"

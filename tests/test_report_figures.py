@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from report_folders import body
+from scipy.stats import rankdata
 
 from mmfusion.errors import GeometryError, OptionError
 from mmfusion.report import (
@@ -13,7 +14,7 @@ from mmfusion.report import (
     figure_slices,
 )
 from mmfusion.report.page import png_of_array, png_of_figure
-from mmfusion.report.pictures import PLANES, histogram_picture, planes_of, strip
+from mmfusion.report.pictures import GRAYS, PLANES, comparison, histogram_picture, palette, planes_of, strip
 
 
 def decode(png: bytes) -> np.ndarray:
@@ -21,7 +22,8 @@ def decode(png: bytes) -> np.ndarray:
 
     from matplotlib.image import imread
 
-    return np.round(255 * imread(io.BytesIO(png))[:, :, :3]).astype(np.uint8)
+    found = np.round(255 * imread(io.BytesIO(png))).astype(np.uint8)
+    return found[:, :, :3] if found.ndim == 3 else found
 
 
 def test_checkerboard_takes_turns():
@@ -38,6 +40,14 @@ def test_equalized_modalities_give_a_body_the_same_gray():
     assert abs(ct[inside].mean() - pet[inside].mean()) > 0.3
     assert abs(a[inside].mean() - b[inside].mean()) < 0.15
     assert a[0, 0, 0] < 0.1 and b[0, 0, 0] < 0.3
+
+
+def test_equalization_ranks_as_scipy_does():
+    image = np.random.default_rng(0).gamma(2, 0.1, (13, 11)).clip(0, 1).astype(np.float16)
+    (gray,) = equalize([image])
+    inside = gray > 0.3
+    midranks = (rankdata(image[inside]) - 0.5) / inside.sum()
+    assert inside.sum() > 50 and gray[inside] == pytest.approx(0.3 + 0.7 * midranks, abs=1e-6)
 
 
 def test_equalization_keeps_order_and_ignores_the_scale():
@@ -57,7 +67,7 @@ def test_strip_shows_x_to_the_right_and_y_upward():
     for plane in planes.values():
         plane[40:50, 36:42] = 1  # right of and above the middle
     picture = strip(planes, planes)
-    factor, width = 4, 61 * 4 + 6
+    factor, width = 2, 61 * 2 + 6
     assert picture.shape == (47 * factor, 3 * width) and picture.dtype == np.uint8
     assert picture[(46 - 38) * factor, 3 + 45 * factor] > 100 and picture[38 * factor, 3 + 45 * factor] == 0
 
@@ -65,8 +75,8 @@ def test_strip_shows_x_to_the_right_and_y_upward():
 def test_strip_keeps_one_scale_and_stamps_letters():
     planes = {"axial": np.zeros((80, 60)), "coronal": np.zeros((80, 90)), "sagittal": np.zeros((60, 90))}
     picture = strip(planes, planes)
-    assert picture.shape == (270, 3 * (80 + 80 + 60) + 18)
-    assert picture[:, :246].max() == 255  # letters are all that is there
+    assert picture.shape == (90, 80 + 80 + 60 + 18)
+    assert picture[:, :86].max() == 255  # letters are all that is there
     large = {name: np.zeros((1200, 1100)) for name in PLANES}
     assert strip(large, large).shape == (367, 3 * (400 + 6))
 
@@ -86,17 +96,31 @@ def test_planes_of_needs_all_three():
 def test_histogram_picture_has_the_reference_to_the_right():
     counts = np.zeros((32, 32))
     counts[31, 0] = 100  # high reference, low moving: bottom right
-    picture = histogram_picture(counts)
-    height, width, _ = picture.shape
-    assert picture[height - 1, width - 1].sum() > 600 and picture[0, 0].sum() < 50
-    assert histogram_picture(np.zeros((4, 4))).max() < 20
+    picture = palette()[histogram_picture(counts)]
+    assert picture.shape == (128, 128, 3)
+    assert picture[-1, -1].sum() > 600 and picture[0, 0].sum() < 50
+    assert palette()[histogram_picture(np.zeros((4, 4)))].max() < 20
+
+
+def test_a_comparison_has_the_histogram_at_the_right():
+    planes = {name: np.full((61, 47), 0.5, np.float32) for name in PLANES}
+    picture = comparison(planes, planes, np.ones((32, 32)))
+    gray, colors = picture[:, :-70], picture[:64, -67:-3]
+    assert picture.shape == (94, 3 * (2 * 61 + 6) + 6 + 70) and gray.max() < GRAYS
+    assert np.median(palette()[gray]) == pytest.approx(255 / 2, abs=1) and np.all(colors == 255)
+    assert comparison(planes, planes).shape == (94, 3 * (2 * 61 + 6))
 
 
 @pytest.mark.parametrize("shape", [(7, 9), (7, 9, 3)])
 def test_png_keeps_every_pixel(shape):
     picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     found = decode(png_of_array(picture))
-    assert np.array_equal(found if len(shape) == 3 else found[:, :, 0], picture)
+    assert np.array_equal(found, picture)
+
+
+def test_png_of_indices_has_the_colors_of_the_palette():
+    picture = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    assert np.array_equal(decode(png_of_array(picture, palette())), palette()[picture])
 
 
 @pytest.mark.parametrize("kind", ["checkerboard", "contour", "color"])

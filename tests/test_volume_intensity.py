@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mmfusion.errors import OptionError, VoxelError
-from mmfusion.volume import Volume, clip_suv, foreground, normalize, normalize_mr, window_ct
+from mmfusion.volume import Volume, clip_suv, correct_bias, foreground, normalize, normalize_mr, window_ct
 
 
 def ball(radius, shape=(31, 27, 35)):
@@ -33,7 +33,7 @@ def test_mr_without_contrast_is_refused():
         normalize_mr(np.full(mask.shape, 7.0), mask, "zscore")
     with pytest.raises(VoxelError, match="empty"):
         normalize_mr(np.ones(mask.shape), np.zeros_like(mask))
-    with pytest.raises(OptionError, match="unknown MR normalization 'minmax'"):
+    with pytest.raises(OptionError, match="unknown affine MR normalization 'minmax'"):
         normalize_mr(np.ones(mask.shape), mask, "minmax")
 
 
@@ -59,3 +59,22 @@ def test_normalize_goes_by_units():
     for units in ("SUVbw", "SUVlbm", "SUVbsa"):
         assert np.allclose(normalize(volume.replace(units=units), suv_max=40), [[[0, 1, 1]]])
     assert np.allclose(normalize(volume.replace(units="a.u."), mr_scaling=(40, 40)), [[[-1, 0, 1]]])
+
+
+def test_a_bias_field_is_found_and_taken_off():
+    mask = ball(13, (33, 29, 35))
+    i, j, k = np.indices(mask.shape)
+    rng = np.random.default_rng(0)
+    truth = np.where(mask, 100 + 40 * ((i // 4 + j // 5 + k // 3) % 2) + rng.normal(0, 2, mask.shape), 0)
+    field = np.exp(0.5 * np.sin(i / 14) * np.cos(k / 17) - 0.3 * j / 29)
+    volume = Volume((truth * field).astype(np.float32), np.diag([4.0, 5.0, 4.0, 1]), "mr")
+    fixed = correct_bias(volume, mask)
+
+    def uneven(array):
+        return np.std(np.log(array[mask] / truth[mask]))
+
+    assert uneven(volume.array) > 0.1 and uneven(fixed.array) < 0.4 * uneven(volume.array)
+    np.testing.assert_array_equal(fixed.array, correct_bias(volume, mask).array)
+    assert fixed.array.dtype == np.float32 and not fixed.array[~mask].any()
+    with pytest.raises(VoxelError, match="mr: no foreground to find the bias field in; prepare without --bias-c"):
+        correct_bias(volume, np.zeros(mask.shape, bool))

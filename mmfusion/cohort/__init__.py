@@ -1,7 +1,8 @@
 """Who is in the study: manifest, DICOM index, checks and leak-safe splits."""
 
 from mmfusion.cohort.check import check_manifest, format_problems
-from mmfusion.cohort.index import Index, Unused, build_index
+from mmfusion.cohort.found import Index, Unused
+from mmfusion.cohort.index import build_index
 from mmfusion.cohort.labels import join_labels
 from mmfusion.cohort.manifest import (
     Case,

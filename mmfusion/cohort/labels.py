@@ -12,13 +12,18 @@ from mmfusion.cohort.table import MISSING, Problem, listed, no_column, read_tabl
 from mmfusion.errors import ManifestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mmfusion.cohort.manifest import Case
 
 
 def join_labels(
-    cases: Sequence[Case], labels_file: str | Path, column: str, subject_column: str = "subject"
+    cases: Sequence[Case],
+    labels_file: str | Path,
+    column: str,
+    subject_column: str = "subject",
+    *,
+    named: Callable[[str], str] = str,
 ) -> tuple[list[Case], list[str]]:
     """Give cases the labels of a table, by identifier and never by order.
 
@@ -29,6 +34,7 @@ def join_labels(
         labels_file: CSV or TSV with one row a subject (or a subject and session).
         column: the column that holds the label.
         subject_column: the column that holds the subject.
+        named: gives the name that a subject of the table has in ``cases``, as a pseudonym.
 
     Returns:
         The cases with labels (None where the table has none), and sentences that name who did not match, in
@@ -49,7 +55,8 @@ def join_labels(
     problems = []
     for line, cells in rows:
         row = dict(zip(header, cells, strict=False))
-        key = (row[subject_column], row.get("session", "")) if by_session else (row[subject_column],)
+        subject = named(row[subject_column])
+        key = (subject, row.get("session", "")) if by_session else (subject,)
         value = row.get(column, "")
         first, at = labels.setdefault(key, (value, line))
         if first != value:
@@ -72,17 +79,17 @@ def join_labels(
     if cases and not used & labels.keys():
         raise ManifestError(
             f"no subject of the study is in column {subject_column} of {path.name}: the study has "
-            f"{_named(unlabeled, spare)}; the table has {_named(spare, [])}"
+            f"{few(unlabeled, spare)}; the table has {few(spare)}"
         )
     notes = []
     if unlabeled:
-        notes.append(f"{path.name} has no {column} for {len(unlabeled)}: {_named(unlabeled, spare)}")
+        notes.append(f"{path.name} has no {column} for {len(unlabeled)}: {few(unlabeled, spare)}")
     if spare:
-        notes.append(f"{len(spare)} of {path.name} are not in the study: {_named(spare, unlabeled)}")
+        notes.append(f"{len(spare)} of {path.name} are not in the study: {few(spare, unlabeled)}")
     return joined, notes
 
 
-def _named(names: Sequence[str], candidates: Sequence[str], most: int = 10) -> str:
+def few(names: Sequence[str], candidates: Sequence[str] = (), most: int = 10) -> str:
     """Names, each with the nearest candidate in brackets, at most ``most`` of them."""
     words = []
     for name in names[:most]:

@@ -36,7 +36,7 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", 
 PARTS = ("train", "validation", "test")
 """The words of column ``split``."""
 
-_RESERVED = ("subject", "session", "label", "mask", "site", "split", "fold")
+RESERVED = ("subject", "session", "label", "mask", "site", "split", "fold")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def parse_manifest(
     wanted = found if modalities is None else list(modalities)
     problems += [no_column(name, header, path.name) for name in wanted if name not in header]
     modalities = [name for name in wanted if name in header]
-    covariates = [name for name in header if name and name not in {*_RESERVED, *found, *modalities}]
+    covariates = [name for name in header if name and name not in {*RESERVED, *found, *modalities}]
     if not modalities:
         problem = f"{path.name} has columns {', '.join(header)}; none of them is a modality"
         remedy = "Name a column ct, pet or mr, or say which columns are modalities with --modalities."
@@ -200,7 +200,7 @@ def is_modality_key(name: str) -> bool:
 def _is_modality(name: str, table: Sequence[tuple[int, dict[str, str]]], folder: Path) -> bool:
     """The rule of :func:`read_manifest` for one column."""
     key = name.lower()
-    if not name or name in _RESERVED or key.endswith(("mask", "seg")):
+    if not name or name in RESERVED or key.endswith(("mask", "seg")):
         return False
     if key in MODALITIES:
         return True

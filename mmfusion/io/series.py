@@ -138,10 +138,10 @@ def _is_kind(files: _Files, kind: str) -> bool:
 
 
 def _listed(groups: dict[str, _Files]) -> str:
-    """Each series by the end of its UID, modality, description and number of files."""
+    """What tells series apart, without their descriptions: free text may name the patient, and messages are kept."""
     texts = []
     for uid, files in sorted(groups.items()):
         header = files[0][1]
-        text = str(header.get("SeriesDescription") or "no description")
-        texts.append(f"...{uid[-8:]} {header.get('Modality', '')} '{text}' {len(files)} files")
+        modality, serial = header.get("Modality", ""), header.get("SeriesNumber", "-")
+        texts.append(f"...{uid[-8:]} {modality} number {serial}, {len(files)} files")
     return "; ".join(texts)

@@ -1,11 +1,12 @@
 """From the scans of a case to its tensor, and from a manifest to a cohort folder that is made once."""
 
 from mmfusion.prepare.case import CaseResult, choose_reference, load_case, prepare_case, prepare_volumes
-from mmfusion.prepare.cohort import (
+from mmfusion.prepare.cohort import prepare_cohort
+from mmfusion.prepare.folder import (
     Cohort,
     PreparedCase,
+    damaged_files,
     open_cohort,
-    prepare_cohort,
     refuse_contradictions,
     versions,
     write_case,
@@ -23,6 +24,7 @@ __all__ = [
     "open_cohort",
     "prepare_cohort",
     "refuse_contradictions",
+    "damaged_files",
     "write_case",
     "write_cohort",
     "versions",

@@ -8,22 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.errors import GeometryError, OptionError, VoxelError
+from mmfusion.errors import GeometryError, MmfusionError, OptionError, VoxelError
 from mmfusion.io import PET_DETAILS, load_mask, load_volume
 from mmfusion.options import resolve
 from mmfusion.prepare.pictures import qc_pictures
-from mmfusion.prepare.placing import BRAIN_OF, brain_on, grid_center, registered
-from mmfusion.volume import (
-    SUV_UNITS,
-    Grid,
-    Transform,
-    Volume,
-    coverage,
-    foreground,
-    normalize,
-    normalize_mr,
-    resample,
-)
+from mmfusion.prepare.placing import BRAIN_OF, Region, brain_on, mask_and_owner, place_grid, registered
+from mmfusion.prepare.scaling import scaling
+from mmfusion.volume import Grid, Transform, Volume, correct_bias, coverage, foreground, resample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +23,7 @@ if TYPE_CHECKING:
     from mmfusion.registration import Registration
 
 _LEAST_COVERAGE = 0.05  # of the grid; a scan that shows less of it is reported
+_MASK_OUTSIDE = 0.05  # of the mask; more than that outside the grid is reported
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +44,7 @@ class CaseResult:
         reasons: one sentence each.
         facts: plain facts by column name, for ``cases.csv``.
         pictures: small arrays for the QC page, see :func:`mmfusion.prepare.pictures.qc_pictures`.
+        on_grid: if asked for, each scan on the grid in its physical unit, and ``mask``.
     """
 
     image: np.ndarray
@@ -66,6 +59,7 @@ class CaseResult:
     reasons: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    on_grid: Mapping[str, Volume] = field(default_factory=dict)
 
 
 def pet_details(case: Case) -> dict[str, str]:
@@ -101,12 +95,15 @@ def load_case(case: Case, **options: Any) -> dict[str, Volume]:
     return volumes
 
 
-def prepare_case(case: Case, *, pictures: bool = True, device: str = "cpu", **options: Any) -> CaseResult:
+def prepare_case(
+    case: Case, *, pictures: bool = True, keep_volumes: bool = False, device: str = "cpu", **options: Any
+) -> CaseResult:
     """Everything from the files of one case to its tensor.
 
     Args:
         case: a row of the manifest.
         pictures: also make the arrays of the QC page.
+        keep_volumes: also return the scans on the grid.
         device: where registration runs, ``cpu`` or a torch device; elsewhere than on a CPU, results differ by rounding.
         options: the group ``case`` of :mod:`mmfusion.options`.
 
@@ -125,7 +122,7 @@ def prepare_case(case: Case, *, pictures: bool = True, device: str = "cpu", **op
     mask = None
     if case.mask is not None:
         mask = partial(load_mask, case.mask, assume_orientation=options["assume_orientation"])
-    return prepare_volumes(volumes, mask=mask, pictures=pictures, device=device, **options)
+    return prepare_volumes(volumes, mask=mask, pictures=pictures, keep_volumes=keep_volumes, device=device, **options)
 
 
 def choose_reference(available: Sequence[str], preferred: Sequence[str]) -> str:
@@ -139,6 +136,7 @@ def prepare_volumes(
     mask: Callable[[Grid], Volume] | None = None,
     grid: Grid | None = None,
     pictures: bool = True,
+    keep_volumes: bool = False,
     device: str = "cpu",
     **options: Any,
 ) -> CaseResult:
@@ -146,54 +144,63 @@ def prepare_volumes(
 
     Args:
         volumes: by modality, in physical units (HU, SUV, a.u.); those absent become zero channels.
-        mask: reads the region of interest on a given grid; needed for ``center="mask"``.
+        mask: reads the region of interest on a given grid; needed for ``center="mask"``, else only measured.
         grid: the target grid in the world of the reference (with ``to``, of the template), instead of ``spacing``,
             ``size`` and ``center``.
         pictures: also make the arrays of the QC page.
+        keep_volumes: also return the scans on the grid.
         device: where registration runs, ``cpu`` or a torch device.
         options: the group ``case`` of :mod:`mmfusion.options`; ``modalities`` orders the channels.
 
     Raises:
         GeometryError: no overlap, a registration that failed, nothing to center on, or no brain on the grid.
         VoxelError: a scan is constant on the grid (it would be taken for a missing one).
+        OptionError: ``crop_margin`` with nothing to crop to.
     """
     options = resolve(options, "case")
     modalities = tuple(options["modalities"] or volumes)
     available = [name for name in modalities if name in volumes]
     if not available:
         raise GeometryError(f"none of the modalities {', '.join(modalities)} is there")
-    volumes = {name: volumes[name] for name in available}
+    volumes = {name: _bias_corrected(volumes[name], options) for name in available}
     reference = choose_reference(available, options["reference"])
     head = options["to"] or (BRAIN_OF if options["brain_mask"] else None)
     registrations = registered(volumes, reference, head, options, device)
     # first within the patient, from the reference to each modality; then from the world of the grid
     transforms = {name: one.fixed_to_moving for name, one in registrations.items() if name != head}
     to_reference = registrations[head].fixed_to_moving if head else Transform()
-    if grid is None:
-        grid = Grid.around(
-            grid_center(options, volumes, reference, transforms, to_reference, mask),
-            options["spacing"],
-            options["size"],
-        )
     if options["to"]:
         transforms = {reference: to_reference} | {name: to_reference.compose(t) for name, t in transforms.items()}
+    reasons = [f"{name}: {reason}" for name, r in registrations.items() if r.verdict != "ok" for reason in r.reasons]
+    drawn, body, lesion = None, _body(volumes[reference], transforms.get(reference), options), None
+    if mask is not None:
+        try:
+            drawn, owner = mask_and_owner(mask, volumes, reference)
+            lesion = Region.of(drawn.array > 0, drawn.grid, transforms.get(owner))
+        except MmfusionError as error:
+            if options["center"] == "mask":
+                raise
+            reasons.append(f"mask: {error}")
+    if grid is None:
+        grid = place_grid(options, volumes, reference, body, lesion)
     to_head = Transform() if options["to"] else to_reference.inverse()
     brain = brain_on(grid, to_head, head) if head and options["brain_mask"] else None
+    kept = _kept(options, grid, body, lesion, brain)
 
     image = np.zeros((len(modalities), *grid.shape), np.float32)
     valid = np.zeros(image.shape, bool)
-    facts: dict[str, Any] = {}
-    reasons = [f"{name}: {reason}" for name, r in registrations.items() if r.verdict != "ok" for reason in r.reasons]
+    facts: dict[str, Any] = _shares(grid, body, lesion, reasons)
     scalings: dict[str, Callable[[Volume], np.ndarray]] = {}
+    on_grid: dict[str, Volume] = {}
     for name in available:
         volume = volumes[name]
-        scalings[name] = _scaling(volume, options)
+        scalings[name] = scaling(name, volume, options)
         channel = modalities.index(name)
-        image[channel] = scalings[name](resample(volume, grid, transforms.get(name)))
+        moved = resample(volume, grid, transforms.get(name))
         valid[channel] = coverage(volume.grid, grid, transforms.get(name))
-        if brain is not None:
-            empty = volume.replace(array=np.full((1, 1, 1), volume.fill, np.float32))
-            image[channel][~brain] = scalings[name](empty).item()
+        if kept is not None:
+            moved = moved.replace(array=np.where(kept, moved.array, np.float32(volume.fill)))
+        image[channel] = scalings[name](moved)
         share = float(valid[channel].mean())
         if np.ptp(image[channel]) == 0:
             raise VoxelError(
@@ -203,10 +210,14 @@ def prepare_volumes(
         if share < _LEAST_COVERAGE:
             reasons.append(f"{name}: its field of view covers only {share:.0%} of the grid")
         facts |= _facts(name, volume, share) | _registration_facts(name, registrations.get(name))
+        if keep_volumes:
+            on_grid[name] = moved
     if head:
         facts |= {"template": head} | _registration_facts(head, registrations[head])
     if brain is not None:
         facts["brain_ml"] = round(float(brain.sum() * np.prod(grid.spacing) / 1000), 1)
+    if keep_volumes and drawn is not None:
+        on_grid["mask"] = resample(drawn, grid, transforms.get(owner), order=0, fill=0)
     return CaseResult(
         image=image,
         present=np.array([name in volumes for name in modalities]),
@@ -220,16 +231,52 @@ def prepare_volumes(
         reasons=tuple(reasons),
         facts=facts,
         pictures=_pictures(volumes, reference, transforms, grid, scalings, head, to_head) if pictures else {},
+        on_grid=on_grid,
     )
 
 
-def _scaling(volume: Volume, options: Mapping[str, Any]) -> Callable[[Volume], np.ndarray]:
-    """What makes this scan's values comparable; MR statistics come from the native scan, before any resampling."""
-    mr = (0.0, 1.0)
-    if volume.units not in ("HU", *SUV_UNITS):
-        mr = normalize_mr(volume.array, foreground(volume), options["mr_normalize"])
-    window = tuple(options["ct_window"])
-    return lambda v: normalize(v, ct_window=window, suv_max=options["suv_max"], mr_scaling=mr)
+def _bias_corrected(volume: Volume, options: Mapping[str, Any]) -> Volume:
+    if volume.units != "a.u." or not options["bias_correction"]:
+        return volume
+    return correct_bias(volume, foreground(volume))
+
+
+def _body(volume: Volume, transform: Transform | None, options: Mapping[str, Any]) -> Region | None:
+    """The patient in the reference; None if nothing stands out and the grid need not be centered on it."""
+    try:
+        return Region.of(foreground(volume), volume.grid, transform)
+    except VoxelError:
+        if options["center"] == "foreground" and not options["to"]:
+            raise
+        return None
+
+
+def _kept(
+    options: Mapping[str, Any], grid: Grid, body: Region | None, lesion: Region | None, brain: np.ndarray | None
+) -> np.ndarray | None:
+    """``[i, j, k]`` bool: where the grid is not to be emptied; None for everywhere."""
+    kept = brain
+    if options["crop_margin"] is not None:
+        region = {"mask": lesion, "foreground": body}.get(options["center"])
+        if region is None:
+            raise OptionError(
+                f"--crop-margin needs a box around something: --center foreground or mask, not {options['center']}"
+            )
+        box = region.box(grid, options["crop_margin"])
+        kept = box if brain is None else box & brain
+    return kept
+
+
+def _shares(grid: Grid, body: Region | None, lesion: Region | None, reasons: list[str]) -> dict[str, Any]:
+    """How much of the body and of the mask the grid misses, 0 to 1; a cut mask is a reason to doubt."""
+    facts: dict[str, Any] = {}
+    if body is not None:
+        facts["foreground_outside"] = round(body.outside(grid), 4)
+    if lesion is not None:
+        facts["mask_outside"] = share = round(lesion.outside(grid), 4)
+        if share > _MASK_OUTSIDE:
+            reasons.append(f"mask: {share:.0%} of it falls outside the grid; use --center mask, or a larger grid")
+    return facts
 
 
 def _facts(name: str, volume: Volume, share: float) -> dict[str, Any]:
@@ -265,5 +312,5 @@ def _pictures(
         from mmfusion.registration import template
 
         volume = template(head).volume
-        shown = volume, to_head, _scaling(volume, resolve({}, "case"))
+        shown = volume, to_head, scaling(head, volume, resolve({}, "case"))
     return qc_pictures(volumes, reference, transforms, grid, scalings, shown)

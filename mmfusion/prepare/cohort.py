@@ -1,141 +1,63 @@
-"""The cohort folder: a study prepared once, and only what changed prepared again.
-
-::
-
-    COHORT/
-      options.json      what was asked for, and the versions that did it
-      cases.csv         one row a case: status, reasons, registration numbers (of good and bad cases alike)
-      cases/<case>/     image.npy [M, D, H, W] float32, qc.npz, case.json; ITK transforms: <modality>.tfm (reference to
-                        modality; .h5 if it bends) and, with a template, mni152.tfm (template to reference)
-      qc.html           worst case first
-"""
+"""From a manifest to a cohort folder: every case by itself, in processes or on a cluster, and only what changed."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
 import os
 import shutil
 import traceback
-from concurrent.futures import Future, as_completed
-from contextlib import closing
+from concurrent.futures import as_completed
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
-from glob import escape
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmfusion import __version__
 from mmfusion.cohort import Case, read_manifest
-from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError
-from mmfusion.io import save_transform, sidecar_of, split_series, write_csv, write_json
-from mmfusion.options import resolve
-from mmfusion.prepare.case import CaseResult, pet_details, prepare_case
+from mmfusion.cohort.files import without_paths
+from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError, ReadError
+from mmfusion.io import write_json
+from mmfusion.options import GROUPS, resolve
+from mmfusion.prepare.case import prepare_case
+from mmfusion.prepare.derivatives import FOLDER, labels_of, refuse_shared_names, write_dataset, write_derivative
+from mmfusion.prepare.folder import Cohort, read_case, row_of, write_case, write_cohort
 from mmfusion.prepare.processes import Processes
-from mmfusion.report import write_qc
+from mmfusion.prepare.sources import case_key, case_stamp, source_digests
+from mmfusion.prepare.standard import LOADING, fit_standard, landmarks_of, training_cases
 from mmfusion.volume import check_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from concurrent.futures import Executor
 
+    from mmfusion.prepare.case import CaseResult
+
+_VERSION = {"GeneratedBy": f"mmfusion {__version__}"}
 _ON_ONE_DEVICE = 4  # processes that share a GPU: each takes some memory of it
-_FORMAT = "1"  # of the files of a case; a change prepares every case again
-_WHOLE = (".nii", ".nii.gz", ".mha", ".nrrd", ".zip")  # one file holds the whole scan
-_HEADERS = (".mhd", ".nhdr", ".hdr", ".img")  # two files of one stem do
-_GIVEN = ("subject", "session", "label", "split", "fold", "site")
-_CASE_COLUMNS = ("case", *_GIVEN, "status", "reasons", "reference", "modalities", "file", "key", "seconds")
 
 
 @dataclass(frozen=True)
-class PreparedCase:
-    """One usable row of ``cases.csv``.
+class _Order:
+    """What is to be done with each case, wherever that happens.
 
     Attributes:
-        case: subject, session, label, split, fold and site, as in the manifest.
-        modalities: those that the case has.
-        status: ``done`` or ``doubtful``.
-        file: ``image.npy``, ``[M, D, H, W]`` float32, channels in the order of the cohort's modalities.
+        out: the cohort folder, absolute.
+        options: the group ``case``.
+        storage: the group ``storage``.
+        device: where registration runs.
     """
 
-    case: Case
-    modalities: tuple[str, ...]
-    status: str
-    file: Path
-
-
-@dataclass(frozen=True, eq=False)
-class Cohort:
-    """A cohort folder, opened.
-
-    Attributes:
-        folder: where it lies.
-        options: the options that its cases were prepared with (group ``case``); ``modalities`` names the channels.
-        rows: ``cases.csv``, every case, failed ones too.
-    """
-
-    folder: Path
-    options: dict[str, Any]
-    rows: list[dict[str, str]]
+    out: Path
+    options: Mapping[str, Any]
+    storage: Mapping[str, Any]
+    device: str
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        """The channels, in order."""
-        return tuple(self.options["modalities"])
-
-    @cached_property
-    def cases(self) -> list[PreparedCase]:
-        """The cases that can be used: done and doubtful ones."""
-        return [
-            PreparedCase(
-                case=Case(
-                    subject=row["subject"],
-                    session=row["session"],
-                    label=row["label"] or None,
-                    site=row["site"],
-                    split=row["split"],
-                    fold=row["fold"],
-                ),
-                modalities=tuple(row["modalities"].split()),
-                status=row["status"],
-                file=self.folder / row["file"],
-            )
-            for row in self.rows
-            if row["status"] != "failed"
-        ]
-
-    @cached_property
-    def hash(self) -> str:
-        """One short text that changes with the options, the cases and their content."""
-        keys = sorted("|".join(row[name] for name in ("case", "key", "status", "label", "split")) for row in self.rows)
-        return hashlib.sha256("\n".join([json.dumps(self.options, sort_keys=True), *keys]).encode()).hexdigest()[:16]
-
-    def count(self, status: str) -> int:
-        """How many cases ended as ``done``, ``doubtful`` or ``failed``."""
-        return sum(row["status"] == status for row in self.rows)
-
-
-def open_cohort(folder: str | Path) -> Cohort:
-    """Open a cohort folder.
-
-    Raises:
-        CohortError: it is not there, or :func:`prepare_cohort` has not finished in it.
-    """
-    folder = Path(folder)
-    for name in ("options.json", "cases.csv"):
-        if not (folder / name).is_file():
-            raise CohortError(
-                f"{folder} has no {name}: it is not a finished cohort folder. "
-                f"Run: mmfusion prepare MANIFEST --out {folder}"
-            )
-    options = json.loads((folder / "options.json").read_text())
-    with (folder / "cases.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return Cohort(folder, resolve({k: v for k, v in options.items() if k in resolve({}, "case")}, "case"), rows)
+    def asked(self) -> dict[str, Any]:
+        """What decides the files of a case, beside its sources and the code."""
+        return {**self.options, **self.storage}
 
 
 def prepare_cohort(
@@ -146,14 +68,16 @@ def prepare_cohort(
     time_limit: int = 1800,
     strict: bool = False,
     device: str = "cpu",
+    scheduler: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     **options: Any,
 ) -> Cohort:
     """Prepare every case of a manifest; a case that is there and unchanged is left alone.
 
-    A case is keyed by its options, its files (path, size, time) and the version of mmfusion. A bad case ends as
-    ``failed`` with its error and stops nothing, even if it crashes its process, takes all memory, or never ends. After
-    Ctrl-C the same call goes on where it stopped.
+    A case is keyed by the content of its files, its options and the version of mmfusion; files that only moved or were
+    written again are read, found equal, and not prepared again. A bad case ends as ``failed`` with its error and stops
+    nothing, even if it crashes its process, takes all memory, or never ends. Whatever ends this call, the same call
+    goes on where it stopped, and gives the same tensors and transforms with any number of workers.
 
     Args:
         manifest: CSV or TSV, see :func:`mmfusion.cohort.read_manifest`.
@@ -163,15 +87,18 @@ def prepare_cohort(
         time_limit: seconds for one case; 0 means none.
         strict: stop at the first case that fails.
         device: where registration runs, ``cpu`` or a torch device that all processes share; no part of a case's key.
+        scheduler: address of a Dask scheduler, whose workers then do the work; they must see the same files under the
+            same paths.
         progress: called with (done, all, case and its status) after each case.
-        options: the group ``case`` of :mod:`mmfusion.options`.
+        options: the groups ``case`` and ``storage`` of :mod:`mmfusion.options`.
 
     Raises:
         ManifestError: the manifest has problems (all are listed).
         OptionError: an option does not fit, or ``reference`` names no modality.
-        CohortError: a case failed, and ``strict``; the folder cannot be written.
+        CohortError: a case failed, and ``strict``; the folder cannot be written, or another call is writing into it.
     """
     chosen_by_hand = options.get("reference") is not None
+    storage = resolve({name: options.pop(name) for name in GROUPS["storage"] if name in options}, "storage")
     options = resolve(options, "case")
     check_device(device)
     cases = read_manifest(manifest, options["modalities"])
@@ -179,113 +106,77 @@ def prepare_cohort(
         options["modalities"] = list(dict.fromkeys(name for case in cases for name in case.images))
     if chosen_by_hand:
         _refuse_reference(options["reference"], cases)
-    out = Path(out)
-    (out / "cases").mkdir(parents=True, exist_ok=True)
-    keys = {case.id: _key(case, options) for case in cases}
-    records = {case.id: _unchanged(out, case.id, keys[case.id]) for case in cases}
-    todo = [case for case in cases if records[case.id] is None]
-    finished = len(cases) - len(todo)
-    if todo:  # until all is done the folder is not a finished cohort, see open_cohort
-        (out / "cases.csv").unlink(missing_ok=True)
-    processes = _processes(workers, len(todo), device)
-    with closing(_run(todo, options, out, keys, processes, time_limit, device)) as results:
-        for case, record in results:
-            records[case.id] = record
-            finished += 1
-            if progress:
-                progress(finished, len(cases), f"{case.id} {record['status']}")
-            if strict and record["status"] == "failed":
-                raise CohortError(
-                    f"stopped at case {case.id} ({finished} of {len(cases)} were tried): {record['reasons']}. "
-                    "The same command goes on where it stopped; without --strict a failed case stops nothing"
-                )
-    return write_cohort(out, options, [_row(case, keys[case.id], records[case.id] or {}) for case in cases])
+    if storage["save_nifti"]:
+        refuse_shared_names(cases)
+    order = _Order(Path(out).absolute(), options, storage, device)
+    with _writing(order.out):
+        if storage["save_nifti"]:
+            write_dataset(order.out)
+        run = partial(_run, order=order, make=partial(_executor, workers, time_limit, device, scheduler))
+        fitted = training_cases(cases) if _is_to_be_fitted(options) else []
+        tell = _counted(progress, len(fitted) + len(cases))
+        if fitted:
+            options["mr_standard"] = _fit(fitted, run, tell)
+        records = {case.id: _unchanged(case, order) for case in cases}
+        todo = [case for case in cases if records[case.id] is None]
+        tell(len(cases) - len(todo))
+        if todo:  # until all is done the folder is not a finished cohort, see open_cohort
+            (order.out / "cases.csv").unlink(missing_ok=True)
+        with closing(run(_prepare_one, todo)) as results:
+            for case, found in results:
+                record = _failed(case, order, str(found)) if isinstance(found, LostError) else found
+                records[case.id] = record
+                tell(1, f"{case.id} {record['status']}")
+                if strict and record["status"] == "failed":
+                    tried = sum(one is not None for one in records.values())
+                    raise CohortError(
+                        f"stopped at case {case.id} ({tried} of {len(cases)} were tried): {record['reasons']}. "
+                        "The same command goes on where it stopped; without --strict a failed case stops nothing"
+                    )
+        return write_cohort(Path(out), order.asked, [row_of(case, records[case.id] or {}) for case in cases])
 
 
-def write_cohort(
-    out: Path, options: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, qc: bool = True
-) -> Cohort:
-    """Write the tables and the QC page of a cohort folder whose cases are there, and open it."""
-    columns = list(dict.fromkeys([*_CASE_COLUMNS, *sorted({name for row in rows for name in row})]))
-    write_csv(rows, out / "cases.csv", columns)
-    write_json({**options, "versions": versions()}, out / "options.json")
-    if qc:
-        write_qc(out)
-    return open_cohort(out)
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """The folder, made, ours alone, and without what a killed run left; what the system refuses is named.
 
-
-def write_case(out: Path, case: Case, result: CaseResult, key: str = "", seconds: float = 0.0) -> dict[str, Any]:
-    """Write one prepared case under its final name in one step, and return its row of ``cases.csv``."""
-    final, temporary = out / "cases" / case.id, out / "cases" / f".{case.id}"  # no case begins with a dot
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    np.save(temporary / "image.npy", result.image)
-    if result.pictures:
-        np.savez_compressed(temporary / "qc.npz", allow_pickle=False, **result.pictures)
-    for name, registration in result.registrations.items():
-        ending = "tfm" if registration.fixed_to_moving.is_linear else "h5"  # text is large and slow for fields
-        save_transform(registration.fixed_to_moving, temporary / f"{name}.{ending}")
-    record = {
-        "status": result.status,
-        "reasons": " | ".join(result.reasons),
-        "reference": result.reference,
-        "modalities": " ".join(n for n, there in zip(result.modalities, result.present, strict=True) if there),
-        "file": f"cases/{case.id}/image.npy",
-        "seconds": round(seconds, 2),
-        **result.facts,
-    }
-    where = {"affine": result.grid.affine.tolist(), "world": result.world or result.reference}
-    write_json({"key": key, **where, **record}, temporary / "case.json")
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    return _row(case, key, record)
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    names = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel", "pydicom", "scikit-image")
-    return {"mmfusion": __version__, **{name: version(name) for name in names}}
-
-
-def _row(case: Case, key: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    given = {name: getattr(case, name) or "" for name in _GIVEN}
-    facts = {name: value for name, value in record.items() if name not in ("key", "affine", "world")}
-    return {"case": case.id, **given, "key": key, **facts}
-
-
-def _key(case: Case, options: Mapping[str, Any]) -> str:
-    """What decides the result: the options, the code, and the files by path, size and time of change."""
-    digest = hashlib.sha256(json.dumps([_FORMAT, __version__, options], sort_keys=True).encode())
-    sources = {name: split_series(cell)[0] for name, cell in case.images.items()}
-    sources |= {"mask": case.mask} if case.mask else {}
-    for name, path in sorted(sources.items()):
-        for file in _files(path):
-            stat = file.stat()
-            digest.update(f"{name}|{case.images.get(name)}|{file}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
-    digest.update(json.dumps(pet_details(case), sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
-def _files(path: Path) -> list[Path]:
-    """The files that a scan is read from: a header brings its voxels, a DICOM slice all of its folder."""
-    found: Iterable[Path] = [path, sidecar_of(path)]
-    if path.is_dir():
-        found = path.rglob("*")
-    elif path.suffix.lower() in _HEADERS:
-        found = path.parent.glob(f"{escape(path.stem)}.*")
-    elif not path.name.lower().endswith(_WHOLE):
-        found = path.parent.iterdir()
-    return sorted(file for file in found if file.is_file())
-
-
-def _unchanged(out: Path, case_id: str, key: str) -> dict[str, Any] | None:
-    """The record of a case that is there under this key, or None."""
-    folder = out / "cases" / case_id
+    Raises:
+        CohortError: it cannot be written, or somebody else is writing into it.
+    """
     try:
-        record = json.loads((folder / "case.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return record if record.get("key") == key and (folder / "image.npy").is_file() else None
+        (out / "cases").mkdir(parents=True, exist_ok=True)
+        with _locked(out):
+            for left in (*(out / "cases").glob(".*"), *(out / FOLDER).rglob(".*~*")):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield
+    except OSError as error:
+        raise CohortError(
+            f"the cohort folder {out} cannot be written ({error.strerror or error}): free space, or choose another "
+            "--out; the same command goes on where it stopped"
+        ) from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """A lock on the folder itself, which leaves no file and ends with this process, however that ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CohortError(
+                f"another mmfusion prepare is writing into {folder}; wait for it, or choose another --out"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def _refuse_reference(reference: Sequence[str], cases: Sequence[Case]) -> None:
@@ -296,6 +187,60 @@ def _refuse_reference(reference: Sequence[str], cases: Sequence[Case]) -> None:
             f"reference {' '.join(reference)} names none of the modalities {', '.join(sorted(there))}; "
             "give --reference one of them, or leave it out"
         )
+
+
+def _counted(progress: Callable[[int, int, str], None] | None, total: int) -> Callable[..., None]:
+    """``(more, words="")``: adds to the count of what is done, and tells it if there are words."""
+    done = 0
+
+    def tell(more: int, words: str = "") -> None:
+        nonlocal done
+        done += more
+        if progress and words:
+            progress(done, total, words)
+
+    return tell
+
+
+def _is_to_be_fitted(options: Mapping[str, Any]) -> bool:
+    return options["mr_normalize"] == "histogram" and options["mr_standard"] is None
+
+
+def _fit(cases: Sequence[Case], run: Callable[..., Any], tell: Callable[..., None]) -> str:
+    """The standard scale of these cases, in their order, whoever is done first."""
+    found = {}
+    with closing(run(_landmarks_of, cases)) as results:
+        for case, one in results:
+            found[case.id] = {} if isinstance(one, LostError) else one  # it will fail, and be told, as a case
+            tell(1, f"{case.id} landmarks")
+    return fit_standard(found[case.id] for case in cases)
+
+
+def _landmarks_of(case: Case, order: _Order) -> dict[str, Any]:
+    """The landmarks of a case's MR scans, kept in the cohort folder for the next time; none if it cannot be read."""
+    place = order.out / "landmarks" / f"{case.id}.json"
+    asked = {name: order.options[name] for name in LOADING}
+    try:
+        key = case_key(case, asked)
+        with suppress(OSError, ValueError):
+            kept = json.loads(place.read_text())
+            if kept["key"] == key:
+                return kept["landmarks"]
+        found = landmarks_of(case, order.options)
+    except MmfusionError:
+        return {}
+    write_json({"key": key, "landmarks": found}, place)
+    return found
+
+
+def _executor(workers: int, time_limit: int, device: str, scheduler: str | None, jobs: int) -> Executor | None:
+    """Who does the work; None for this process."""
+    if scheduler and jobs:
+        from mmfusion.prepare.cluster import Cluster  # late: Dask is an extra
+
+        return Cluster(scheduler, time_limit or None)
+    count = _processes(workers, jobs, device)
+    return Processes(count, time_limit or None) if count else None
 
 
 def _processes(workers: int, jobs: int, device: str = "cpu") -> int:
@@ -309,78 +254,83 @@ def _processes(workers: int, jobs: int, device: str = "cpu") -> int:
 
 
 def _run(
-    cases: Sequence[Case],
-    options: Mapping[str, Any],
-    out: Path,
-    keys: Mapping[str, str],
-    processes: int,
-    time_limit: int,
-    device: str,
-) -> Generator[tuple[Case, dict[str, Any]], None, None]:
-    if not processes:
+    do: Callable[[Case, _Order], Any], cases: Sequence[Case], order: _Order, make: Callable[[int], Executor | None]
+) -> Generator[tuple[Case, Any], None, None]:
+    """Each case with what ``do`` returned for it, or the :class:`LostError` that it was lost by, as they are done."""
+    pool = make(len(cases))
+    if pool is None:
         for case in cases:
-            yield case, _prepare_one(case, options, out, keys[case.id], device)
+            yield case, do(case, order)
         return
-    pool = Processes(processes, time_limit or None)
     try:
-        jobs: dict[Future[dict[str, Any]], Case] = {
-            pool.submit(_prepare_one, case, options, out, keys[case.id], device): case for case in cases
-        }
+        jobs = {pool.submit(do, case, order): case for case in cases}
         for job in as_completed(jobs):
             try:
                 yield jobs[job], job.result()
             except LostError as error:
-                yield jobs[job], _failed(out, jobs[job], str(error))
+                yield jobs[job], error
     finally:
         pool.shutdown(cancel_futures=True)  # cases under way are finished, so that none is half written
 
 
-def _prepare_one(case: Case, options: Mapping[str, Any], out: Path, key: str, device: str) -> dict[str, Any]:
-    start, trace = perf_counter(), out / "cases" / f"{case.id}.error.txt"
+def _unchanged(case: Case, order: _Order) -> dict[str, Any] | None:
+    """The record of a case that is there and whose files nobody has touched, or None."""
+    record = read_case(order.out, case.id)
+    try:
+        return record if record and record.get("stamp") == case_stamp(case, order.asked) else None
+    except MmfusionError:
+        return None  # found again, and told, where the case is prepared
+
+
+def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
+    start, trace = perf_counter(), order.out / "cases" / f"{case.id}.error.txt"
     trace.unlink(missing_ok=True)
     try:
-        result = prepare_case(case, device=device, **options)
+        stamp, key = case_stamp(case, order.asked), case_key(case, order.asked)
+        record = read_case(order.out, case.id)
+        if record and record.get("key") == key:  # the files moved or were written again, and hold the same
+            write_json({**record, "stamp": stamp}, order.out / "cases" / case.id / "case.json")
+            return record
+        result = prepare_case(case, keep_volumes=order.storage["save_nifti"], device=order.device, **order.options)
+        if case_stamp(case, order.asked) != stamp:
+            raise ReadError("its files changed while they were read; run the same command again")
     except MmfusionError as error:
         message = str(error)
     except Exception as error:  # one case must never stop the others
-        trace.write_text(traceback.format_exc())
+        trace.write_text(_named(traceback.format_exc(), case, order))
         message = f"unexpected {type(error).__name__}: {error} (trace in cases/{trace.name})"
     else:
         try:
-            return write_case(out, case, result, key, perf_counter() - start)
+            others = _write_nifti(case, result, order) if order.storage["save_nifti"] else []
+            how = {"key": key, "stamp": stamp, "seconds": perf_counter() - start, "dtype": order.storage["dtype"]}
+            return write_case(order.out, case, result, others=others, **how)
         except OSError as error:  # a full disk stops them all
-            raise CohortError(f"case {case.id} cannot be written: {error}") from error
-    return _failed(out, case, message)
+            raise CohortError(
+                f"case {case.id} cannot be written ({error.strerror or error}): free space, or choose another --out; "
+                "the same command goes on where it stopped"
+            ) from error
+    return _failed(case, order, message)
 
 
-def _failed(out: Path, case: Case, message: str) -> dict[str, Any]:
+def _write_nifti(case: Case, result: CaseResult, order: _Order) -> list[Path]:
+    sources: dict[str, dict[str, Any]] = {
+        name: {"SourceSHA256": digest} for name, digest in source_digests(case).items()
+    }
+    if order.storage["keep_paths"]:
+        for name, path in {**case.images, **({"mask": case.mask} if case.mask else {})}.items():
+            sources[name]["Sources"] = [str(path)]
+    return write_derivative(order.out, case, result, {"sources": sources, "Options": order.options, **_VERSION})
+
+
+def _failed(case: Case, order: _Order, message: str) -> dict[str, Any]:
     """The record of a case without a tensor; what an earlier run left of it goes."""
-    for name in (case.id, f".{case.id}"):
-        shutil.rmtree(out / "cases" / name, ignore_errors=True)
-    return {"status": "failed", "reasons": message, "reference": "", "modalities": "", "file": "", "seconds": 0.0}
+    cases = order.out / "cases"
+    nifti = order.out.joinpath(FOLDER, *labels_of(case))
+    for folder in (cases / case.id, *cases.glob(f".{case.id}~*"), nifti, *nifti.parent.glob(f".{nifti.name}~*")):
+        shutil.rmtree(folder, ignore_errors=True)
+    empty = dict.fromkeys(("reference", "modalities", "file"), "")
+    return {"key": "", "status": "failed", "reasons": _named(message, case, order), **empty, "seconds": 0.0}
 
 
-def refuse_contradictions(cohort: Cohort, given: Mapping[str, Any]) -> None:
-    """Refuse options that differ from those the cohort was prepared with.
-
-    Args:
-        cohort: the prepared study.
-        given: options of the group ``case``; None means "as the cohort has it". ``modalities`` may be a subset.
-
-    Raises:
-        OptionError: an option contradicts, or a modality is not in the cohort.
-    """
-    for name, value in given.items():
-        if value is None or name == "modalities":
-            continue
-        wanted, there = resolve({name: value}, "case")[name], cohort.options[name]
-        if wanted != there:
-            raise OptionError(
-                f"option {name} is {value}, but the cohort {cohort.folder} was prepared with {there}. "
-                f"Leave {name} out, or prepare another cohort folder"
-            )
-    missing = [name for name in given.get("modalities") or () if name not in cohort.modalities]
-    if missing:
-        raise OptionError(
-            f"modality {', '.join(missing)} is not in the cohort {cohort.folder}; it has {', '.join(cohort.modalities)}"
-        )
+def _named(message: str, case: Case, order: _Order) -> str:
+    return message if order.storage["keep_paths"] else without_paths(message, case)

@@ -1,18 +1,21 @@
-"""Where the scans of a case and its grid lie: registration, the middle of the grid, the brain on it."""
+"""Where the scans of a case and its grid lie: registration, what matters and where the grid is put, the brain on it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfusion.errors import GeometryError, OptionError
-from mmfusion.volume import Grid, Transform, Volume, foreground, mask_center
+from mmfusion.volume import Grid, Transform, Volume, mask_center
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from mmfusion.registration import Registration
+
+_POINTS = 200_000  # of a region, at most
 
 BRAIN_OF = "mni152"
 """The template whose brain masks where no template is asked for."""
@@ -67,53 +70,83 @@ def brain_on(grid: Grid, to_head: Transform, head: str) -> np.ndarray:
     return brain
 
 
-def grid_center(
-    options: Mapping[str, Any],
-    volumes: Mapping[str, Volume],
-    reference: str,
-    transforms: Mapping[str, Transform],
-    to_reference: Transform,
-    read_mask: Callable[[Grid], Volume] | None,
-) -> np.ndarray:
-    """``[3]`` middle of the target grid, mm in the world of the reference, or of the template that is gone ``to``.
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Voxels that matter (the body, or a mask), where they lie in the world of the prepared grid.
+
+    Attributes:
+        points: ``[N, 3]`` voxel centers, all or evenly thinned, mm.
+        center: ``[3]`` center of mass of all of them, mm.
+    """
+
+    points: np.ndarray
+    center: np.ndarray
+
+    @classmethod
+    def of(cls, mask: np.ndarray, grid: Grid, world_to_mask: Transform | None) -> Region:
+        """The voxels of ``mask [i, j, k]`` on a grid; the way back to the world leaves out a displacement field."""
+        back = Transform() if world_to_mask is None else Transform(world_to_mask.matrix).inverse()
+        step = 1
+        while mask[::step, ::step, ::step].sum() > _POINTS:
+            step += 1
+        index = step * np.argwhere(mask[::step, ::step, ::step])
+        return cls(back.apply(grid.to_world(index)), back.apply(mask_center(mask, grid)))
+
+    def outside(self, grid: Grid) -> float:
+        """The share that falls outside a grid, 0 to 1."""
+        index = grid.to_index(self.points)
+        return float(1 - ((index >= -0.5) & (index < np.asarray(grid.shape) - 0.5)).all(-1).mean())
+
+    def box(self, grid: Grid, margin_mm: float) -> np.ndarray:
+        """``[i, j, k]`` bool: the voxels of a grid within the region's box and ``margin_mm`` around it."""
+        index = grid.to_index(self.points)
+        margin = margin_mm / np.asarray(grid.spacing)
+        low, high = index.min(0) - margin, index.max(0) + margin
+        axes = [(np.arange(n) >= a) & (np.arange(n) <= b) for n, a, b in zip(grid.shape, low, high, strict=True)]
+        return axes[0][:, None, None] & axes[1][:, None] & axes[2]
+
+
+def place_grid(
+    options: Mapping[str, Any], volumes: Mapping[str, Volume], reference: str, body: Region | None, mask: Region | None
+) -> Grid:
+    """The prepared grid in its world: that of the reference, or of the template that is gone ``to``.
 
     In template space, ``foreground`` is the template's brain and ``volume`` its field of view.
 
     Raises:
-        GeometryError: there is no mask to center on, or it is empty, or drawn on a scan that is not there.
+        GeometryError: there is no mask to center on.
     """
-    if not options["to"]:
-        return _in_reference(options["center"], volumes, reference, transforms, read_mask)
-    if options["center"] == "mask":
-        center = _in_reference("mask", volumes, reference, transforms, read_mask)
-        return to_reference.inverse().apply(center)
-    from mmfusion.registration import template
+    rule = options["center"]
+    if rule == "mask":
+        if mask is None:
+            raise GeometryError(
+                "the grid is to be centered on a mask, but the case has none: fill the column mask, or use "
+                "--center foreground"
+            )
+        center = mask.center
+    elif "," in rule:
+        center = np.array([float(number) for number in rule.split(",")])
+    elif options["to"]:
+        from mmfusion.registration import template
 
-    head = template(options["to"])
-    return head.center if options["center"] == "foreground" else head.volume.grid.center
+        head = template(options["to"])
+        center = head.center if rule == "foreground" else head.volume.grid.center
+    else:
+        center = body.center if rule == "foreground" and body else volumes[reference].grid.center
+    return Grid.around(center, options["spacing"], options["size"])
 
 
-def _in_reference(
-    rule: str,
-    volumes: Mapping[str, Volume],
-    reference: str,
-    transforms: Mapping[str, Transform],
-    read_mask: Callable[[Grid], Volume] | None,
-) -> np.ndarray:
-    """``[3]`` middle of the target grid, mm in the reference's world."""
-    fixed = volumes[reference]
-    if rule == "volume":
-        return fixed.grid.center
-    if rule == "foreground":
-        return mask_center(foreground(fixed), fixed.grid)
-    if read_mask is None:
-        raise GeometryError(
-            "the grid is to be centered on a mask, but the case has none: fill the column mask, or use "
-            "--center foreground"
-        )
-    mask, owner = read_mask(fixed.grid), reference
+def mask_and_owner(
+    read_mask: Callable[[Grid], Volume], volumes: Mapping[str, Volume], reference: str
+) -> tuple[Volume, str]:
+    """The mask on the grid of the scan that it was drawn on, and which scan that is.
+
+    Raises:
+        GeometryError: the mask is empty there, or drawn on a scan that the case does not have.
+    """
+    mask, owner = read_mask(volumes[reference].grid), reference
     frame = mask.frame_of_reference
-    if frame and frame != fixed.frame_of_reference:  # drawn in the world of another modality
+    if frame and frame != volumes[reference].frame_of_reference:  # drawn in the world of another modality
         frames = {volume.frame_of_reference: name for name, volume in volumes.items()}
         if frame not in frames and "" not in frames:
             raise GeometryError(
@@ -126,5 +159,4 @@ def _in_reference(
         raise GeometryError(
             f"the mask is empty on the grid of {owner}: it lies outside the scan, or belongs to another"
         )
-    center = mask_center(mask.array > 0, mask.grid)
-    return center if owner == reference else transforms[owner].inverse().apply(center)
+    return mask, owner

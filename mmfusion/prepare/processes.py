@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _START = "from mmfusion.prepare.processes import serve; serve()"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}  # the others have theirs
-_LOOK_S = 1.0  # how often a process looks whether its parent is still there
 
 
 class Processes(Executor):
@@ -36,13 +36,12 @@ class Processes(Executor):
 
     def __init__(self, count: int, limit_s: float | None = None) -> None:
         self._threads = ThreadPoolExecutor(count)  # each waits for a process of its own
-        self._mine = threading.local()
         self._limit_s = limit_s
-        self._workers: list[_Worker] = []
+        self._team = _Team()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Do ``fn(*args, **kwargs)`` in a process; all of it, and what it returns or raises, is pickled."""
-        return self._threads.submit(self._do, (fn, args, kwargs))
+        return self._threads.submit(self._team.do, (fn, args, kwargs), self._limit_s)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Finish what is under way (and what waits, unless it is cancelled), and end the processes.
@@ -50,16 +49,25 @@ class Processes(Executor):
         Without ``wait`` they end with the parent: one that is at work cannot be asked to.
         """
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
-        for worker in self._workers if wait else ():
-            worker.stop()
+        if wait:
+            self._team.stop()
 
-    def _do(self, job: Any) -> Any:
+
+class _Team:
+    """A process for each thread that asks, kept for its next job and replaced when it dies."""
+
+    def __init__(self) -> None:
+        self._mine = threading.local()
+        self._workers: list[_Worker] = []
+
+    def do(self, job: Any, limit_s: float | None) -> Any:
+        """What the job returns, from this thread's process; raises what it raises, or :class:`LostError`."""
         worker = getattr(self._mine, "worker", None)
         if worker is None or worker.late.is_set():
             worker = self._mine.worker = _Worker()
             self._workers.append(worker)
         try:
-            good, answer = worker.ask(job, self._limit_s)
+            good, answer = worker.ask(job, limit_s)
         except LostError:
             self._workers.remove(worker)
             self._mine.worker = None
@@ -67,6 +75,22 @@ class Processes(Executor):
         if good:
             return answer
         raise answer
+
+    def stop(self) -> None:
+        """End the processes; none has anything to do."""
+        for worker in self._workers:
+            worker.stop()
+
+
+_beside = _Team()
+
+
+def in_own_process(job: Any, limit_s: float | None = None) -> Any:
+    """Do a job ``(fn, args, kwargs)`` in a process beside this one, which the calling thread keeps for its next job.
+
+    For threads that belong to somebody else, as those of a Dask worker do. The processes end with this one.
+    """
+    return _beside.do(job, limit_s)
 
 
 class _Worker:
@@ -133,7 +157,7 @@ def serve() -> None:
     jobs = sys.stdin.buffer
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the answers
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             fn, args, kwargs = pickle.load(jobs)
@@ -150,7 +174,9 @@ def serve() -> None:
             os._exit(1)
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        threading.Event().wait(_LOOK_S)
+def _end_with_parent() -> None:
+    """Wait until nobody holds the other end of standard input, and end at once, whatever is under way."""
+    hang_up = select.poll()
+    hang_up.register(0, 0)
+    hang_up.poll()
     os._exit(1)

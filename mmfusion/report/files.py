@@ -14,6 +14,9 @@ import numpy as np
 
 from mmfusion.errors import CohortError
 
+STATES = ("failed", "doubtful", "ok")
+"""Of cases, and verdicts on registrations; the worst first."""
+
 
 def read_rows(path: Path, remedy: str = "") -> list[dict[str, str]]:
     """The rows of a CSV file; without a remedy the file is optional and may be absent.
@@ -63,7 +66,7 @@ def number(value: Any) -> float | None:
 def read_pictures(cohort: Path, case: str) -> dict[str, np.ndarray]:
     """The arrays of a case's ``qc.npz``; empty where there is none or it cannot be read."""
     path = cohort / "cases" / case / "qc.npz"
-    if not path.resolve().is_relative_to((cohort / "cases").resolve()) or not path.is_file():
+    if Path(case).name != case or case in ("", "..") or not path.is_file():
         return {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -75,6 +78,12 @@ def read_pictures(cohort: Path, case: str) -> dict[str, np.ndarray]:
 def status_of(row: Mapping[str, str]) -> str:
     """``failed``, ``doubtful`` or ``ok``."""
     return {"done": "ok", "ok": "ok", "doubtful": "doubtful"}.get(row.get("status", ""), "failed")
+
+
+def verdict_of(row: Mapping[str, str]) -> str | None:
+    """The worst verdict on a registration of the case, its template included; None where nothing was registered."""
+    found = [row.get(f"{name}_verdict") for name in (*modalities_of(row), row.get("template"))]
+    return next((verdict for verdict in STATES if verdict in found), None)
 
 
 def score_of(row: Mapping[str, str]) -> float:
@@ -96,5 +105,4 @@ def reasons_of(row: Mapping[str, str]) -> list[str]:
 
 def worst_first(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Failed, then doubtful, then the others by rising score."""
-    order = ("failed", "doubtful", "ok")
-    return sorted(rows, key=lambda row: (order.index(status_of(row)), score_of(row)))
+    return sorted(rows, key=lambda row: (STATES.index(status_of(row)), score_of(row)))

@@ -7,6 +7,7 @@ axial or coronal picture is the patient's left (neurological display); the lette
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -21,7 +22,8 @@ _GLYPHS = {
     "S": "01111 10000 10000 01110 00001 00001 11110",
     "I": "01110 00100 00100 00100 00100 00100 01110",
 }
-LENGTH = 240  # pixels that the longest side of a plane is enlarged to, about
+LENGTH = 128  # pixels that the longest side of a plane is enlarged to, about; the browser enlarges on
+GRAYS = 192  # of the 256 indices of a picture; the others are colors of a joint histogram
 
 
 def equalize(images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -37,20 +39,26 @@ def equalize(images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """
     from skimage.filters import threshold_otsu
 
-    images = [np.clip(np.nan_to_num(image.astype(np.float32)), 0, None) for image in images]
-    values = np.concatenate([image.ravel() for image in images])
+    values = np.concatenate([np.clip(np.nan_to_num(image.astype(np.float32)), 0, None).ravel() for image in images])
     roots = np.clip(values, 0, np.percentile(values, 99.5)) ** 0.25
     if not roots.max() > roots.min():
         return [np.zeros(image.shape, np.float32) for image in images]
     level = (0.84 * threshold_otsu(roots)) ** 4
-    inside = np.sort(values[values > level])
+    # the bits of half precision numbers rise with them, so that counting sorts
+    scale = 2.0 ** np.ceil(np.log2(values.max()))
+    bits = (values / scale).astype(np.float16).view(np.uint16)
+    counts = np.bincount(bits)
+    found = np.arange(len(counts), dtype=np.uint16).view(np.float16).astype(np.float32) * scale
+    inside = np.where(found > level, counts, 0)
+    rank = (np.cumsum(inside) - inside / 2) / inside.sum()  # midranks: a saturated body becomes gray, not white
+    gray = np.where(found > level, 0.3 + 0.7 * rank, 0.3 * found / level).astype(np.float32)[bits]
+    parts = np.split(gray, np.cumsum([image.size for image in images])[:-1])
+    return [part.reshape(image.shape) for part, image in zip(parts, images, strict=True)]
 
-    def one(image: np.ndarray) -> np.ndarray:
-        ends = [np.searchsorted(inside, image, side=side) for side in ("left", "right")]
-        rank = np.mean(ends, axis=0) / len(inside)  # midranks: a saturated body becomes gray, not white
-        return np.where(image > level, 0.3 + 0.7 * rank, 0.3 * image / level).astype(np.float32)
 
-    return [one(image) for image in images]
+def equalized(planes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """:func:`equalize` for the planes of one modality, by name."""
+    return dict(zip(planes, equalize(list(planes.values())), strict=True))
 
 
 def checkerboard(a: np.ndarray, b: np.ndarray, squares: int = 6) -> np.ndarray:
@@ -70,13 +78,11 @@ def strip(fixed: Mapping[str, np.ndarray], moving: Mapping[str, np.ndarray], squ
     """Checkerboards of three planes side by side, with letters: a picture ``[height, width]``, uint8.
 
     Args:
-        fixed, moving: a 2D array for each name of :data:`PLANES`, of the same shapes.
+        fixed, moving: a 2D array for each name of :data:`PLANES`, of the same shapes, :func:`equalized`.
         squares: along the longer side of each plane.
     """
-    a = dict(zip(fixed, equalize(list(fixed.values())), strict=True))
-    b = dict(zip(fixed, equalize([moving[plane] for plane in fixed]), strict=True))
     longest = max(max(plane.shape) for plane in fixed.values())
-    boards = {plane: checkerboard(a[plane], b[plane], squares) for plane in PLANES}
+    boards = {plane: checkerboard(fixed[plane], moving[plane], squares) for plane in PLANES}
     tiles = [_tile(board, longest, PLANES[plane]) for plane, board in boards.items()]
     height = max(tile.shape[0] for tile in tiles)
     padded = []
@@ -86,16 +92,42 @@ def strip(fixed: Mapping[str, np.ndarray], moving: Mapping[str, np.ndarray], squ
     return np.hstack(padded)
 
 
-def histogram_picture(counts: np.ndarray) -> np.ndarray:
-    """A joint histogram ``[reference, moving]`` as a picture ``[height, width, 3]``, uint8: log counts in color.
+def comparison(
+    fixed: Mapping[str, np.ndarray], moving: Mapping[str, np.ndarray], counts: np.ndarray | None = None
+) -> np.ndarray:
+    """What the QC page shows of two volumes: :func:`strip`, and to the right of it their joint histogram.
+
+    Returns:
+        ``[height, width]`` uint8, indices into :func:`palette`: one byte a pixel, which compresses twice as well as
+        three do.
+    """
+    planes = np.round(strip(fixed, moving) * ((GRAYS - 1) / 255)).astype(np.uint8)
+    if counts is None:
+        return planes
+    histogram = histogram_picture(counts, planes.shape[0])
+    height = max(planes.shape[0], histogram.shape[0])
+    tiles = [np.pad(tile, ((0, height - tile.shape[0]), (3, 3))) for tile in (planes, histogram)]
+    return np.hstack(tiles)
+
+
+def histogram_picture(counts: np.ndarray, height: int = LENGTH) -> np.ndarray:
+    """A joint histogram ``[reference, moving]`` about ``height`` pixels high: log counts, indices into the palette.
 
     Reference intensity runs to the right, moving intensity upward.
     """
+    logs = np.log1p(np.clip(np.nan_to_num(counts), 0, None)).T[::-1]
+    shades = (GRAYS + np.round((255 - GRAYS) * logs / max(logs.max(), 1e-12))).astype(np.uint8)
+    factor = max(1, height // len(shades))
+    return shades.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+@cache
+def palette() -> np.ndarray:
+    """``[256, 3]`` uint8: grays from black to white, then the colors of joint histograms."""
     from matplotlib import colormaps
 
-    logs = np.log1p(np.clip(np.nan_to_num(counts), 0, None)).T[::-1]
-    shades = colormaps["magma"](logs / max(logs.max(), 1e-12), bytes=True)[:, :, :3]
-    return _enlarge(shades, max(counts.shape))
+    grays = np.linspace(0, 255, GRAYS).round().astype(np.uint8)[:, None].repeat(3, axis=1)
+    return np.concatenate([grays, colormaps["magma"](np.linspace(0, 1, 256 - GRAYS), bytes=True)[:, :3]])
 
 
 def _tile(plane: np.ndarray, longest: int, letters: str) -> np.ndarray:
@@ -103,7 +135,7 @@ def _tile(plane: np.ndarray, longest: int, letters: str) -> np.ndarray:
     picture = np.clip(255 * plane.T[::-1][::step, ::step], 0, 255).astype(np.uint8)
     picture = _enlarge(picture, longest)
     height, width = picture.shape
-    size = 2 if min(height, width) >= 120 else 1
+    size = 2 if min(height, width) >= 240 else 1
     left, right, bottom, top = tuple(letters)
     for letter, row, column in (
         (left, height / 2, 6 * size),
@@ -123,9 +155,14 @@ def _enlarge(picture: np.ndarray, longest: int) -> np.ndarray:
 
 def _stamp(picture: np.ndarray, letter: str, row: int, column: int, size: int) -> None:
     """White on black, centered at row and column, in place; left out where the picture is too small."""
-    glyph = np.array([[int(bit) for bit in line] for line in _GLYPHS[letter].split()], dtype=np.uint8)
-    glyph = np.pad(255 * glyph, 1).repeat(size, axis=0).repeat(size, axis=1)
+    glyph = _glyph(letter, size)
     row, column = row - glyph.shape[0] // 2, column - glyph.shape[1] // 2
     place = picture[max(row, 0) : row + glyph.shape[0], max(column, 0) : column + glyph.shape[1]]
     if place.shape == glyph.shape:
         place[:] = glyph
+
+
+@cache
+def _glyph(letter: str, size: int) -> np.ndarray:
+    bits = np.array([[int(bit) for bit in line] for line in _GLYPHS[letter].split()], dtype=np.uint8)
+    return np.pad(255 * bits, 1).repeat(size, axis=0).repeat(size, axis=1)

@@ -9,6 +9,7 @@ import numpy as np
 
 from mmfusion.errors import CohortError
 from mmfusion.report import charts, page
+from mmfusion.report.cards import GOOD_AND_BAD, case_card
 from mmfusion.report.files import (
     modalities_of,
     number,
@@ -19,7 +20,6 @@ from mmfusion.report.files import (
     worst_first,
 )
 from mmfusion.report.page import Html, element, join
-from mmfusion.report.qc import GOOD_AND_BAD, case_card
 from mmfusion.report.result import Result, cohort_folder, read_predictions, read_result
 from mmfusion.report.words import METRIC_NAMES, interval, summary, value, warnings
 
@@ -284,7 +284,7 @@ def _registration(cohort: Path | None, cases: list[dict[str, str]], split: list[
     for words, index in chosen.items():
         parts += [
             element("p", f"{words} of {len(rows)} registered cases:"),
-            case_card(cohort, rows[index], index),
+            case_card(cohort, rows[index]),
         ]
     return [*parts, element("p", "All cases are in qc.html of the cohort folder.", class_="soft")]
 

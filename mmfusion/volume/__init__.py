@@ -3,8 +3,9 @@
 from mmfusion.volume.device import check_device
 from mmfusion.volume.displacement import Displacement
 from mmfusion.volume.grid import Grid, mask_center, nearest_ras, spacing_of
-from mmfusion.volume.intensity import clip_suv, foreground, normalize, normalize_mr, window_ct
+from mmfusion.volume.intensity import clip_suv, correct_bias, foreground, normalize, normalize_mr, window_ct
 from mmfusion.volume.sampling import coverage, overlap, resample
+from mmfusion.volume.standardize import landmarks, standard_scale, standardize
 from mmfusion.volume.transform import Transform
 from mmfusion.volume.volume import FILL, SUV_UNITS, Volume
 
@@ -23,6 +24,10 @@ __all__ = [
     "window_ct",
     "clip_suv",
     "normalize_mr",
+    "correct_bias",
+    "landmarks",
+    "standard_scale",
+    "standardize",
     "nearest_ras",
     "spacing_of",
     "mask_center",

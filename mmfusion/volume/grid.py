@@ -113,7 +113,9 @@ def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
 
 def mask_center(mask: np.ndarray, grid: Grid) -> np.ndarray:
     """``[3]`` center of mass of a mask ``[i, j, k]`` on a grid, RAS mm."""
-    return grid.to_world(np.argwhere(mask).mean(0))
+    count = np.count_nonzero(mask)
+    sums = [mask.sum(tuple({0, 1, 2} - {axis})) @ np.arange(n) for axis, n in enumerate(mask.shape)]
+    return grid.to_world(np.asarray(sums) / count)
 
 
 def _closest_axes(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:

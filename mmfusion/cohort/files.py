@@ -1,0 +1,52 @@
+"""The files that the scans of a case are read from, and how messages name them."""
+
+from __future__ import annotations
+
+import re
+from glob import escape
+from typing import TYPE_CHECKING
+
+from mmfusion.io import sidecar_of, split_series
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from mmfusion.cohort.manifest import Case
+
+_NIFTI = (".nii", ".nii.gz")
+_WHOLE = (".mha", ".nrrd", ".zip")  # one file holds the whole scan
+_HEADERS = (".mhd", ".nhdr", ".hdr", ".img")  # two files of one stem do
+
+
+def scans_of(case: Case) -> dict[str, Path]:
+    """The file or folder of each scan by modality, and of the mask as ``mask``."""
+    scans = {name: split_series(cell)[0] for name, cell in sorted(case.images.items())}
+    return scans | ({"mask": case.mask} if case.mask else {})
+
+
+def files_of(path: Path) -> list[Path]:
+    """What a scan is read from: a header brings its voxels, a sidecar its facts, a DICOM slice all of its folder."""
+    name = path.name.lower()
+    found: Iterable[Path] = [path]
+    if path.is_dir():
+        found = path.rglob("*")
+    elif name.endswith(_NIFTI):
+        found = [path, sidecar_of(path)]
+    elif path.suffix.lower() in _HEADERS:
+        found = path.parent.glob(f"{escape(path.stem)}.*")
+    elif not name.endswith(_WHOLE):
+        found = path.parent.iterdir()
+    return sorted(file for file in found if file.is_file() or file == path)
+
+
+def without_paths(message: str, case: Case) -> str:
+    """The message with the files of a case named by modality and number: paths and names may hold a patient's."""
+    for name, path in scans_of(case).items():
+        files = files_of(path)
+        known = {str(path): name, str(path.absolute()): name}
+        if len(files) > 1:
+            known |= {str(file): f"{name} (file {n} of {len(files)} by name)" for n, file in enumerate(files, 1)}
+        for text in sorted(known, key=len, reverse=True):
+            message = re.sub(rf"(\b{re.escape(name)} (file )?|\bfolder )?{re.escape(text)}", known[text], message)
+    return message

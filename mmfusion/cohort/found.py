@@ -1,0 +1,48 @@
+"""What an index of a folder consists of, whichever rules made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmfusion.cohort.manifest import Case, order_modalities, write_manifest
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A series or file that no row of the index holds, and why."""
+
+    subject: str
+    path: Path
+    modality: str
+    description: str
+    reason: str
+
+    def __str__(self) -> str:
+        """One line without the path, which may hold more than one wants to show."""
+        what = " ".join(filter(None, [self.modality, self.description and repr(self.description)]))
+        return f"subject {self.subject}: {what}{': ' if what else ''}{self.reason}"
+
+
+@dataclass
+class Index:
+    """What :func:`~mmfusion.cohort.index.build_index` found.
+
+    Attributes:
+        cases: a row a subject and session, sorted.
+        others: what is not in a row, each with the reason.
+        notes: what was decided and should be looked at.
+    """
+
+    cases: list[Case] = field(default_factory=list)
+    others: list[Unused] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def modalities(self) -> list[str]:
+        """The columns, in the usual order."""
+        return order_modalities(name for case in self.cases for name in case.images)
+
+    def write(self, path: str | Path) -> None:
+        """Write the rows as a manifest."""
+        write_manifest(self.cases, path, self.modalities)

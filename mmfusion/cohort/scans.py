@@ -1,0 +1,126 @@
+"""What is wrong or doubtful with the scans of one row, from their headers and from their voxels."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmfusion.cohort.copies import voxel_digest
+from mmfusion.cohort.files import without_paths
+from mmfusion.cohort.table import Problem
+from mmfusion.errors import MmfusionError, VoxelError
+from mmfusion.io import load_volume, read_header, split_series
+from mmfusion.volume import foreground, overlap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from mmfusion.cohort.manifest import Case
+    from mmfusion.io import Header
+    from mmfusion.volume import Volume
+
+_NARROW, _WIDE = 0.1, 10.0  # mm: spacing outside is unusual
+USUAL = {  # unit: where the lowest and where the highest value of a scan usually lie
+    "HU": ((-10240, -1), (100, 32767)),  # there is some air and some bone or contrast agent; the extended CT scale
+    "SUVbw": ((-5, math.inf), (1, 300)),  # somewhere is more than the mean of the body; the bladder may reach 100
+}
+_REMEDIES = {
+    "HU": "Check that the values are HU: rescale slope and intercept applied.",
+    "SUVbw": "Check that the values are SUVbw: units, weight, dose and times.",
+}
+
+
+def header_problems(case: Case, reading: Mapping[str, Any]) -> list[Problem]:
+    """The headers of one row, one by one and against each other."""
+    out, headers = [], dict[str, "Header"]()
+
+    def say(level: str, modality: str, problem: str, remedy: str = "") -> None:
+        out.append(Problem(level, case.line, case.subject, modality, problem, remedy))
+
+    for name, path in case.images.items():
+        if not split_series(path)[0].exists():
+            continue  # parse_manifest has said so
+        try:
+            header = read_header(path, modality=name, pet=_pet(case), **reading)
+            grid = header.grid
+        except Exception as error:  # one bad file must never stop the check of the others
+            say("error", name, *_failure(error, case))
+            continue
+        headers[name] = header
+        for note in header.notes:
+            say("note", name, note.removesuffix("."))
+        low, high = min(grid.spacing), max(grid.spacing)
+        if low < _NARROW or high > _WIDE:
+            sizes = " x ".join(f"{size:.3g}" for size in grid.spacing)
+            say("warning", name, f"spacing {sizes} mm is unusual", "Check the header's units and slice gap.")
+    found = {name: header.orientation for name, header in headers.items()}
+    if len(set(found.values())) > 1:
+        say("note", "", f"{', '.join(f'{name} {axes}' for name, axes in found.items())}: reoriented")
+    for one, other in combinations(headers, 2):
+        a, b = (headers[name].grid for name in (other, one))
+        if overlap(a, b) >= 0.005:
+            continue
+        apart = float(np.linalg.norm(a.center - b.center))
+        problem = f"{other} and {one} share 0 % of their field of view (centers {apart:.0f} mm apart)"
+        frames = {headers[name].frame_of_reference for name in (one, other)}
+        if len(frames) == 1 and "" not in frames:
+            say("error", "", f"{problem} in one frame of reference", "Headers disagree; re-export.")
+        else:
+            say("warning", "", problem, "Registration will start from the centers (--init centers).")
+    return out
+
+
+def voxel_problems(
+    case: Case, reading: Mapping[str, Any], found: Sequence[Problem], digests: list[tuple[Case, str, str]]
+) -> list[Problem]:
+    """What the voxels of one row add to what was found in its headers; the digests of its scans are added."""
+    out = []
+    unreadable = {one.modality for one in found if one.level == "error"}
+    told = {(one.modality, one.problem) for one in found}
+    for name, path in case.images.items():
+        if name in unreadable or not split_series(path)[0].exists():
+            continue
+        try:
+            volume = load_volume(path, modality=name, pet=_pet(case), **reading)
+            problems = [("note", note.removesuffix("."), "") for note in volume.meta["notes"]]
+            problems += _values(volume)
+            digests.append((case, name, voxel_digest(volume)))
+        except Exception as error:  # nor a file that only its voxels show to be bad
+            problems = [("error", *_failure(error, case))]
+        out += [
+            Problem(level, case.line, case.subject, name, problem, remedy)
+            for level, problem, remedy in problems
+            if (name, problem) not in told
+        ]
+    return out
+
+
+def _values(volume: Volume) -> Iterator[tuple[str, str, str]]:
+    """Level, problem and remedy of everything doubtful in the values of a scan that could be loaded."""
+    usual = USUAL.get(volume.units, ())
+    extremes = float(volume.array.min()), float(volume.array.max())
+    for word, value, (least, most) in zip(("lowest", "highest"), extremes, usual, strict=False):
+        if not least <= value <= most:
+            span = f"{least:g} to {most:g}" if most < math.inf else f"{least:g} or more"
+            problem = f"the {word} value is {value:.5g} {volume.units}; {span} is usual"
+            yield "warning", problem, _REMEDIES[volume.units]
+    try:
+        foreground(volume)
+    except VoxelError:
+        problem = "no foreground: nothing stands out from the background"
+        yield "error", problem, "Export the scan again or leave the cell empty."
+
+
+def _pet(case: Case) -> dict[str, str]:
+    """What the row says of the PET scan, among other things: weight_kg, dose_mbq, ..."""
+    return {name: value for name, value in case.covariates.items() if value}
+
+
+def _failure(error: Exception, case: Case) -> tuple[str, str]:
+    """Problem and remedy of a scan that cannot be read; line and modality say which one it is."""
+    text = str(error) if isinstance(error, MmfusionError) else f"unexpected {type(error).__name__}: {error}"
+    problem, _, remedy = without_paths(text, case).removesuffix(".").partition(". ")
+    return problem, f"{remedy}." if remedy else ""

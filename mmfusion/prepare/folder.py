@@ -1,0 +1,283 @@
+"""The cohort folder: a study prepared once.
+
+::
+
+    COHORT/
+      options.json      what was asked for, and the versions that did it
+      cases.csv         one row a case: status, reasons, registration numbers (of good and bad cases alike)
+      cases/<case>/     image.npy [M, D, H, W], qc.npz, case.json (with checksums); ITK transforms: <modality>.tfm
+                        (reference to modality; .h5 if it bends) and mni152.tfm (template to reference)
+      nifti/            on request: the scans on the grid as a BIDS derivative, see mmfusion.prepare.derivatives
+      qc.html           worst case first; pictures of a large cohort in qc/
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmfusion import __version__
+from mmfusion.cohort import Case
+from mmfusion.errors import CohortError, OptionError
+from mmfusion.io import save_transform, write_csv, write_json
+from mmfusion.options import resolve
+from mmfusion.report import write_qc
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmfusion.prepare.case import CaseResult
+
+_GIVEN = ("subject", "session", "label", "split", "fold", "site")
+_CASE_COLUMNS = ("case", *_GIVEN, "status", "reasons", "reference", "modalities", "file", "key", "seconds")
+_NO_COLUMNS = ("affine", "world", "stamp", "checksums")  # of case.json, for machines only
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """One usable row of ``cases.csv``.
+
+    Attributes:
+        case: subject, session, label, split, fold and site, as in the manifest.
+        modalities: those that the case has.
+        status: ``done`` or ``doubtful``.
+        file: ``image.npy``, ``[M, D, H, W]`` float32, channels in the order of the cohort's modalities.
+    """
+
+    case: Case
+    modalities: tuple[str, ...]
+    status: str
+    file: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """A cohort folder, opened.
+
+    Attributes:
+        folder: where it lies.
+        options: the options that its cases were prepared with (group ``case``); ``modalities`` names the channels.
+        rows: ``cases.csv``, every case, failed ones too.
+    """
+
+    folder: Path
+    options: dict[str, Any]
+    rows: list[dict[str, str]]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The channels, in order."""
+        return tuple(self.options["modalities"])
+
+    @cached_property
+    def cases(self) -> list[PreparedCase]:
+        """The cases that can be used: done and doubtful ones."""
+        return [
+            PreparedCase(
+                case=Case(
+                    subject=row["subject"],
+                    session=row["session"],
+                    label=row["label"] or None,
+                    site=row["site"],
+                    split=row["split"],
+                    fold=row["fold"],
+                ),
+                modalities=tuple(row["modalities"].split()),
+                status=row["status"],
+                file=self.folder / row["file"],
+            )
+            for row in self.rows
+            if row["status"] != "failed"
+        ]
+
+    @cached_property
+    def hash(self) -> str:
+        """One short text that changes with the options, the cases and their content."""
+        keys = sorted("|".join(row[name] for name in ("case", "key", "status", "label", "split")) for row in self.rows)
+        return hashlib.sha256("\n".join([json.dumps(self.options, sort_keys=True), *keys]).encode()).hexdigest()[:16]
+
+    def count(self, status: str) -> int:
+        """How many cases ended as ``done``, ``doubtful`` or ``failed``."""
+        return sum(row["status"] == status for row in self.rows)
+
+
+def open_cohort(folder: str | Path) -> Cohort:
+    """Open a cohort folder.
+
+    Raises:
+        CohortError: it is not there, or :func:`prepare_cohort` has not finished in it.
+    """
+    folder = Path(folder)
+    for name in ("options.json", "cases.csv"):
+        if not (folder / name).is_file():
+            raise CohortError(
+                f"{folder} has no {name}: it is not a finished cohort folder. "
+                f"Run: mmfusion prepare MANIFEST --out {folder}"
+            )
+    options = json.loads((folder / "options.json").read_text())
+    with (folder / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return Cohort(folder, resolve({k: v for k, v in options.items() if k in resolve({}, "case")}, "case"), rows)
+
+
+def write_cohort(
+    out: Path, options: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, qc: bool = True
+) -> Cohort:
+    """Write the tables and the QC page of a cohort folder whose cases are there, and open it."""
+    columns = list(dict.fromkeys([*_CASE_COLUMNS, *sorted({name for row in rows for name in row})]))
+    write_csv(rows, out / "cases.csv", columns)
+    write_json({**options, "versions": versions()}, out / "options.json")
+    if qc:
+        write_qc(out)
+    return open_cohort(out)
+
+
+def write_case(
+    out: Path,
+    case: Case,
+    result: CaseResult,
+    *,
+    key: str = "",
+    stamp: str = "",
+    seconds: float = 0.0,
+    dtype: str = "float32",
+    others: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Write one prepared case under its final name in one step, and return its row of ``cases.csv``.
+
+    ``others`` are files that belong to the case and lie elsewhere in ``out``, already.
+
+    Whatever ends the process or the machine, a folder under the case's name is whole: its files are on the disk before
+    it gets that name.
+    """
+    final, temporary = out / "cases" / case.id, out / "cases" / f".{case.id}~{secrets.token_hex(4)}"
+    temporary.mkdir(parents=True)
+    try:
+        written = _write_files(temporary, result, dtype)
+        checksums = {f"cases/{case.id}/{file.name}": checksum(file) for file in written}
+        checksums |= {str(file.relative_to(out)): checksum(file) for file in others}
+        record = {
+            "key": key,
+            "status": result.status,
+            "reasons": " | ".join(result.reasons),
+            "reference": result.reference,
+            "modalities": " ".join(n for n, there in zip(result.modalities, result.present, strict=True) if there),
+            "file": f"cases/{case.id}/image.npy",
+            "seconds": round(seconds, 2),
+            **result.facts,
+        }
+        where = {"affine": result.grid.affine.tolist(), "world": result.world or result.reference}
+        write_json({**record, **where, "stamp": stamp, "checksums": checksums}, temporary / "case.json")
+        _to_disk(temporary / "case.json")
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return row_of(case, record)
+
+
+def _write_files(folder: Path, result: CaseResult, dtype: str) -> list[Path]:
+    """Everything of a case but ``case.json``, safely on the disk."""
+    np.save(folder / "image.npy", result.image.astype(dtype, copy=False))
+    if result.pictures:
+        np.savez_compressed(folder / "qc.npz", allow_pickle=False, **result.pictures)
+    for name, registration in result.registrations.items():
+        ending = "tfm" if registration.fixed_to_moving.is_linear else "h5"  # text is large and slow for fields
+        save_transform(registration.fixed_to_moving, folder / f"{name}.{ending}")
+    files = sorted(folder.iterdir())
+    for file in files:
+        _to_disk(file)
+    return files
+
+
+def _to_disk(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def checksum(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_case(out: Path, case_id: str) -> dict[str, Any] | None:
+    """The record of a case that is there with all its files, or None."""
+    folder = out / "cases" / case_id
+    try:
+        record: dict[str, Any] = json.loads((folder / "case.json").read_text())
+    except (OSError, ValueError):
+        return None
+    whole = all((out / name).is_file() for name in (f"cases/{case_id}/image.npy", *record.get("checksums", ())))
+    return record if whole else None
+
+
+def damaged_files(folder: str | Path) -> list[str]:
+    """The files of a cohort that are gone or no longer have the content that was written, from its folder, sorted.
+
+    Raises:
+        CohortError: the folder is no finished cohort.
+    """
+    cohort = open_cohort(folder)
+    bad = []
+    for row in (row for row in cohort.rows if row["status"] != "failed"):
+        record = f"cases/{row['case']}/case.json"
+        try:
+            sums = json.loads((cohort.folder / record).read_text()).get("checksums", {})
+        except (OSError, ValueError):
+            bad.append(record)
+            continue
+        for name, expected in sums.items():
+            file = cohort.folder / name
+            if not file.is_file() or checksum(file) != expected:
+                bad.append(name)
+    return sorted(bad)
+
+
+def row_of(case: Case, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of ``cases.csv``: what the manifest says of a case, and what came of it."""
+    given = {name: getattr(case, name) or "" for name in _GIVEN}
+    return {"case": case.id, **given, **{name: value for name, value in record.items() if name not in _NO_COLUMNS}}
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    names = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel", "pydicom", "scikit-image")
+    return {"mmfusion": __version__, **{name: version(name) for name in names}}
+
+
+def refuse_contradictions(cohort: Cohort, given: Mapping[str, Any]) -> None:
+    """Refuse options that differ from those the cohort was prepared with.
+
+    Args:
+        cohort: the prepared study.
+        given: options of the group ``case``; None means "as the cohort has it". ``modalities`` may be a subset.
+
+    Raises:
+        OptionError: an option contradicts, or a modality is not in the cohort.
+    """
+    for name, value in given.items():
+        if value is None or name == "modalities":
+            continue
+        wanted, there = resolve({name: value}, "case")[name], cohort.options[name]
+        if wanted != there:
+            raise OptionError(
+                f"option {name} is {value}, but the cohort {cohort.folder} was prepared with {there}. "
+                f"Leave {name} out, or prepare another cohort folder"
+            )
+    missing = [name for name in given.get("modalities") or () if name not in cohort.modalities]
+    if missing:
+        raise OptionError(
+            f"modality {', '.join(missing)} is not in the cohort {cohort.folder}; it has {', '.join(cohort.modalities)}"
+        )

@@ -1,0 +1,47 @@
+"""What makes the values of a scan comparable between patients, by its unit and the options."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmfusion.errors import OptionError
+from mmfusion.volume import Volume, foreground, landmarks, normalize, normalize_mr, standardize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def scaling(name: str, volume: Volume, options: Mapping[str, Any]) -> Callable[[Volume], np.ndarray]:
+    """The map of this scan's values; MR statistics come from the native scan, before any resampling.
+
+    Args:
+        name: the modality, whose standard scale is taken.
+        volume: the native scan.
+        options: ``ct_window``, ``suv_max``, ``mr_normalize``, ``mr_standard``.
+
+    Raises:
+        VoxelError: the foreground of an MR is empty or constant.
+        OptionError: there is no standard scale for it.
+    """
+    mr = (0.0, 1.0)
+    if volume.units == "a.u.":
+        body = foreground(volume)
+        if options["mr_normalize"] == "histogram":
+            own, scale = landmarks(volume.array, body), _scale_of(options["mr_standard"], name)
+            return lambda v: standardize(v.array, own, scale)
+        mr = normalize_mr(volume.array, body, options["mr_normalize"])
+    window = tuple(options["ct_window"])
+    return lambda v: normalize(v, ct_window=window, suv_max=options["suv_max"], mr_scaling=mr)
+
+
+def _scale_of(standard: str | None, name: str) -> np.ndarray:
+    scales = json.loads(standard) if standard else {}
+    if name not in scales:
+        raise OptionError(
+            f"mr_normalize is histogram, but there is no standard scale for {name}: mmfusion prepare fits it on the "
+            "training subjects; for single cases give the mr_standard of a prepared cohort (in its options.json)"
+        )
+    return np.asarray(scales[name])
