@@ -55,7 +55,9 @@ def test_one_series_of_several_is_chosen_by_the_same_rules(ct, tmp_path):
     path = pack(tmp_path / "study.zip", ct, tmp_path / "mr")
     with pytest.raises(ReadError) as refused:
         read_header(path)
-    assert f"zip file {path} holds 2 image series: ...11111111 CT number 4, 6 files; ...22222222" in str(refused.value)
+    assert f"zip file {path} holds 2 image series: ...11111111 CT number 4, 6 files; ...22222222 MR" in str(
+        refused.value
+    )
     for where, how in ((path, {"series": "thin"}), (f"{path}#3.11111111", {}), (path, {"modality": "ct"})):
         np.testing.assert_array_equal(load_volume(where, **how).array, STORED[::-1, ::-1])
 

@@ -1,9 +1,11 @@
+from itertools import permutations
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from mmfusion.errors import GeometryError, VoxelError
-from mmfusion.volume import Grid, Transform, Volume, nearest_ras
+from mmfusion.volume import Grid, Transform, Volume, empty_ras, nearest_ras
 
 OBLIQUE = np.array([[-1.9, 0.1, 0.3, 40], [0.2, 0.4, 3.0, -12], [0.1, -1.2, 0.8, 7], [0, 0, 0, 1.0]])
 
@@ -98,3 +100,16 @@ def test_regrouped_voxels_begin_where_they_are_told_and_keep_the_field_of_view()
     part = grid.regrouped((5, 4, 3), first=(2, -1, 4))
     np.testing.assert_allclose(part.to_world(np.zeros(3)), grid.to_world(np.array([2, -1, 4])), atol=1e-9)
     assert part.spacing == pytest.approx(grid.spacing) and part.shape == (5, 4, 3)
+
+
+@pytest.mark.parametrize("axes", list(permutations(range(3))))
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1), (-1, -1, -1)])
+def test_an_array_laid_out_for_ras_is_contiguous_once_turned(axes, signs):
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([1.5, 2, 3])[:, list(axes)] * signs
+    stored = np.random.default_rng(0).normal(size=(11, 13, 17)).astype(np.float32)
+    room = empty_ras(stored.shape, affine)
+    room[...] = stored
+    turned, _ = nearest_ras(room, affine)
+    assert turned.flags.c_contiguous
+    np.testing.assert_array_equal(turned, nearest_ras(stored, affine)[0])

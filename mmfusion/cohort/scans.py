@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from mmfusion.volume import Volume
 
 _NARROW, _WIDE = 0.1, 10.0  # mm: spacing outside is unusual
+_SUV = ((-5, math.inf), (1, 300))  # somewhere is more than the mean of the body; the bladder may reach 100
 USUAL = {  # unit: where the lowest and where the highest value of a scan usually lie
     "HU": ((-10240, -1), (100, 32767)),  # there is some air and some bone or contrast agent; the extended CT scale
-    "SUVbw": ((-5, math.inf), (1, 300)),  # somewhere is more than the mean of the body; the bladder may reach 100
+    "SUVbw": _SUV,
+    "SUVlbm": _SUV,
 }
+_SUV_REMEDY = "Check that the values are SUV: units, weight, dose and times."
 _REMEDIES = {
     "HU": "Check that the values are HU: rescale slope and intercept applied.",
-    "SUVbw": "Check that the values are SUVbw: units, weight, dose and times.",
+    "SUVbw": _SUV_REMEDY,
+    "SUVlbm": _SUV_REMEDY,
 }
 
 

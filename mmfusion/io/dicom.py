@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +11,16 @@ from mmfusion.errors import ReadError, UnitsError
 from mmfusion.io.frames import Frames, frames_of
 from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
 from mmfusion.io.metaimage import LPS_TO_RAS
+from mmfusion.io.pixels import plain_plane
 from mmfusion.io.series import one_series
 from mmfusion.io.slices import Slice, check_parallel, slices_of, stack
 from mmfusion.io.suv_dicom import earliest_acquisition, stored_suv, suv_factor
-from mmfusion.io.tags import IDENTITY, lenient_dicom, read_tags
+from mmfusion.io.tags import IDENTITY, lenient_dicom, names_damage, read_tags
+from mmfusion.io.voxels import empty_voxels, fill, slabs
 from mmfusion.io.zipped import Archive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from pydicom import Dataset
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from mmfusion.io.zipped import DicomFile
 
 
+@names_damage
 @lenient_dicom()
 def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Opened:
     """Read the headers of one series: in a folder, that of any file in a folder, or in a zip file.
@@ -103,7 +106,7 @@ def _open_series(
         path,
         (columns, rows, len(ordered[0])),
         LPS_TO_RAS @ affine,
-        partial(_read_mean, ordered, factors),
+        partial(_read_mean, ordered, factors, LPS_TO_RAS @ affine, path),
         kind=kind,
         frame_of_reference=str(first.get("FrameOfReferenceUID") or ""),
         frames=len(frames.sets),
@@ -145,23 +148,46 @@ def _refuse_unscaled(slices: list[Slice], kind: str, source: object) -> None:
         )
 
 
+@names_damage
 @lenient_dicom()
-def _read_mean(frames: list[list[Slice]], factors: list[list[float]]) -> np.ndarray:
+def _read_mean(frames: list[list[Slice]], factors: list[list[float]], affine: np.ndarray, source: object) -> np.ndarray:
     """``[columns, rows, slices]`` float32: the mean of the frames, each in the volume's units."""
-    columns, rows = frames[0][0].size
-    out = np.zeros((len(frames[0]), rows, columns), np.float32)
-    decoded: tuple[DicomFile | None, np.ndarray] = (None, out)
-    for slices, scales in zip(frames, factors, strict=True):
-        for n, (piece, factor) in enumerate(zip(slices, scales, strict=True)):
-            if decoded[0] != piece.path:
-                decoded = (piece.path, pixels_of(piece.path))
-            plane = decoded[1] if decoded[1].ndim == 2 else decoded[1][piece.frame]
-            if plane.shape != (rows, columns):
-                raise ReadError(f"{piece.path}: one gray value a pixel is expected, found an array {decoded[1].shape}")
-            slope = 1.0 if piece.slope is None else piece.slope
-            share = factor / len(frames)
-            out[n] += plane * np.float32(slope * share) + np.float32((piece.intercept or 0.0) * share)
-    return out.T
+    out = empty_voxels((*frames[0][0].size, len(frames[0])), affine, source)
+    decoded = lru_cache(maxsize=1)(pixels_of)  # one file may hold all frames
+    one = out
+    for n, (slices, scales) in enumerate(zip(frames, factors, strict=True)):
+        if n:
+            one = np.empty_like(out)
+        _read_into(one, slices, np.asarray(scales) / len(frames), decoded)
+        if n:
+            out += one
+    return out
+
+
+def _read_into(
+    out: np.ndarray, slices: list[Slice], factors: np.ndarray, decoded: Callable[[DicomFile], np.ndarray]
+) -> None:
+    """Fill ``out [columns, rows, slices]`` with rescaled values times the factors, some slices at a time."""
+    slopes = np.array([1.0 if piece.slope is None else piece.slope for piece in slices]) * factors
+    intercepts = np.array([piece.intercept or 0.0 for piece in slices]) * factors
+    for part in slabs(out.shape, voxel_bytes=2):
+        stored = np.empty((len(slices[part]), *out.shape[1::-1]), _plane(slices[part][0], decoded).dtype)
+        for n, piece in enumerate(slices[part]):
+            plane = _plane(piece, decoded)
+            stored = stored.astype(np.result_type(stored, plane), copy=False)  # slices may differ in it
+            stored[n] = plane
+        fill(out[:, :, part], stored.T, slopes[part], intercepts[part])
+
+
+def _plane(piece: Slice, decoded: Callable[[DicomFile], np.ndarray]) -> np.ndarray:
+    """Stored values ``[rows, columns]`` of a slice."""
+    plane = plain_plane(piece.path, piece.header, piece.frame)
+    if plane is None:
+        pixels = decoded(piece.path)
+        plane = pixels if pixels.ndim == 2 else pixels[piece.frame]
+        if plane.shape != piece.size[::-1]:
+            raise ReadError(f"{piece.path}: one gray value a pixel is expected, found an array {pixels.shape}")
+    return plane
 
 
 def pixels_of(path: DicomFile) -> np.ndarray:

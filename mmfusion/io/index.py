@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfusion.errors import ReadError
-from mmfusion.io.tags import IDENTITY, is_image, is_localizer, lenient_dicom, listed, number, read_tags
+from mmfusion.io.tags import IDENTITY, is_image, is_localizer, lenient_dicom, listed, names_damage, number, read_tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,7 +74,7 @@ def find_series(root: str | Path, *, progress: Callable[[int, int], None] | None
         progress: called now and then, and at the end, with (files read so far, files that were not DICOM).
 
     Raises:
-        ReadError: the folder does not exist.
+        ReadError: the folder does not exist, or a header in it is damaged.
     """
     root = Path(root)
     if not root.is_dir():
@@ -92,7 +92,7 @@ def find_series(root: str | Path, *, progress: Callable[[int, int], None] | None
             progress(seen, skipped)
     if progress:
         progress(seen, skipped)
-    found = [_series(members) for members in groups.values()]
+    found = [_series(members[0][0].parent, members) for members in groups.values()]
     return sorted(found, key=lambda s: (s.patient_id, s.study_date, s.study_uid, s.series_number or 0, s.series_uid))
 
 
@@ -104,7 +104,9 @@ def _walk(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _series(members: list[tuple[Path, Dataset]]) -> Series:
+@names_damage
+def _series(folder: Path, members: list[tuple[Path, Dataset]]) -> Series:
+    """What the headers of a series say; ``folder`` is what messages call it."""
     files = tuple(path for path, _ in members)
     first = members[0][1]
     images = [header for _, header in members if is_image(header)]

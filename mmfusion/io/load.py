@@ -10,7 +10,7 @@ import numpy as np
 from mmfusion.errors import ReadError
 from mmfusion.io.dicom import open_dicom
 from mmfusion.io.header import Header, Opened, chosen_frame, kind_of
-from mmfusion.io.metaimage import open_metaimage
+from mmfusion.io.metaimage import META, open_metaimage
 from mmfusion.io.nifti import open_nifti
 from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import apply_sidecar
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
-META = (".mha", ".mhd", ".nrrd", ".nhdr")
 
 
 def open_scan(

@@ -10,10 +10,10 @@ import numpy as np
 from mmfusion.errors import ReadError, VoxelError
 from mmfusion.io.contours import inside_contours
 from mmfusion.io.dicom import pixels_of
-from mmfusion.io.load import META, NIFTI, as_volume, open_scan
-from mmfusion.io.metaimage import LPS_TO_RAS
+from mmfusion.io.load import NIFTI, as_volume, open_scan
+from mmfusion.io.metaimage import LPS_TO_RAS, META
 from mmfusion.io.slices import slices_of
-from mmfusion.io.tags import lenient_dicom, listed, number, read_tags
+from mmfusion.io.tags import lenient_dicom, listed, names_damage, number, read_tags
 from mmfusion.volume import Volume, resample
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def _chosen(path: Path, names: dict[int, str], wanted: list[str] | None) -> dict
     return {n: name for n, name in names.items() if wanted is None or name in wanted}
 
 
+@names_damage
 def _rtstruct(path: Path, header: Dataset, grid: Grid, wanted: list[str] | None) -> Volume:
     structures = header.get("StructureSetROISequence") or []
     names = {int(item.ROINumber): str(item.get("ROIName") or item.ROINumber) for item in structures}
@@ -140,6 +141,7 @@ def _rtstruct(path: Path, header: Dataset, grid: Grid, wanted: list[str] | None)
     return _mask(path, inside, grid, str(next((uid for uid in frames if uid), "")), drawn)
 
 
+@names_damage
 def _seg(path: Path, header: Dataset, grid: Grid, wanted: list[str] | None) -> Volume:
     segments = header.get("SegmentSequence") or []
     names = {int(item.SegmentNumber): str(item.get("SegmentLabel") or item.SegmentNumber) for item in segments}

@@ -9,10 +9,13 @@ import SimpleITK as sitk
 
 from mmfusion.errors import OrientationError, ReadError
 from mmfusion.io.header import Opened, chosen_frame, static_shape
+from mmfusion.io.text_headers import check_text_header
+from mmfusion.io.voxels import empty_voxels, fill
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+META = (".mha", ".mhd", ".nrrd", ".nhdr")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """The world of DICOM and ITK to ours, and back (it is its own inverse)."""
 
@@ -25,6 +28,7 @@ def open_metaimage(path: Path, *, kind: str = "", frame: str | int | None = None
         OrientationError: a NRRD file that names no space.
         GeometryError: a 2D image or a singular affine.
     """
+    check_text_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -53,12 +57,16 @@ def open_metaimage(path: Path, *, kind: str = "", frame: str | int | None = None
 
     def read() -> np.ndarray:
         try:
-            array = sitk.GetArrayFromImage(reader.Execute()).T.reshape(*spatial, frames)
+            image = reader.Execute()
         except RuntimeError as error:
             raise ReadError(f"{path} cannot be read: {last_line(error)}. Copy or export it again") from None
-        return array.mean(axis=-1) if index is None else array[..., index]
+        array = sitk.GetArrayViewFromImage(image).reshape(frames, *spatial[::-1])
+        out = empty_voxels(spatial, opened.affine, path)
+        fill(out, (array.mean(axis=0) if index is None else array[index]).T)
+        return out
 
-    return Opened(path, spatial, LPS_TO_RAS @ affine, read, kind=kind, frames=frames, notes=notes)
+    opened = Opened(path, spatial, LPS_TO_RAS @ affine, read, kind=kind, frames=frames, notes=notes)
+    return opened
 
 
 def last_line(error: Exception) -> str:

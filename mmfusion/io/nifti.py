@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import gzip
+import math
+import os
 import zlib
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from isal import igzip, igzip_lib
 
 from mmfusion.errors import GeometryError, OptionError, OrientationError, ReadError, VoxelError
 from mmfusion.io.files import atomic_path
 from mmfusion.io.header import Opened, chosen_frame, static_shape
+from mmfusion.io.voxels import empty_voxels, fill, slabs
 from mmfusion.volume import Grid
 
 if TYPE_CHECKING:
+    from io import BufferedReader
     from pathlib import Path
 
     from nibabel.nifti1 import Nifti1Header
 
     from mmfusion.volume import Volume
 
+_CHUNK_BYTES = 1 << 19  # inflated at once: what stays in the cache is compared with the checksum fastest
+_DAMAGED = (OSError, EOFError, zlib.error, cast("type[Exception]", igzip_lib.IsalError))
 _QUATERNION_TOLERANCE = 1e-3
 _DISAGREE_MM = 1.0
 _MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # xyzt_units: meter, millimeter, micrometer
@@ -47,21 +55,101 @@ def open_nifti(
     if frames > 1:
         notes.append(f"{frames} frames: " + ("their mean" if index is None else f"frame {index}") + " is used")
 
-    def read() -> np.ndarray:
-        from nibabel.arrayproxy import ArrayProxy
-
-        image = path.with_suffix(".img") if path.suffix == ".hdr" else path
-        try:
-            proxy = ArrayProxy(str(image), header, mmap=False)
-            if frames == 1:
-                return np.asarray(proxy, np.float32).reshape(spatial)
-            # a trailing axis of one may stand before the frames (5D files), so go by the flattened tail
-            tail = np.asarray(proxy).reshape(*spatial, frames)
-            return tail.mean(axis=-1) if index is None else tail[..., index]
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise ReadError(f"{path} cannot be read: {_reason(error)}. Copy or export it again") from None
-
+    image = path.with_suffix(".img") if path.suffix == ".hdr" else path
+    read = partial(_read_voxels, image, header, spatial, affine, frames, index)
     return Opened(path, spatial, affine, read, kind=kind, frames=frames, notes=notes)
+
+
+def _read_voxels(
+    path: Path,
+    header: Nifti1Header,
+    shape: tuple[int, int, int],
+    affine: np.ndarray,
+    frames: int,
+    index: int | None,
+) -> np.ndarray:
+    """``[i, j, k]`` float32 of frame ``index``, or the mean of all frames if None."""
+    dtype, start = header.get_data_dtype(), int(header.get_data_offset())
+    slope, intercept = header.get_slope_inter()
+    slope, intercept = (1.0, 0.0) if slope is None else (slope, intercept)
+    size = math.prod(shape) * dtype.itemsize
+    try:
+        _check_length(path, start + size * frames)
+        out = empty_voxels(shape, affine, path)
+        with _opened(path) as stream:
+            stream.seek(start + size * (index or 0))
+            if index is not None:
+                for part in slabs(shape, dtype.itemsize):
+                    fill(out[:, :, part], _next(stream, out[:, :, part].shape, dtype), slope, intercept)
+            else:
+                total = _next(stream, shape, dtype).astype(float)
+                for _ in range(frames - 1):
+                    total += _next(stream, shape, dtype)
+                fill(out, total / frames, slope, intercept)
+            stream.read(1)  # behind the last voxel a packed file is compared with its checksum
+    except _DAMAGED as error:
+        raise ReadError(f"{path} cannot be read: {_reason(error)}. Copy or export it again") from None
+    return out
+
+
+def _opened(path: Path) -> BufferedReader:
+    return cast("BufferedReader", igzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _next(stream: BufferedReader, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """The next voxels ``[i, j, k]`` of an uncompressed stream, i fastest."""
+    stored = np.empty(shape, dtype, order="F")
+    room = stored.T.reshape(-1).view(np.uint8).data
+    while room:
+        count = stream.readinto(room[:_CHUNK_BYTES])
+        if not count:
+            raise EOFError
+        room = room[count:]
+    return stored
+
+
+def _check_length(path: Path, needed: int) -> None:
+    """Refuse a header that promises more bytes than there are, before room is made for them.
+
+    Raises:
+        ReadError: the file is shorter.
+    """
+    held = path.stat().st_size
+    if path.suffix.lower() == ".gz":
+        with path.open("rb") as packed:
+            packed.seek(-4, os.SEEK_END)
+            said = int.from_bytes(packed.read(4), "little")  # RFC 1952: the length, modulo 2**32
+        held = said if needed <= said else _unpacked_length(path, needed)
+    if held < needed:
+        raise EOFError(f"the header promises {needed:,} bytes, there are {held:,}")
+
+
+def _unpacked_length(path: Path, enough: int) -> int:
+    """Count the bytes of a packed file, in little memory; stops at ``enough``."""
+    buffer, total = bytearray(1 << 20), 0
+    with _opened(path) as stream:
+        while total < enough and (count := stream.readinto(buffer)):
+            total += count
+    return total
+
+
+def check_nifti_header(path: Path) -> None:
+    """Refuse what ITK does not survive: voxels that are no plain numbers, places that are none, and too few bytes.
+
+    Raises:
+        ReadError: not NIfTI, or such a header.
+    """
+    header = _header(path)
+    if header.get_data_dtype().kind not in "iuf":
+        raise ReadError(f"{path} holds {header.get_value_label('datatype')} voxels; plain numbers are expected")
+    places = [header[name] for name in ("pixdim", "srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z")]
+    if not np.isfinite(np.hstack(places)).all():
+        raise ReadError(f"{path} has a damaged NIfTI header: where its voxels lie is not finite")
+    needed = int(header.get_data_offset()) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+    try:
+        _check_length(path, needed)
+    except _DAMAGED as error:
+        raise ReadError(f"{path} cannot be read: {_reason(error)}. Copy or export it again") from None
 
 
 def _reason(error: Exception) -> str:
@@ -76,9 +164,9 @@ def _header(path: Path) -> Nifti1Header:
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
             block = stream.read(540)
-    except (OSError, EOFError, zlib.error) as error:
+    except _DAMAGED as error:
         raise ReadError(f"{path} is not a NIfTI file, or is damaged: {_reason(error)}") from None
     if block[344:347] in (b"n+1", b"ni1") and block[347:348] == b"\0":
         kind, size = Nifti1Header, 348
@@ -89,7 +177,10 @@ def _header(path: Path) -> Nifti1Header:
     header = kind(block[:size], check=False)
     try:
         header.get_data_dtype(), header.get_data_shape(), header.get_slope_inter()
-    except (HeaderDataError, KeyError, ValueError) as error:
+        first = size + 4 if block[344:346] == b"n+" or block[4:6] == b"n+" else 0  # behind the header and its flags
+        if header.get_data_offset() < first:
+            raise ValueError(f"voxels begin at byte {header.get_data_offset()}, within the header")
+    except (HeaderDataError, KeyError, OverflowError, ValueError) as error:
         raise ReadError(f"{path} has a damaged NIfTI header: {_reason(error)}") from None
     return header
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmfusion.errors import ReadError
 from mmfusion.io.header import settled_kind
-from mmfusion.io.tags import FRAMES, GEOMETRY, IDENTITY, VALUES, is_image, is_localizer, read_tags
+from mmfusion.io.tags import FRAMES, GEOMETRY, IDENTITY, PIXELS, VALUES, is_image, is_localizer, read_tags
 from mmfusion.io.zipped import DicomFile
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _grouped(files: Iterable[DicomFile]) -> tuple[dict[str, _Files], set[str]]:
     groups: dict[str, _Files] = {}
     others: set[str] = set()
     for path in files:
-        header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES, *FRAMES))
+        header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES, *FRAMES, *PIXELS))
         if header is None:
             continue
         _settle_values(header, path)
@@ -138,10 +138,10 @@ def _is_kind(files: _Files, kind: str) -> bool:
 
 
 def _listed(groups: dict[str, _Files]) -> str:
-    """What tells series apart, without their descriptions: free text may name the patient, and messages are kept."""
+    """What tells series apart, without their descriptions: free text may name the patient, and errors are kept."""
     texts = []
     for uid, files in sorted(groups.items()):
         header = files[0][1]
-        modality, serial = header.get("Modality", ""), header.get("SeriesNumber", "-")
-        texts.append(f"...{uid[-8:]} {modality} number {serial}, {len(files)} files")
+        modality, number = header.get("Modality", ""), header.get("SeriesNumber", "-")
+        texts.append(f"...{uid[-8:]} {modality} number {number}, {len(files)} files")
     return "; ".join(texts)

@@ -51,9 +51,15 @@ def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
     """The planes in a file: one of a classic object, one for each frame of a multi-frame one.
 
     Raises:
-        ReadError: position, orientation or pixel spacing is missing.
+        ReadError: position, orientation or pixel spacing is missing; the frames are not as many as counted.
     """
-    for n in range(len(header.get("PerFrameFunctionalGroupsSequence") or [None])):
+    frames = header.get("PerFrameFunctionalGroupsSequence")
+    if frames and "NumberOfFrames" in header and number(header.NumberOfFrames) != len(frames):
+        raise ReadError(
+            f"{path}: {len(frames)} frames are described, but NumberOfFrames is {header.NumberOfFrames}; the file is "
+            "damaged, copy or export it again"
+        )
+    for n in range(len(frames or [None])):
         tag = partial(frame_tag, path, header, n)
         position = numbers(tag("PlanePositionSequence", "ImagePositionPatient"))
         axes = numbers(tag("PlaneOrientationSequence", "ImageOrientationPatient"))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import warnings
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache, wraps
+from io import BytesIO
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from mmfusion.errors import ReadError
+from mmfusion.errors import MmfusionError, ReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from pydicom import Dataset
 
@@ -26,6 +28,7 @@ GEOMETRY = (
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
+PIXELS = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 _BLOCKS = range(0x10, 0x20)  # where the private blocks of a group are looked for; makers take the first free one
 
 
@@ -35,7 +38,7 @@ def _private_tags(group: int, *elements: int) -> tuple[int, ...]:
 
 
 VALUES: tuple[str | int, ...] = (
-    "RescaleSlope", "RescaleIntercept", "SamplesPerPixel", "Units", "SUVType", "CorrectedImage", "DecayCorrection",
+    "RescaleSlope", "RescaleIntercept", "Units", "SUVType", "CorrectedImage", "DecayCorrection",
     "PatientWeight", "PatientSize", "PatientSex", "RadiopharmaceuticalInformationSequence", "SeriesDate", "SeriesTime",
     "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ActualFrameDuration",
     *_private_tags(0x0009, 0x0D),  # GE: date and time of the scan
@@ -45,6 +48,9 @@ FRAMES = (
     "TemporalPositionIdentifier", "FrameReferenceTime", "TriggerTime", "EchoTime", "DiffusionBValue", "InversionTime",
     "FlipAngle", "AcquisitionNumber",
 )  # fmt: skip
+_HEAD_BYTES = 1 << 15  # the usual header and more; parsing it from memory takes half the time
+_PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010), little and big endian
+_Result = TypeVar("_Result")
 _SUFFIXES = {".dcm", ".ima", ".dicom"}
 
 
@@ -80,29 +86,75 @@ def _import_gdcm() -> None:
             sys.modules["dl"] = there
 
 
+def names_damage(function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Decorator of what reads DICOM: elements with values that are none become an error with the name of the file.
+
+    pydicom decodes an element when it is asked for, and raises nearly anything then. The value is not told: where the
+    lengths of elements are damaged it may be any other one, such as a name.
+    """
+
+    @wraps(function)
+    def named(*args: Any, **kwargs: Any) -> _Result:
+        try:
+            return function(*args, **kwargs)
+        except MmfusionError:
+            raise
+        except Exception as error:
+            where = next(argument for argument in args if isinstance(argument, str | Path))
+            raise ReadError(
+                f"{where}: a DICOM element has a value that cannot be understood ({type(error).__name__}); the file is "
+                "damaged, copy or export it again"
+            ) from None
+
+    return named
+
+
 def read_tags(path: DicomFile, tags: Collection[str | int] | None = None, *, pixels: bool = False) -> Dataset | None:
     """The header of a DICOM file, only ``tags`` if given; None if the file is not DICOM or is damaged.
 
-    A file without the 128-byte preamble counts as DICOM if it is named so and has a SOP class.
+    Its attribute ``pixels_at`` is where in the file the element of the pixels begins, if that is known. A file without
+    the 128-byte preamble counts as DICOM if it is named so and has a SOP class.
 
     Raises:
         ReadError: the zip file that it lies in is damaged.
     """
-    import pydicom
-
     try:
         with path.open("rb") as stream:
-            magic = stream.read(132)[128:] == b"DICM"
+            head = stream.read(_HEAD_BYTES)
+            magic = head[128:132] == b"DICM"
             if not magic and path.suffix.lower() not in _SUFFIXES:
                 return None
-            stream.seek(0)
-            wanted: list[Any] | None = None if tags is None else list(tags)
-            found = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=not magic, specific_tags=wanted)
+            wanted = None if tags is None else _numbers(tuple(tags))
+            found = None
+            if not pixels:
+                with suppress(Exception):  # as where the header is longer
+                    found = _parsed(BytesIO(head), wanted, force=not magic)
+            if found is None or (found.pixels_at is None and len(head) == _HEAD_BYTES):
+                stream.seek(0)
+                found = _parsed(stream, wanted, force=not magic, pixels=pixels)
     except ReadError:
         raise
     except Exception:  # pydicom raises nearly anything on damaged files; callers count or name them
         return None
     return found if "SOPClassUID" in found else None
+
+
+@lru_cache
+def _numbers(tags: tuple[str | int, ...]) -> list[int]:
+    from pydicom.tag import Tag
+
+    return [Tag(tag) for tag in tags]
+
+
+def _parsed(stream: BinaryIO, tags: list[int] | None, *, force: bool, pixels: bool = False) -> Dataset:
+    """A data set, and as ``pixels_at`` where the element of its pixels begins if it ends before them, else None."""
+    import pydicom
+
+    wanted: list[Any] | None = tags
+    found = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=force, specific_tags=wanted)
+    position = stream.tell()
+    found.pixels_at = position if stream.read(4) in _PIXEL_DATA else None
+    return found
 
 
 def is_image(header: Dataset) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,14 @@ import SimpleITK as sitk
 
 from mmfusion.errors import GeometryError, ReadError
 from mmfusion.io.files import atomic_path
-from mmfusion.io.metaimage import LPS_TO_RAS, last_line
+from mmfusion.io.metaimage import LPS_TO_RAS, META, last_line
+from mmfusion.io.nifti import check_nifti_header
+from mmfusion.io.text_headers import check_text_header
 from mmfusion.volume import Displacement, Grid, Transform
 
 _ENDINGS = (".tfm", ".txt", ".h5", ".hdf5")
-_IMAGES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
+_IMAGES = (".nii", ".nii.gz", *META)
+_LONGEST_S = 60.0
 _FLIP = LPS_TO_RAS[:3, :3]
 _PER_CONTROL_POINT = 8  # samples between two control points of a B-spline: off by about 1 % of what it bends there
 _FINEST_MM = 1.0
@@ -58,6 +63,12 @@ def load_transform(path: str | Path) -> Transform:
     if not path.exists():
         raise ReadError(f"transform {path} does not exist")
     is_image = path.name.lower().endswith(_IMAGES)
+    if path.name.lower().endswith(META):
+        check_text_header(path)
+    elif is_image:
+        check_nifti_header(path)
+    if path.suffix.lower() in (".h5", ".hdf5"):
+        _check_hdf5(path)
     found: sitk.Image | sitk.Transform
     try:
         found = sitk.ReadImage(str(path)) if is_image else sitk.ReadTransform(str(path))
@@ -79,6 +90,21 @@ def load_transform(path: str | Path) -> Transform:
         return result
     except GeometryError as error:
         raise ReadError(f"transform {path}: {error}") from None
+
+
+def _check_hdf5(path: Path) -> None:
+    """Let another process read the file first: the HDF5 library crashes on some damaged files.
+
+    Raises:
+        ReadError: it crashed, or did not come to an end.
+    """
+    command = [sys.executable, "-c", "import sys, SimpleITK; SimpleITK.ReadTransform(sys.argv[1])", str(path)]
+    try:
+        code = subprocess.run(command, capture_output=True, timeout=_LONGEST_S).returncode
+    except subprocess.TimeoutExpired:
+        code = -1
+    if code not in (0, 1):  # 1 is an error that is found below, too
+        raise ReadError(f"transform {path} cannot be read: its HDF5 structure is damaged. Copy or export it again")
 
 
 def _in_order(found: sitk.Transform) -> list[sitk.Transform]:

@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from mmfusion.errors import ReadError
@@ -97,7 +97,7 @@ class Member:
         dot = self.info.filename.rfind(".")
         return self.info.filename[dot:] if dot >= 0 and "/" not in self.info.filename[dot:] else ""
 
-    def open(self, mode: str = "rb") -> BinaryIO:
+    def open(self, mode: str = "rb") -> BytesIO:
         """The content, checked against its checksum.
 
         Raises:

@@ -2,7 +2,7 @@
 
 from mmfusion.volume.device import check_device
 from mmfusion.volume.displacement import Displacement
-from mmfusion.volume.grid import Grid, mask_center, nearest_ras, spacing_of
+from mmfusion.volume.grid import Grid, empty_ras, mask_center, nearest_ras, spacing_of
 from mmfusion.volume.intensity import clip_suv, correct_bias, foreground, normalize, normalize_mr, window_ct
 from mmfusion.volume.sampling import coverage, overlap, resample
 from mmfusion.volume.standardize import landmarks, standard_scale, standardize
@@ -29,6 +29,7 @@ __all__ = [
     "standard_scale",
     "standardize",
     "nearest_ras",
+    "empty_ras",
     "spacing_of",
     "mask_center",
     "check_device",

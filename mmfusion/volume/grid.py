@@ -150,3 +150,13 @@ def nearest_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.n
             new[:3, 3] += new[:3, axis] * (out.shape[axis] - 1)
             new[:3, axis] *= -1
     return out, new
+
+
+def empty_ras(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+    """``[i, j, k]`` float32, not filled, whose turn by :func:`nearest_ras` is C-contiguous.
+
+    A reader that fills it, in the axes as stored, has turned the voxels without another pass over them.
+    """
+    axes, signs = _closest_axes(affine)
+    out = np.empty([shape[axes.index(world)] for world in range(3)], np.float32)
+    return out[tuple(slice(None, None, signs[axes.index(world)]) for world in range(3))].transpose(axes)

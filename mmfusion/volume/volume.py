@@ -87,13 +87,14 @@ class Volume:
         Raises:
             VoxelError: a voxel is not finite, or all voxels are equal.
         """
-        bad = int(np.size(self.array) - np.count_nonzero(np.isfinite(self.array)))
-        if bad:
+        low, high = self.array.min(), self.array.max()  # NaN and infinity show in them
+        if not (np.isfinite(low) and np.isfinite(high)):
+            bad = int(self.array.size - np.count_nonzero(np.isfinite(self.array)))
             raise VoxelError(
                 f"{self.name}: {bad} of {self.array.size} voxels are not finite (NaN or infinite); "
                 "export the scan again or drop this modality"
             )
-        if self.array.size and self.array.min() == self.array.max():
+        if low == high:
             raise VoxelError(
                 f"{self.name}: every voxel is {float(self.array.flat[0]):g}; an empty or constant scan cannot "
                 "be used, export it again or leave the cell empty"

@@ -1,0 +1,98 @@
+"""What hostile surroundings do to the product: a long run of what tests/test_robustness.py does for seconds.
+
+    python benchmarks/robustness.py [--files 1000] [--part NAME ...]
+
+Each part is a function that does its harm, prints what came of it and returns facts for the JSON; `PARTS` lists them.
+
+corrupt_files: sound files of every format that is read, changed by flipped bits, missing ends and lying headers, as
+    tests/corrupt_files.py makes them (file number N is always the same), read one by one in a process of its own.
+    Allowed is an error with a name (`MmfusionError`) or the reading of what the file really says, compared with
+    nibabel, pydicom or SimpleITK where they read it. Not allowed: any other error, other voxels, a crash, more than
+    10 s, more than 2 GiB, a file written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # before the workers start, which look there, too
+
+from corrupt_files import MEMORY_LIMIT, READERS, attempt, corrupt, make_seeds
+
+from mmfusion.errors import LostError
+from mmfusion.io import write_json
+from mmfusion.prepare import versions
+from mmfusion.prepare.processes import Processes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RESULTS = Path(__file__).parent / "results" / "robustness.json"
+LONGEST_S = 10.0
+
+
+def main() -> None:
+    """Run the parts one after the other and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=1000, help="corrupted files")
+    parser.add_argument("--part", nargs="+", choices=[part.__name__ for part in PARTS], help="all if absent")
+    given = parser.parse_args()
+    facts: dict[str, Any] = {
+        "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
+        "versions": versions(),
+    }
+    for part in PARTS:
+        if given.part is None or part.__name__ in given.part:
+            start = time.perf_counter()
+            facts[part.__name__] = part(given) | {"seconds": time.perf_counter() - start}
+    write_json(facts, RESULTS)
+    print(f"wrote {RESULTS}")
+
+
+def corrupt_files(given: argparse.Namespace) -> dict[str, Any]:
+    """Read corrupted files; see above."""
+    outcomes: dict[str, Counter[str]] = {name: Counter() for name in READERS}
+    failures, slowest, largest = [], 0.0, 0.0
+    with tempfile.TemporaryDirectory() as folder, Processes(1, limit_s=LONGEST_S) as pool:
+        seeds = make_seeds(Path(folder) / "seeds")
+        pool.submit(attempt, READERS["a.nii"], seeds["a.nii"]).result()  # what it imports takes its time
+        for number in range(given.files):
+            work = Path(folder) / str(number)
+            name, what, path = corrupt(seeds, number, work)
+            try:
+                found = pool.submit(attempt, READERS[name], path).result()
+            except LostError as error:
+                found = {"outcome": "lost", "message": str(error), "seconds": 0.0, "peak_mib": 0.0}
+            shutil.rmtree(work)
+            outcomes[name][found["outcome"]] += 1
+            slowest, largest = max(slowest, found["seconds"]), max(largest, found["peak_mib"])
+            if found["outcome"] not in ("read", "refused") or found["peak_mib"] * 2**20 > MEMORY_LIMIT:
+                failures.append({"number": number, "seed": name, "what": what} | found)
+                print(f"  {number} {name}, {what}: {found['outcome']} {found['message']}", flush=True)
+    for name, counted in outcomes.items():
+        print(f"  {name:14s} " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(counted.items())))
+    print(f"{given.files} corrupted files: {len(failures)} failures; at most {slowest:.2f} s and {largest:.0f} MiB")
+    return {
+        "files": given.files,
+        "outcomes": outcomes,
+        "failures": failures,
+        "longest_seconds": slowest,
+        "largest_mib": largest,
+        "reached": not failures,
+    }
+
+
+PARTS: list[Callable[[argparse.Namespace], dict[str, Any]]] = [corrupt_files]
+
+
+if __name__ == "__main__":
+    main()
