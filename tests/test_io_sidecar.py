@@ -52,8 +52,7 @@ def test_becquerel_becomes_suv(tmp_path, name):
     path = pet(tmp_path, STORED, name)
     assert_factor(path, factor())
     header = read_header(path, modality="pet")
-    json_name = name.split(".")[0] + ".json"
-    assert header.units == "SUVbw" and header.notes == (f"{json_name}: Bq/mL to SUVbw by {factor():.4g}",)
+    assert header.units == "SUVbw" and header.notes == (f"by its PET-BIDS sidecar: Bq/mL to SUVbw by {factor():.4g}",)
     assert load_volume(path, modality="t1").units == "a.u."  # what is not PET does not ask
 
 

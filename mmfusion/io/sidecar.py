@@ -89,7 +89,7 @@ def apply_sidecar(opened: Opened, frame: int | None, suv: str, pet: Mapping[str,
         factor, note = _factor(fields, opened.frames, frame, suv, dict(pet or {}))
     except ValueError as error:
         raise UnitsError(f"{path}: {error}") from None
-    opened.notes.append(f"{path.name}: {note}")
+    opened.notes.append(f"by its PET-BIDS sidecar: {note}")
     opened.has_units = True
     stored = opened.read
 
