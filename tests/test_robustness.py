@@ -65,6 +65,15 @@ def test_sizes_beyond_the_file_are_refused_before_memory_is_taken(seeds, tmp_pat
             read_header(path)
 
 
+def test_a_bomb_is_refused_before_memory_is_taken(seeds, tmp_path):
+    raw = bytearray(seeds["a.nii"].read_bytes()[:352])
+    struct.pack_into("<hhh", raw, 42, 1024, 1024, 512)
+    struct.pack_into("<hh", raw, 70, 2, 8)  # uint8
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(bytes(raw)) + gzip.compress(bytes(1 << 20)) * 512)
+    with pytest.raises(ReadError, match=r"a\.nii\.gz unpacks from [\d,]+ to 536,870,912 bytes, which is no scan; if"):
+        load_volume(tmp_path / "a.nii.gz")
+
+
 @pytest.mark.parametrize("elsewhere", ["/etc/passwd", "../a.raw", "sub/../../a.raw", "C:\\a.raw"])
 @pytest.mark.parametrize("name", ["a.mhd", "a.nhdr"])
 def test_voxels_in_another_folder_are_not_read(seeds, tmp_path, name, elsewhere):

@@ -15,7 +15,7 @@ from isal import igzip, igzip_lib
 from mmfusion.errors import GeometryError, OptionError, OrientationError, ReadError, VoxelError
 from mmfusion.io.files import atomic_path
 from mmfusion.io.header import Opened, chosen_frame, static_shape
-from mmfusion.io.voxels import empty_voxels, fill, slabs
+from mmfusion.io.voxels import empty_voxels, fill, refuse_bomb, slabs
 from mmfusion.volume import Grid
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def _read_voxels(
     size = math.prod(shape) * dtype.itemsize
     try:
         _check_length(path, start + size * frames)
+        refuse_bomb(path, math.prod(shape), size)
         out = empty_voxels(shape, affine, path)
         with _opened(path) as stream:
             stream.seek(start + size * (index or 0))

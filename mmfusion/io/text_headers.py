@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mmfusion.errors import ReadError
+from mmfusion.io.voxels import refuse_bomb
 
 _LONGEST_HEADER = _BLOCK = 1 << 20
 _FARTHEST_MM = 1e9
@@ -43,6 +44,7 @@ class _Voxels:
 
     file: Path
     start: int
+    count: int
     length: int
     coding: str
     packed_length: int | None = None
@@ -53,7 +55,7 @@ def check_text_header(path: Path) -> None:
 
     Raises:
         ReadError: the header is damaged; the voxels lie in another folder or in several files; their file is missing,
-            shorter than the header says, or a damaged packing.
+            shorter than the header says, a damaged packing, or one of next to nothing.
     """
     with path.open("rb") as stream:
         raw = stream.read(_LONGEST_HEADER)
@@ -63,14 +65,16 @@ def check_text_header(path: Path) -> None:
         what = f"no {error.args[0]!r}" if isinstance(error, KeyError) else "a number that is none"
         raise ReadError(f"{path} cannot be read: its header has {what}. Copy or export it again") from None
     held = voxels.file.stat().st_size - voxels.start
+    needed = voxels.length if voxels.coding != "text" else 2 * voxels.count - 1  # digits and what parts them
     if voxels.coding == "packed":
         held = _unpacked_length(voxels)
-    needed = voxels.length if voxels.coding != "text" else 0
     if held < needed or held <= 0:
         raise ReadError(
             f"{path} cannot be read: its header promises {needed:,} bytes of voxels, {voxels.file.name} holds "
             f"{max(0, held):,}. Copy or export it again"
         )
+    if voxels.coding == "packed":
+        refuse_bomb(voxels.file, voxels.count, voxels.length)
 
 
 def _meta(path: Path, raw: bytes) -> _Voxels:
@@ -93,7 +97,7 @@ def _meta(path: Path, raw: bytes) -> _Voxels:
     file, start = path, position
     if fields["ElementDataFile"].upper() != "LOCAL":
         file, start = _beside(path, fields["ElementDataFile"]), max(0, int(fields.get("HeaderSize", 0)))
-    return _Voxels(file, start, length, coding, packed)
+    return _Voxels(file, start, math.prod(sizes), length, coding, packed)
 
 
 def _true(fields: dict[str, str], name: str, default: str = "False") -> bool:
@@ -101,11 +105,12 @@ def _true(fields: dict[str, str], name: str, default: str = "False") -> bool:
 
 
 def _nrrd(path: Path, raw: bytes) -> _Voxels:
-    head, ending, _ = raw.replace(b"\r\n", b"\n").partition(b"\n\n")
-    lines = [line for line in head.decode("latin1").split("\n") if not line.startswith("#")]
-    if not lines[0].startswith("NRRD000"):
+    if not raw.startswith(b"NRRD000"):
         raise KeyError("NRRD")
-    fields = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines[1:])}
+    ending = re.search(rb"\r?\n\r?\n", raw)
+    head = raw[: ending.start()] if ending else raw
+    lines = [line for line in head.decode("latin1").splitlines()[1:] if not line.startswith("#")]
+    fields = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     for name in _NRRD_GEOMETRY:
         _check_numbers(fields.get(name, ""))
     sizes = _sizes(path, fields["sizes"].split(), fields["dimension"])
@@ -113,10 +118,10 @@ def _nrrd(path: Path, raw: bytes) -> _Voxels:
     coding = {"raw": "raw", "gzip": "packed", "gz": "packed"}.get(fields["encoding"].lower(), "text")
     detached = fields.get("data file") or fields.get("datafile")
     if detached:
-        return _Voxels(_beside(path, detached), 0, length, coding)
+        return _Voxels(_beside(path, detached), 0, math.prod(sizes), length, coding)
     if not ending:
         raise KeyError("end of the header")
-    return _Voxels(path, raw.find(head[-20:]) + len(head[-20:]) + len(ending), length, coding)
+    return _Voxels(path, ending.end(), math.prod(sizes), length, coding)
 
 
 def _check_numbers(text: str) -> None:

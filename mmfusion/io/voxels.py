@@ -11,7 +11,9 @@ from mmfusion.volume import empty_ras
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
+_BOMB_BYTES, _BOMB_RATIO = 1792 << 20, 200
 _SLAB_BYTES = 64 << 20
 _BLOCK_WIDTH = 128
 _BLOCK_VOXELS = 1 << 16
@@ -30,6 +32,20 @@ def empty_voxels(shape: Sequence[int], affine: np.ndarray, source: object) -> np
         raise ReadError(
             f"{source}: {sizes} voxels do not fit into memory; if the scan is smaller, its header is broken"
         ) from None
+
+
+def refuse_bomb(path: Path, voxels: int, unpacked: int) -> None:
+    """Refuse a packed file that would fill the memory with next to nothing, as no scan of that size does.
+
+    Raises:
+        ReadError: more than 1.75 GiB of float32 voxels from a two hundredth of their stored bytes, or less.
+    """
+    held = path.stat().st_size
+    if voxels * 4 > _BOMB_BYTES and unpacked > _BOMB_RATIO * held:
+        raise ReadError(
+            f"{path} unpacks from {held:,} to {unpacked:,} bytes, which is no scan; if it is a large mask, crop it, or "
+            "store it without packing"
+        )
 
 
 def slabs(shape: Sequence[int], voxel_bytes: int) -> Iterator[slice]:
