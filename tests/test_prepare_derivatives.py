@@ -47,6 +47,8 @@ def test_names_and_places(made):
         ".bidsignore", "README", "dataset_description.json",
         *(
             f"sub-001/ses-{visit}/{path}" for visit in ("1", "b2") for path in sorted([
+                *(f"anat/sub-001_ses-{visit}_space-ct_desc-{name}FOV_mask.{end}" for name in ("ct", "pet", "t1")
+                  for end in ("json", "nii.gz")),
                 *(f"anat/sub-001_ses-{visit}_space-ct_desc-t1_T1w.{end}" for end in ("json", "nii.gz")),
                 *(f"anat/sub-001_ses-1_space-ct_desc-roi_mask.{end}" for end in ("json", "nii.gz") if visit == "1"),
                 *(f"ct/sub-001_ses-{visit}_space-ct_desc-ct_ct.{end}" for end in ("json", "nii.gz")),
@@ -54,6 +56,8 @@ def test_names_and_places(made):
                 *(f"xfm/sub-001_ses-{visit}_from-{name}_to-ct_mode-image_xfm.tfm" for name in ("pet", "t1")),
             ])
         ),
+        *(f"sub-003/anat/sub-003_space-pet_desc-petFOV_mask.{end}" for end in ("json", "nii.gz")),
+        *(f"sub-003/anat/sub-003_space-pet_desc-t1FOV_mask.{end}" for end in ("json", "nii.gz")),
         *(f"sub-003/anat/sub-003_space-pet_desc-t1_T1w.{end}" for end in ("json", "nii.gz")),
         *(f"sub-003/pet/sub-003_space-pet_desc-pet_pet.{end}" for end in ("json", "nii.gz")),
         "sub-003/xfm/sub-003_from-t1_to-pet_mode-image_xfm.tfm",
@@ -67,6 +71,8 @@ def test_voxels_lie_where_the_tensor_has_them_in_physical_units(made):
     np.testing.assert_allclose(image.affine, facts["affine"], atol=1e-5)
     tensor = np.load(cohort.cases[0].file)[list(cohort.modalities).index("pet")]
     np.testing.assert_allclose(np.clip(image.get_fdata() / 10, 0, 1), tensor, atol=1e-6)
+    looked = nib.load(cohort.folder / "nifti/sub-001/ses-1/anat/sub-001_ses-1_space-ct_desc-petFOV_mask.nii.gz")
+    assert np.asarray(looked.dataobj).all() and looked.shape == tensor.shape
     mask = sitk.ReadImage(str(cohort.folder / "nifti/sub-001/ses-1/anat/sub-001_ses-1_space-ct_desc-roi_mask.nii.gz"))
     volume_ml = sitk.GetArrayFromImage(mask).sum() * np.prod(mask.GetSpacing()) / 1000
     assert (

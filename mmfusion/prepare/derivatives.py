@@ -7,7 +7,9 @@
       sub-<subject>/[ses-<session>/]
         pet/  sub-001_space-ct_desc-pet_pet.nii.gz   SUVbw, float32, on the prepared grid
               sub-001_space-ct_desc-pet_pet.json     sources, transforms, options, versions
-        ct/, anat/                                   the others; anat/ also has the mask, if the case has one
+        ct/, anat/                                   the others
+        anat/ sub-001_space-ct_desc-petFOV_mask.nii.gz   1 where the scanner looked; for each scan
+              sub-001_space-ct_desc-roi_mask.nii.gz      the mask of the case, if it has one
         xfm/  sub-001_from-pet_to-ct_mode-image_xfm.tfm
 
 BIDS does not name CT yet, nor MR of unknown contrast: both are listed in ``.bidsignore``.
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from mmfusion.cohort import Case
     from mmfusion.prepare.case import CaseResult
+    from mmfusion.volume import Volume
 
 FOLDER = "nifti"
 
@@ -104,8 +107,6 @@ def write_derivative(out: Path, case: Case, result: CaseResult, about: Mapping[s
         for name, volume in result.on_grid.items():
             kind, suffix = ("anat", "mask") if name == "mask" else _kind_and_suffix(name, volume.units)
             label = "roi" if name == "mask" else _plain(name)
-            path = temporary / kind / f"{stem}_desc-{label}_{suffix}.nii.gz"
-            save_volume(volume, path)
             facts = {
                 "Description": f"{name} on the prepared grid, one interpolation",
                 "Units": volume.units,
@@ -116,12 +117,21 @@ def write_derivative(out: Path, case: Case, result: CaseResult, about: Mapping[s
                 **sources.get(name, {}),
                 **common,
             }
-            write_json(facts, path.with_name(path.name.replace(".nii.gz", ".json")))
+            _save(volume, temporary / kind / f"{stem}_desc-{label}_{suffix}", facts)
+            if name != "mask":
+                seen = volume.replace(array=result.valid[result.modalities.index(name)])
+                about_it = {"Description": f"1 where {name} looked", "SpatialReference": space, "Type": "ROI"}
+                _save(seen, temporary / "anat" / f"{stem}_desc-{label}FOV_mask", about_it)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _save(volume: Volume, stem: Path, facts: Mapping[str, Any]) -> None:
+    save_volume(volume, f"{stem}.nii.gz")
+    write_json(facts, f"{stem}.json")
 
 
 def _write_transforms(folder: Path, stem: str, result: CaseResult) -> dict[str, list[str]]:
