@@ -9,11 +9,17 @@ corrupt_files: sound files of every format that is read, changed by flipped bits
     Allowed is an error with a name (`MmfusionError`) or the reading of what the file really says, compared with
     nibabel, pydicom or SimpleITK where they read it. Not allowed: any other error, other voxels, a crash, more than
     10 s, more than 2 GiB, a file written.
+
+killed: `mmfusion prepare` of 12 cases is killed (kill -9) at random moments and started again, with other numbers of
+    workers; tensors and transforms must be the bytes of an undisturbed run.
+
+hindered: the disk is full, or read-only (needs the right to mount one), or a scan disappears while others are prepared.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -26,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # before the workers start, which look there, too
 
+import robustness_prepare
 from corrupt_files import MEMORY_LIMIT, READERS, attempt, corrupt, make_seeds
 
 from mmfusion.errors import LostError
@@ -44,6 +51,7 @@ def main() -> None:
     """Run the parts one after the other and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=1000, help="corrupted files")
+    parser.add_argument("--moments", type=int, default=30, help="at which prepare is killed")
     parser.add_argument("--part", nargs="+", choices=[part.__name__ for part in PARTS], help="all if absent")
     given = parser.parse_args()
     facts: dict[str, Any] = {
@@ -54,6 +62,8 @@ def main() -> None:
         if given.part is None or part.__name__ in given.part:
             start = time.perf_counter()
             facts[part.__name__] = part(given) | {"seconds": time.perf_counter() - start}
+    if given.part and RESULTS.exists():  # the parts that were left out stay as they are
+        facts = json.loads(RESULTS.read_text()) | facts
     write_json(facts, RESULTS)
     print(f"wrote {RESULTS}")
 
@@ -91,7 +101,19 @@ def corrupt_files(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-PARTS: list[Callable[[argparse.Namespace], dict[str, Any]]] = [corrupt_files]
+def killed(given: argparse.Namespace) -> dict[str, Any]:
+    """Kill preparing; see above."""
+    with tempfile.TemporaryDirectory() as folder:
+        return robustness_prepare.killed(Path(folder), given.moments)
+
+
+def hindered(_: argparse.Namespace) -> dict[str, Any]:
+    """Hinder preparing; see above."""
+    with tempfile.TemporaryDirectory() as folder:
+        return robustness_prepare.hindered(Path(folder))
+
+
+PARTS: list[Callable[[argparse.Namespace], dict[str, Any]]] = [corrupt_files, killed, hindered]
 
 
 if __name__ == "__main__":

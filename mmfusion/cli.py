@@ -148,7 +148,8 @@ def _check(manifest: str, deep: bool | None, modalities: list[str] | None, **rea
     if Path(manifest).is_dir():
         return _check_cohort(manifest)
     show = progress_line("rows") if deep or sys.stderr.isatty() else None
-    problems = check_manifest(manifest, modalities, deep=bool(deep), progress=show, **reading)
+    given = {name: value for name, value in reading.items() if value is not None}
+    problems = check_manifest(manifest, modalities, deep=bool(deep), progress=show, **given)
     print(format_problems(problems))
     return int(any(problem.level == "error" for problem in problems))
 

@@ -143,7 +143,8 @@ _TABLE = (
         "crop_margin", float, None, "empty all that is farther than this from the centered body or mask", "mm", low=0
     ),
     Option("ct_window", float, [-160.0, 240.0], "HU that become 0 and 1", unit="HU", count=2, rising=True),
-    Option("suv_max", float, 10.0, "SUV that becomes 1", unit="SUVbw", low=0.1),
+    Option("suv", str, "bw", "PET by body weight, lean body mass or body surface", choices=("bw", "lbm", "bsa")),
+    Option("suv_max", float, 10.0, "SUV that becomes 1", unit="SUV", low=0.1),
     Option(
         "mr_normalize",
         str,
@@ -153,7 +154,7 @@ _TABLE = (
     ),
     Option("mr_standard", str, None, "scale of mr_normalize histogram, as JSON (default: fitted on training subjects)"),
     Option("bias_correction", bool, False, "remove the bias field of MR (N4)"),
-    Option("frame", str, None, "frame of a 4D file: first, last, mean or its number from 0"),
+    Option("frame", str, None, "frame of a 4D file or series: first, last, mean or its number from 0"),
     Option("assume_orientation", str, None, "axis directions of NIfTI files without any, as LAS"),
     Option("workers", int, 0, "processes; 0 means one a core (4 with another device)", low=0, high=256),
     Option("time_limit", int, 1800, "for one case, which fails if it takes longer; 0 means none", unit="s", low=0),
@@ -239,10 +240,10 @@ OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "index": ("out", "labels", "label", "pseudonymize"),
-    "check": ("deep", "modalities", "frame", "assume_orientation"),
+    "check": ("deep", "modalities", "suv", "frame", "assume_orientation"),
     "geometry": ("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center", "crop_margin"),
     "intensity": (
-        *("ct_window", "suv_max", "mr_normalize", "mr_standard", "bias_correction"),
+        *("ct_window", "suv", "suv_max", "mr_normalize", "mr_standard", "bias_correction"),
         *("frame", "assume_orientation"),
     ),
     "network": ("strategy", "encoder", "fusion", "width", "norm", "dropout"),

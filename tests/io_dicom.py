@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, generate_uid
 
 PET_TAGS = {
     "Modality": "PT",
@@ -98,6 +98,43 @@ def write_series(
     affine[:3, 0], affine[:3, 1] = np.multiply(axes[:3], spacing[0]), np.multiply(axes[3:], spacing[1])
     affine[:3, 2], affine[:3, 3] = step, origin
     return affine
+
+
+def write_enhanced(folder: Path, stored: np.ndarray, positions, groups) -> None:
+    """One multi-frame MR object of ``stored [column, row, frame]`` int16 at the lattice of :func:`write_series`.
+
+    Frame n lies at slice ``positions[n]`` and has the functional groups ``groups[n]``, ``{macro: {tag: value}}``.
+    """
+    columns, rows, count = stored.shape
+    dataset = new_file(EnhancedMRImageStorage, Modality="MR", SeriesInstanceUID="1.2.77", Rows=rows, Columns=columns)
+    dataset.NumberOfFrames, dataset.SamplesPerPixel, dataset.PhotometricInterpretation = count, 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+    dataset.PixelData = np.ascontiguousarray(stored.T.astype("<i2")).tobytes()
+    dataset.SharedFunctionalGroupsSequence = [
+        _item(
+            PlaneOrientationSequence={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
+            PixelMeasuresSequence={"PixelSpacing": [1.1, 0.8], "SliceThickness": 2.5},
+        )
+    ]
+    dataset.PerFrameFunctionalGroupsSequence = [
+        _item(
+            PlanePositionSequence={"ImagePositionPatient": [-10, 20, 30 + 2.5 * position]},
+            PixelValueTransformationSequence={"RescaleSlope": 1, "RescaleIntercept": 0},
+            **own,
+        )
+        for position, own in zip(positions, groups, strict=True)
+    ]
+    save(dataset, folder / "one.dcm")
+
+
+def _item(**groups) -> Dataset:
+    item = Dataset()
+    for name, tags in groups.items():
+        inner = Dataset()
+        for tag, value in tags.items():
+            setattr(inner, tag, value)
+        setattr(item, name, [inner])
+    return item
 
 
 def voxels(shape=(7, 5, 6), seed=0) -> np.ndarray:

@@ -281,6 +281,17 @@ def test_register_none_leaves_the_scan_where_it_is(pair, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["fixed_to_moving"] == np.eye(4).tolist()
 
 
+def test_register_takes_one_series_of_a_folder(pair, tmp_path, capsys):
+    for path, uid in zip(pair, ("1.2.3", "1.2.4"), strict=True):
+        save_dicom_series(load_volume(path), tmp_path / uid, modality="MR", patient_id="A", series_uid=uid)
+        for file in (tmp_path / uid).iterdir():
+            file.rename(tmp_path / f"{uid}{file.name}")
+    given = ["--out", str(tmp_path / "o.nii.gz"), "--kind", "none", "--json"]
+    assert main(["register", pair[0], str(tmp_path), *given]) == 1
+    assert "holds 2 image series" in capsys.readouterr().err
+    assert main(["register", f"{tmp_path}#1.2.3", pair[1], *given]) == 0
+
+
 def test_register_names_the_file_that_is_missing(pair, tmp_path, capsys):
     assert main(["register", pair[0], "gone.nii.gz", "--out", str(tmp_path / "o.nii.gz")]) == 1
     assert capsys.readouterr().err.startswith("error: gone.nii.gz")

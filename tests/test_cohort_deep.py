@@ -92,7 +92,7 @@ def test_values_that_are_not_plausible(tmp_path: Path) -> None:
         D_pet=changed("pet", (1, 2, 3), -40) * 60,
     )
     hu = "Check that the values are HU: rescale slope and intercept applied."
-    suv = "Check that the values are SUVbw: units, weight, dose and times."
+    suv = "Check that the values are SUV: units, weight, dose and times."
     found = deep(manifest)
     assert [(one[0], one[1], one[2], one[4]) for one in found] == [
         *[("warning", "A", "ct", hu), ("warning", "B", "ct", hu), ("warning", "C", "pet", suv)],

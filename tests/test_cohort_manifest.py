@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmfusion.cohort import Case, join_labels, order_modalities, read_manifest, split_series, write_manifest
+from mmfusion.cohort import Case, join_labels, order_modalities, read_manifest, write_manifest
 from mmfusion.errors import ManifestError, ReadError
 
 
@@ -162,19 +162,15 @@ def test_id_is_a_safe_folder_name(tmp_path: Path, subject: str, session: str, fo
     assert (tmp_path / folder).resolve().parent == tmp_path.resolve()
 
 
-@pytest.mark.parametrize(
-    ("cell", "path", "series"),
-    [("a/b", "a/b", None), ("a/b#1.2.840.10", "a/b", "1.2.840.10")]
-    + [("a#1/b", "a#1/b", None), ("a#12", "a#12", None), ("a#1.2#1.3", "a#1.2", "1.3"), ("a#1.2.", "a#1.2.", None)],
-)  # fmt: skip
-def test_split_series(cell: str, path: str, series: str | None) -> None:
-    assert split_series(cell) == split_series(Path(cell)) == (Path(path), series)
-
-
 def test_a_series_of_a_folder_exists_if_the_folder_does(tmp_path: Path) -> None:
     path = study(tmp_path, "subject,ct,amyloid\nA,d#1.2,d#1.3\n", "d/1.dcm")
     (case,) = read_manifest(path)
     assert case.images == {"ct": tmp_path / "d#1.2", "amyloid": tmp_path / "d#1.3"}
+
+
+def test_zip_files_of_dicom_are_volumes(tmp_path: Path) -> None:
+    path = study(tmp_path, "subject,ct,amyloid\nA,a.zip#1.2.3,b.ZIP\n", "a.zip b.ZIP")
+    assert read_manifest(path)[0].images == {"ct": tmp_path / "a.zip#1.2.3", "amyloid": tmp_path / "b.ZIP"}
 
 
 def test_written_is_read_back(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """Real scans: geometry as SimpleITK and nibabel find it, SUV by hand from the tags, values in the known ranges."""
 
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
 
+from mmfusion.errors import UnitsError
 from mmfusion.io import find_series, load_mask, load_volume, read_header
+from mmfusion.io.times import parse_time
 
 pytestmark = pytest.mark.realdata
 
@@ -101,6 +105,40 @@ def test_suv_of_a_raw_whole_body_pet_by_hand(testdata):
         np.testing.assert_allclose(volume.array[::-1, ::-1, k], expected, rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(volume.grid.center, nib.affines.apply_affine(affine, (83.5, 83.5, 79.5)), atol=0.02)
     assert array.shape == volume.array.shape and 1 < np.percentile(volume.array[volume.array > 0.2], 99) < 30
+
+
+def test_the_decay_rule_agrees_with_the_decay_factors_that_the_scanner_wrote(testdata):
+    """DecayFactor (0054,1321) of a slice is that from the reference time to its frame, by the scanner's own account."""
+    rate = np.log(2) / 6586.2
+    implied = []
+    for path in (testdata / "qin_headneck_pet_dicom" / "PET").glob("*.dcm"):
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        within = rate * float(header.ActualFrameDuration) / 1000
+        since = np.log(float(header.DecayFactor) * -np.expm1(-within) / within) / rate
+        implied.append((parse_time(header.AcquisitionTime).total_seconds()) - since)
+    assert len(implied) == 160
+    # the reference that SUV takes for START: SeriesTime, 10:27:31.687
+    np.testing.assert_allclose(implied, (10 * 60 + 27) * 60 + 31.687, atol=1)
+
+
+def test_suv_by_lean_body_mass_of_a_raw_pet_by_hand(testdata):
+    folder = testdata / "qin_headneck_pet_dicom" / "PET"  # the DICOM has weight and sex, but no height
+    with pytest.raises(UnitsError, match=r"DICOM lacks PatientSize \(0010,1020\)\. Give height_cm in the manifest"):
+        read_header(folder, suv="lbm")
+    lean = load_volume(folder, suv="lbm", pet={"height_cm": 180})
+    mass = 9270 * 123.6 / (6680 + 216 * 123.6 / 1.8**2)
+    np.testing.assert_allclose(lean.array, load_volume(folder).array * np.float32(mass / 123.6), rtol=1e-5)
+
+
+def test_stored_suv_by_body_weight_is_no_other(testdata):
+    with pytest.raises(UnitsError, match="SUV normalized by BW, but SUVlbm is wanted"):
+        read_header(testdata / "sts_dicom" / "STS_002" / "PET", suv="lbm")
+
+
+def test_a_real_series_in_a_zip_file(testdata, tmp_path):
+    folder = testdata / "sts_dicom" / "STS_004" / "PET"
+    packed = shutil.make_archive(str(tmp_path / "pet"), "zip", folder)
+    np.testing.assert_array_equal(load_volume(packed).array, load_volume(folder).array)
 
 
 def test_templates_stored_with_x_flipped_lie_on_each_other(testdata):

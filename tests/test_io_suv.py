@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from io_dicom import PET_TAGS, new_file, pet_tags, voxels, write_series
+from pydicom.uid import ImplicitVRLittleEndian
 
-from mmfusion.errors import UnitsError
+from mmfusion.errors import OptionError, UnitsError
 from mmfusion.io import load_volume, read_header, suv_factor
-from mmfusion.io.suv import earliest_acquisition, parse_time
+from mmfusion.io.suv import body_surface_m2, lean_body_mass_kg
+from mmfusion.io.suv_dicom import earliest_acquisition
+from mmfusion.io.times import parse_time
 
 ONE_HOUR = 70e3 / (350e6 / 2)  # 70 kg, 350 MBq, one half-life later
 
@@ -70,8 +73,94 @@ def test_uncorrected_frames_are_brought_back_one_by_one():
 def test_gml_is_suv_already_if_by_body_weight():
     assert suv_factor(header(Units="GML", without=("PatientWeight",))) == 1
     assert suv_factor(header(Units="GML", SUVType="BW")) == 1
-    with pytest.raises(UnitsError, match="normalized by LBM, not by body weight"):
+    with pytest.raises(UnitsError, match=r"by LBM, but SUVbw is wanted\. Use --suv lbm, or export the scan as BQML"):
         suv_factor(header(Units="GML", SUVType="LBM"))
+    with pytest.raises(UnitsError, match=r"by IBW, but SUVbw is wanted\. Export the scan as BQML"):
+        suv_factor(header(Units="GML", SUVType="IBW"))
+
+
+@pytest.mark.parametrize(
+    ("suv", "units", "stored", "fits"),
+    [
+        ("lbm", "GML", "LBM", True), ("lbm", "GML", "LBMJANMA", True), ("lbm", "GML", "LBMJAMES128", False),
+        ("lbm", "GML", None, False), ("bsa", "CM2ML", "BSA", True), ("bsa", "CM2ML", None, True),
+        ("bsa", "GML", "BSA", True), ("bsa", "GML", None, False), ("bw", "CM2ML", None, False),
+    ],
+)  # fmt: skip
+def test_stored_suv_must_be_the_one_that_is_wanted(suv, units, stored, fits):
+    found = header(Units=units, SUVType=stored)
+    if fits:
+        assert suv_factor(found, suv=suv) == 1
+    else:
+        with pytest.raises(UnitsError, match=f"but SUV{suv} is wanted"):
+            suv_factor(found, suv=suv)
+
+
+def test_lean_body_mass_and_body_surface():
+    # 70 kg at 175 cm: body mass index 22.857; by the papers' formulas on paper
+    assert lean_body_mass_kg(70, 175, "M") == pytest.approx(9270 * 70 / (6680 + 216 * 22.857142857))
+    assert lean_body_mass_kg(70, 175, "M") == pytest.approx(55.8571, abs=1e-3)
+    assert lean_body_mass_kg(70, 175, "F") == pytest.approx(45.1970, abs=1e-3)
+    # 71.84 cm2 x 70^0.425 x 175^0.725, by logarithms
+    by_logarithms = np.exp(np.log(71.84e-4) + 0.425 * np.log(70) + 0.725 * np.log(175))
+    assert body_surface_m2(70, 175) == pytest.approx(by_logarithms) == pytest.approx(1.84814, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("suv", "sex", "size"),
+    [("lbm", "M", 55.8571e3), ("lbm", "F", 45.1970e3), ("bsa", "F", 1.84814e4), ("bsa", None, 1.84814e4)],
+)
+def test_suv_by_lean_body_mass_and_by_body_surface(suv, sex, size):
+    found = header(PatientSize=1.75, PatientSex=sex)
+    assert suv_factor(found, suv=suv) == pytest.approx(size / (350e6 / 2), rel=1e-4)
+    bare = header(PatientSex="O")
+    details = {"height_cm": "175", "sex": {"M": "male", "F": "f", None: ""}[sex]}
+    assert suv_factor(bare, suv=suv, pet=details) == pytest.approx(size / (350e6 / 2), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tags", "details", "message"),
+    [
+        ({}, {}, r"lacks PatientSize \(0010,1020\), PatientSex \(0010,0040\)\. Give height_cm, sex in the manifest"),
+        ({"PatientSize": 1.75, "PatientSex": "O"}, {}, r"lacks PatientSex \(0010,0040\)\. Give sex in the manifest"),
+        ({"PatientSize": 175, "PatientSex": "F"}, {}, r"a height of 17500 cm cannot be \(DICOM has meters\)"),
+        ({"PatientSize": 1.75}, {"sex": "1"}, "sex must be M or F, found '1'"),
+        ({"PatientSize": 1.75}, {"height_cm": "1.75", "sex": "F"}, "a height of 1.75 cm cannot be"),
+    ],
+)
+def test_what_suv_by_lean_body_mass_lacks_is_named(tags, details, message):
+    with pytest.raises(UnitsError, match=message):
+        suv_factor(header(**tags), suv="lbm", pet=details)
+    assert suv_factor(header(**tags), pet=details) == pytest.approx(ONE_HOUR)  # body weight needs none of it
+
+
+def test_philips_counts_become_other_suv_only_through_becquerel():
+    found = header(Units="CNTS", PatientSize=1.75)
+    block = found.private_block(0x7053, "Philips PET Private Group", create=True)
+    block.add_new(0x00, "DS", "0.0003")
+    with pytest.raises(UnitsError, match=r"SUVbsa cannot be computed, .*SUVbw alone, \(7053,1000\), not that to Bq/mL"):
+        suv_factor(found, suv="bsa")
+    block.add_new(0x09, "DS", "2.5")
+    assert suv_factor(found, suv="bsa") == pytest.approx(2.5 * 1.84814e4 / (350e6 / 2), rel=1e-4)
+
+
+def test_a_series_in_other_suv_says_so(tmp_path):
+    stored = np.abs(voxels())
+    write_series(tmp_path / "bq", stored, PatientSize=1.75, PatientSex="F", **pet_tags())
+    volume = load_volume(tmp_path / "bq", suv="lbm")
+    assert volume.units == read_header(tmp_path / "bq", suv="lbm").units == "SUVlbm"
+    np.testing.assert_allclose(volume.array[::-1, ::-1], stored * 45.1970e3 / 175e6, rtol=1e-4)
+    assert volume.meta["notes"] == ["Bq/mL to SUVlbm by 0.0002583 per Bq/mL"]
+    write_series(tmp_path / "gml", stored, **(pet_tags() | {"Units": "GML", "SUVType": "LBM"}))
+    assert "SUVlbm as it was exported, by a formula" in load_volume(tmp_path / "gml", suv="lbm").meta["notes"][0]
+    with pytest.raises(OptionError, match="unknown suv 'mass'. Known: bw, lbm, bsa"):
+        read_header(tmp_path / "bq", suv="mass")
+
+
+def test_an_injection_at_midnight_is_a_time():
+    night = {"SeriesTime": "010000", "AcquisitionTime": "010000"}
+    assert suv_factor(header(tracer={"RadiopharmaceuticalStartTime": "000000"}, **night)) == pytest.approx(ONE_HOUR)
+    assert suv_factor(header(), pet={"injection_time": "23:00", "acquisition_time": "00:00"}) == pytest.approx(ONE_HOUR)
 
 
 def test_philips_counts_have_private_factors():
@@ -83,6 +172,55 @@ def test_philips_counts_have_private_factors():
     assert suv_factor(found) == pytest.approx(2.5 * ONE_HOUR)
     block.add_new(0x00, "DS", "0.0003")
     assert suv_factor(found) == pytest.approx(0.0003)
+
+
+@pytest.mark.parametrize("implicit", [False, True], ids=["explicit VR", "implicit VR"])
+def test_private_factors_count_in_the_block_of_their_creator_alone(tmp_path, implicit):
+    def makers(*owners):
+        def edit(dataset, n):
+            for owner, factor in owners:
+                dataset.private_block(0x7053, owner, create=True).add_new(0x00, "DS", factor)
+            if implicit:
+                dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+
+        return edit
+
+    stored, philips, other = np.abs(voxels()), ("Philips PET Private Group", "0.002"), ("SOMEONE ELSE", "0.3")
+    tags = pet_tags() | {"Units": "CNTS"}
+    write_series(tmp_path / "first", stored, edit=makers(philips, other), **tags)
+    write_series(tmp_path / "second", stored, edit=makers(other, philips), **tags)
+    for name in ("first", "second"):
+        np.testing.assert_allclose(load_volume(tmp_path / name).array[::-1, ::-1], stored * 0.002, rtol=1e-6)
+    write_series(tmp_path / "other", stored, edit=makers(other), **tags)
+    with pytest.raises(UnitsError, match="lacks Philips' scale factors"):
+        read_header(tmp_path / "other")
+
+
+@pytest.mark.parametrize("factor", ["-0.1", "nan", "inf", "much"])
+def test_private_factors_must_be_positive_numbers(factor):
+    for element, tag in ((0x00, "7053,1000"), (0x09, "7053,1009")):
+        found = header(Units="CNTS")
+        found.private_block(0x7053, "Philips PET Private Group", create=True).add_new(element, "LO", factor)
+        with pytest.raises(UnitsError, match=rf"Philips' scale factor \({tag}\) is '{factor}', not a positive number"):
+            suv_factor(found)
+
+
+def test_a_zero_suv_factor_of_philips_is_an_unknown_one():
+    found = header(Units="CNTS")
+    block = found.private_block(0x7053, "Philips PET Private Group", create=True)
+    block.add_new(0x00, "DS", "0")
+    with pytest.raises(UnitsError, match="lacks Philips' scale factors"):
+        suv_factor(found)
+    block.add_new(0x09, "DS", "2.5")
+    assert suv_factor(found) == pytest.approx(2.5 * ONE_HOUR)
+
+
+def test_the_time_of_another_maker_is_not_believed():
+    found = header(SeriesTime="153000", AcquisitionTime="100000")
+    found.private_block(0x0009, "SOMEONE ELSE", create=True).add_new(0x0D, "DT", "20200102120000.00")
+    assert suv_factor(found) == pytest.approx(ONE_HOUR)
+    found.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x0D, "DT", "20200102110000.00")
+    assert suv_factor(found) == pytest.approx(2 * ONE_HOUR)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +237,7 @@ def test_philips_counts_have_private_factors():
         ({"CorrectedImage": ["ATTN"]}, {}, "is 'START' and CorrectedImage .* lacks DECY"),
         ({"DecayCorrection": None}, {}, "is '' and CorrectedImage .* has DECY"),
         ({"Units": None}, {}, r"DICOM lacks Units \(0054,1001\)"),
-        ({"Units": "PROPCPS"}, {}, "is PROPCPS; BQML, GML or CNTS"),
+        ({"Units": "PROPCPS"}, {}, "is PROPCPS; BQML, GML, CM2ML or CNTS"),
         ({}, {"RadionuclideTotalDose": 350}, "350 Bq, which cannot be"),
         ({"SeriesTime": "085000", "AcquisitionTime": "085000"}, {}, "more than 10 half-lives"),
     ],
@@ -156,6 +294,12 @@ def test_a_series_without_weight_is_refused_by_its_header_alone(tmp_path):
         read_header(tmp_path)
     assert read_header(tmp_path, pet={"weight_kg": 70}).units == "SUVbw"
     assert PET_TAGS["PatientWeight"] == 70
+
+
+def test_a_series_without_rescaling_has_no_suv(tmp_path):
+    write_series(tmp_path, voxels(), edit=lambda d, n: delattr(d, "RescaleSlope"), **pet_tags())
+    with pytest.raises(UnitsError, match=r"SUV cannot be known, DICOM lacks RescaleSlope \(0028,1053\)"):
+        read_header(tmp_path)
 
 
 def test_private_factors_survive_a_file(tmp_path):

@@ -353,6 +353,10 @@ def test_pet_from_dicom_needs_no_manifest(tmp_path):
     write_series(tmp_path / "pet", np.abs(voxels((11, 13, 9))), slopes=10.0, **pet_tags())
     pet = load_case(Case("001", images={"pet": tmp_path / "pet"}))["pet"]
     assert pet.units == "SUVbw" and pet.array.max() == pytest.approx(np.abs(voxels((11, 13, 9))).max() * 10 * 4e-4)
+    images, told = {"pet": tmp_path / "pet"}, {"height_cm": "175", "sex": "F"}
+    lean = load_case(Case("001", images=images, covariates=told), suv="lbm")
+    assert lean["pet"].units == "SUVlbm"
+    np.testing.assert_allclose(lean["pet"].array, pet.array * (45.1970 / 70), rtol=1e-4)
 
 
 def test_a_case_from_files_is_that_from_memory(tmp_path):

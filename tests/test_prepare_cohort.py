@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,6 +184,8 @@ def test_only_what_changed_is_prepared_again(study):
     again, done = prepare(manifest, cohort.folder)
     assert done == ["002"] and again.hash != cohort.hash
     assert {case for case, time in written(cohort.folder).items() if time != before[case]} == {"002"}
+    (manifest.parent / "001_pet.json").write_text('{"Units": "SUVbw"}')
+    assert prepare(manifest, cohort.folder)[1] == ["001"]
     rewrite(manifest, lambda row: {**row, "weight_kg": "71" if row["subject"] == "003" else row["weight_kg"]})
     assert prepare(manifest, cohort.folder)[1] == ["003"]
     changed, done = prepare(manifest, cohort.folder, suv_max=7.0)
@@ -408,6 +411,28 @@ def test_two_workers_make_the_same_bytes_also_after_trouble(made, tmp_path):
     for mine, theirs in zip(cohort.cases, whole.cases, strict=True):
         assert mine.file.read_bytes() == theirs.file.read_bytes()
     assert [row["case"] for row in cohort.rows] == ["001", "002", "003"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.5, 0.75, 0.9])
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(made, tmp_path, share):
+    """The long run, at 30 random moments, is in benchmarks/robustness.py."""
+    options = ["--spacing", "12", "11", "13", "--size", "9", "11", "7", "--register", "none", "--workers", "2"]
+    command = [sys.executable, "-m", "mmfusion", "prepare", str(made[0]), *options, "--out"]
+    start = time.monotonic()
+    subprocess.run([*command, str(tmp_path / "timed")], check=True, capture_output=True)
+    whole_s = time.monotonic() - start
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    time.sleep(share * whole_s)
+    killed.kill()
+    killed.wait()
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
+    cohort = open_cohort(tmp_path / "killed")
+    assert cohort.hash == made[1].hash and damaged_files(cohort.folder) == []
+    for path in sorted(made[1].folder.glob("cases/*/*.*")):
+        if path.suffix in (".npy", ".tfm"):
+            assert (cohort.folder / path.relative_to(made[1].folder)).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in (cohort.folder / "cases").iterdir()) == ["001", "002", "003"]
 
 
 def troubled(case, order):

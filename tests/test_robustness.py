@@ -122,7 +122,7 @@ def test_an_element_without_sense_is_named_by_its_file(seeds, tmp_path):
     path = tmp_path / "s" / "rs.dcm"
     path.parent.mkdir()
     raw = seeds["rtstruct.dcm"].read_bytes()
-    path.write_bytes(raw.replace(b"\x06\x30\x50\x00DS", b"\x06\x30\x50\x00XX", 1))
+    path.write_bytes(raw.replace(b"\x06\x30\x22\x00IS", b"\x06\x30\x22\x00XX", 1))
     with pytest.raises(ReadError, match=r"rs\.dcm: a DICOM element has a value that cannot be understood \(\w+\); the"):
         read("mask", path)
     raw = seeds["classic"].joinpath("000_0.dcm").read_bytes()

@@ -56,7 +56,8 @@ def test_normalize_goes_by_units():
     array = np.array([0.0, 40, 80], np.float32).reshape(1, 1, 3)
     volume = Volume(array, np.eye(4), units="HU")
     assert np.allclose(normalize(volume, ct_window=(0, 80)), [[[0, 0.5, 1]]])
-    assert np.allclose(normalize(volume.replace(units="SUVbw"), suv_max=40), [[[0, 1, 1]]])
+    for units in ("SUVbw", "SUVlbm", "SUVbsa"):
+        assert np.allclose(normalize(volume.replace(units=units), suv_max=40), [[[0, 1, 1]]])
     assert np.allclose(normalize(volume.replace(units="a.u."), mr_scaling=(40, 40)), [[[-1, 0, 1]]])
 
 

@@ -8,7 +8,6 @@ from mmfusion.cohort.manifest import (
     Case,
     order_modalities,
     read_manifest,
-    split_series,
     write_manifest,
 )
 from mmfusion.cohort.splits import folds, leakage, refuse_leakage, split_cases
@@ -18,7 +17,6 @@ __all__ = [
     "Case",
     "read_manifest",
     "write_manifest",
-    "split_series",
     "order_modalities",
     "join_labels",
     "Index",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.cohort.manifest import split_series
 from mmfusion.cohort.table import Problem
+from mmfusion.io import split_series
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

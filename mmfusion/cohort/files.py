@@ -6,7 +6,7 @@ import re
 from glob import escape
 from typing import TYPE_CHECKING
 
-from mmfusion.cohort.manifest import split_series
+from mmfusion.io import sidecar_of, split_series
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
     from mmfusion.cohort.manifest import Case
 
-_NIFTI = (".nii", ".nii.gz")
-_WHOLE = (".mha", ".nrrd", ".zip")  # one file holds the whole scan
+_WHOLE = (".nii", ".nii.gz", ".mha", ".nrrd", ".zip")  # one file holds the whole scan
 _HEADERS = (".mhd", ".nhdr", ".hdr", ".img")  # two files of one stem do
 
 
@@ -27,15 +26,12 @@ def scans_of(case: Case) -> dict[str, Path]:
 
 def files_of(path: Path) -> list[Path]:
     """What a scan is read from: a header brings its voxels, a sidecar its facts, a DICOM slice all of its folder."""
-    name = path.name.lower()
-    found: Iterable[Path] = [path]
+    found: Iterable[Path] = [path, sidecar_of(path)]
     if path.is_dir():
         found = path.rglob("*")
-    elif name.endswith(_NIFTI):
-        found = [path, path.with_name(re.sub(r"\.nii(\.gz)?$", ".json", path.name, flags=re.IGNORECASE))]
     elif path.suffix.lower() in _HEADERS:
         found = path.parent.glob(f"{escape(path.stem)}.*")
-    elif not name.endswith(_WHOLE):
+    elif not path.name.lower().endswith(_WHOLE):
         found = path.parent.iterdir()
     return sorted(file for file in found if file.is_file() or file == path)
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from mmfusion.cohort.table import MISSING, Problem, listed, no_column, read_table
 from mmfusion.errors import ManifestError
-from mmfusion.io import write_csv
+from mmfusion.io import split_series, write_csv
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MODALITIES = ("ct", "pet", "mr", "spect", "t1", "t1gd", "t1ce", "t2", "flair", "pd", "adc", "dwi", "swi")
 """Column names that always are modalities, also with ``_`` and something behind them, in the order of writing."""
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".zip")
 """How the names of volume files end."""
 
 PARTS = ("train", "validation", "test")
@@ -47,7 +47,7 @@ class Case:
         subject: the person, by the study's identifier.
         session: the visit; empty if there is only one.
         label: the class as text, None if unknown.
-        images: the modalities that are present, each a path as :func:`split_series` reads it.
+        images: the modalities that are present, each a path as :func:`mmfusion.io.split_series` reads it.
         mask: a mask (NIfTI, RTSTRUCT or SEG) that belongs to the images.
         site: where the scans were made.
         split: ``train``, ``validation``, ``test`` or empty.
@@ -72,17 +72,6 @@ class Case:
         """``subject`` or ``subject_session``, safe as the name of a folder: ``[A-Za-z0-9._-]``, no leading dot."""
         name = f"{self.subject}_{self.session}" if self.session else self.subject
         return re.sub(r"^\.|[^A-Za-z0-9._-]", "_", name)
-
-
-def split_series(cell: str | Path) -> tuple[Path, str | None]:
-    """The path in a manifest cell, and the DICOM series meant if its folder holds several.
-
-    ``scans/017`` is a file or folder; ``scans/017#1.2.840.113619.2.55`` is the one series of that folder with
-    that SeriesInstanceUID. A ``#`` that no UID follows is part of the name.
-    """
-    text = str(cell)
-    match = re.fullmatch(r"(.+)#(\d+(?:\.\d+)+)", text)
-    return (Path(match[1]), match[2]) if match else (Path(text), None)
 
 
 def read_manifest(

@@ -10,10 +10,9 @@ import numpy as np
 
 from mmfusion.cohort.copies import voxel_digest
 from mmfusion.cohort.files import without_paths
-from mmfusion.cohort.manifest import split_series
 from mmfusion.cohort.table import Problem
 from mmfusion.errors import MmfusionError, VoxelError
-from mmfusion.io import load_volume, read_header
+from mmfusion.io import load_volume, read_header, split_series
 from mmfusion.volume import foreground, overlap
 
 if TYPE_CHECKING:
@@ -24,13 +23,17 @@ if TYPE_CHECKING:
     from mmfusion.volume import Volume
 
 _NARROW, _WIDE = 0.1, 10.0  # mm: spacing outside is unusual
+_SUV = ((-5, math.inf), (1, 300))  # somewhere is more than the mean of the body; the bladder may reach 100
 USUAL = {  # unit: where the lowest and where the highest value of a scan usually lie
     "HU": ((-10240, -1), (100, 32767)),  # there is some air and some bone or contrast agent; the extended CT scale
-    "SUVbw": ((-5, math.inf), (1, 300)),  # somewhere is more than the mean of the body; the bladder may reach 100
+    "SUVbw": _SUV,
+    "SUVlbm": _SUV,
 }
+_SUV_REMEDY = "Check that the values are SUV: units, weight, dose and times."
 _REMEDIES = {
     "HU": "Check that the values are HU: rescale slope and intercept applied.",
-    "SUVbw": "Check that the values are SUVbw: units, weight, dose and times.",
+    "SUVbw": _SUV_REMEDY,
+    "SUVlbm": _SUV_REMEDY,
 }
 
 
@@ -42,11 +45,10 @@ def header_problems(case: Case, reading: Mapping[str, Any]) -> list[Problem]:
         out.append(Problem(level, case.line, case.subject, modality, problem, remedy))
 
     for name, path in case.images.items():
-        location, series = split_series(path)
-        if not location.exists():
+        if not split_series(path)[0].exists():
             continue  # parse_manifest has said so
         try:
-            header = read_header(location, modality=name, series_uid=series, pet=_pet(case), **reading)
+            header = read_header(path, modality=name, pet=_pet(case), **reading)
             grid = header.grid
         except Exception as error:  # one bad file must never stop the check of the others
             say("error", name, *_failure(error, case))
@@ -83,11 +85,10 @@ def voxel_problems(
     unreadable = {one.modality for one in found if one.level == "error"}
     told = {(one.modality, one.problem) for one in found}
     for name, path in case.images.items():
-        location, series = split_series(path)
-        if name in unreadable or not location.exists():
+        if name in unreadable or not split_series(path)[0].exists():
             continue
         try:
-            volume = load_volume(location, modality=name, series_uid=series, pet=_pet(case), **reading)
+            volume = load_volume(path, modality=name, pet=_pet(case), **reading)
             problems = [("note", note.removesuffix("."), "") for note in volume.meta["notes"]]
             problems += _values(volume)
             digests.append((case, name, voxel_digest(volume)))

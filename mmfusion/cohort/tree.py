@@ -337,7 +337,7 @@ def _stem(path: Path) -> str:
 
 
 def _cell(series: Series, in_folder: Counter[Path]) -> Path:
-    """The path that :func:`~mmfusion.cohort.manifest.split_series` reads: with the UID if the folder holds more."""
+    """The path that :func:`mmfusion.io.split_series` reads: with the UID if the folder holds more."""
     folder = series.folder.absolute()
     if in_folder[series.folder] == 1:
         return folder

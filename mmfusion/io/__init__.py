@@ -6,7 +6,10 @@ from mmfusion.io.index import Series, find_series
 from mmfusion.io.load import load_volume, read_header
 from mmfusion.io.masks import load_mask
 from mmfusion.io.nifti import save_volume
-from mmfusion.io.suv import PET_DETAILS, suv_factor
+from mmfusion.io.series import split_series
+from mmfusion.io.sidecar import sidecar_of
+from mmfusion.io.suv import PET_DETAILS
+from mmfusion.io.suv_dicom import suv_factor
 from mmfusion.io.transform_files import load_transform, save_transform
 
 __all__ = [
@@ -16,6 +19,8 @@ __all__ = [
     "kind_of",
     "find_series",
     "Series",
+    "split_series",
+    "sidecar_of",
     "load_mask",
     "save_volume",
     "save_transform",

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-UNITS = {"ct": "HU", "pet": "SUVbw"}
 _DICOM_KINDS = {"CT": "ct", "PT": "pet", "MR": "mr"}
 
 
@@ -55,7 +54,7 @@ class Header:
         orientation: directions of the axes as stored, as in ``LPS``.
         spacing: distance between voxel centers along (i, j, k) of the turned voxels, mm.
         modality: kind of the voxels: ``ct``, ``pet``, ``mr``, or empty if unknown.
-        units: what :func:`load_volume` will give: ``HU``, ``SUVbw`` or ``a.u.``.
+        units: what :func:`load_volume` will give: ``HU``, ``SUVbw`` (``SUVlbm``, ``SUVbsa``) or ``a.u.``.
         frame_of_reference: DICOM's FrameOfReferenceUID, or empty.
         frames: frames in the file; one of them (or their mean) becomes the volume.
         notes: what is unusual and was accepted or repaired.
@@ -86,7 +85,8 @@ class Opened:
         shape, affine: of the axes as stored, RAS+ mm.
         read: gives the voxels ``[i, j, k]`` of the axes as stored; may append to ``notes``.
         kind: ``ct``, ``pet``, ``mr`` or empty.
-        from_dicom: True if the values already have their physical unit.
+        has_units: True if the values already have their physical unit, as those of DICOM.
+        suv: the kind of SUV that PET comes in: ``bw``, ``lbm`` or ``bsa``.
 
     Raises:
         GeometryError: the affine is singular.
@@ -99,7 +99,8 @@ class Opened:
     kind: str = ""
     frame_of_reference: str = ""
     frames: int = 1
-    from_dicom: bool = False
+    has_units: bool = False
+    suv: str = "bw"
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -114,7 +115,7 @@ class Opened:
     @property
     def units(self) -> str:
         """The units of the volume."""
-        return UNITS.get(self.kind, "a.u.")
+        return {"ct": "HU", "pet": f"SUV{self.suv}"}.get(self.kind, "a.u.")
 
 
 def shear_deg(affine: np.ndarray) -> float:
@@ -140,8 +141,14 @@ def static_shape(shape: tuple[int, ...], source: object) -> tuple[tuple[int, int
     return (i, j, k), more[0] if more else 1
 
 
-def chosen_frame(frame: str | int | None, frames: int, shape: tuple[int, ...], source: object) -> int | None:
+def chosen_frame(frame: str | int | None, frames: int, what: str, source: object) -> int | None:
     """The index of the wanted frame; None for the mean of all.
+
+    Args:
+        frame: ``first``, ``last``, ``mean``, a number from 0, or None.
+        frames: how many there are.
+        what: what shows that there are several, as ``shape (3, 4, 5, 6)``.
+        source: what messages call the scan.
 
     Raises:
         ReadError: there are several frames and none was chosen, or the chosen one does not exist.
@@ -151,7 +158,7 @@ def chosen_frame(frame: str | int | None, frames: int, shape: tuple[int, ...], s
         return 0
     if frame is None:
         raise ReadError(
-            f"{source} has shape {shape}: {frames} frames; one static frame is needed. "
+            f"{source} has {what}: {frames} frames; one static frame is needed. "
             "Choose with --frame last or --frame mean"
         )
     if frame in ("first", "last", "mean"):

@@ -9,10 +9,13 @@ import numpy as np
 
 from mmfusion.errors import ReadError
 from mmfusion.io.dicom import open_dicom
-from mmfusion.io.header import Header, Opened, kind_of
+from mmfusion.io.header import Header, Opened, chosen_frame, kind_of
 from mmfusion.io.metaimage import META, open_metaimage
 from mmfusion.io.nifti import open_nifti
-from mmfusion.io.suv import to_suv
+from mmfusion.io.series import split_series
+from mmfusion.io.sidecar import apply_sidecar
+from mmfusion.io.suv import checked_suv
+from mmfusion.io.suv_table import to_suv
 from mmfusion.volume import Volume, nearest_ras, spacing_of
 
 if TYPE_CHECKING:
@@ -27,23 +30,29 @@ def open_scan(
     modality: str = "",
     frame: str | int | None = None,
     assume_orientation: str | None = None,
-    series_uid: str | None = None,
+    series: str | None = None,
+    suv: str = "bw",
     pet: Mapping[str, Any] | None = None,
 ) -> Opened:
     """Read headers and check them; see :func:`load_volume` for arguments and errors."""
-    path = Path(path)
+    checked_suv(suv)
+    path, named = split_series(path)
+    series = series or named
     if not path.exists():
         raise ReadError(f"{path} does not exist")
-    name = path.name.lower()
-    if path.is_dir():
-        return open_dicom(path, modality=modality, series_uid=series_uid, pet=pet)
-    if name.endswith(NIFTI):
+    name, kind = path.name.lower(), kind_of(modality)
+    if path.is_file() and name.endswith(NIFTI):
         if path.suffix == ".img":
             path = path.with_suffix(".hdr")
-        return open_nifti(path, kind=kind_of(modality), frame=frame, assume_orientation=assume_orientation)
-    if name.endswith(META):
-        return open_metaimage(path, kind=kind_of(modality), frame=frame)
-    return open_dicom(path, modality=modality, series_uid=series_uid, pet=pet)
+        opened = open_nifti(path, kind=kind, frame=frame, assume_orientation=assume_orientation)
+        if kind == "pet":
+            apply_sidecar(opened, chosen_frame(frame, opened.frames, "", path), suv, pet)
+    elif path.is_file() and name.endswith(META):
+        opened = open_metaimage(path, kind=kind, frame=frame)
+    else:
+        opened = open_dicom(path, modality=modality, frame=frame, series=series, suv=suv, pet=pet)
+    opened.suv = suv
+    return opened
 
 
 def read_header(
@@ -52,7 +61,8 @@ def read_header(
     modality: str = "",
     frame: str | int | None = None,
     assume_orientation: str | None = None,
-    series_uid: str | None = None,
+    series: str | None = None,
+    suv: str = "bw",
     pet: Mapping[str, Any] | None = None,
 ) -> Header:
     """What :func:`load_volume` would give, without reading voxels.
@@ -64,7 +74,8 @@ def read_header(
         modality=modality,
         frame=frame,
         assume_orientation=assume_orientation,
-        series_uid=series_uid,
+        series=series,
+        suv=suv,
         pet=pet,
     )
     # an array of no memory, because axes are turned in one place only
@@ -89,23 +100,28 @@ def load_volume(
     modality: str = "",
     frame: str | int | None = None,
     assume_orientation: str | None = None,
-    series_uid: str | None = None,
+    series: str | None = None,
+    suv: str = "bw",
     pet: Mapping[str, Any] | None = None,
 ) -> Volume:
-    """Read a scan: NIfTI, MHA, MHD, NRRD, a folder with one DICOM series, or any file of such a folder.
+    """Read a scan: NIfTI, MHA, MHD, NRRD, a folder with a DICOM series, any file of it, or a zip file of DICOM.
 
-    Axes are permuted and flipped to nearest RAS (nothing is interpolated). CT comes in HU, PET in SUVbw (g/mL),
-    others in arbitrary units. Files without DICOM tags are believed to hold HU and SUVbw already, but PET values
-    above 1000 are taken as Bq/mL.
+    Axes are permuted and flipped to nearest RAS (nothing is interpolated). CT comes in HU, PET in SUV (by body weight,
+    g/mL, unless ``suv`` says otherwise), others in arbitrary units. PET in NIfTI goes by its PET-BIDS sidecar
+    (:mod:`mmfusion.io.sidecar`). Files without tags or sidecar are believed to hold HU and SUVbw already, but PET
+    values above 1000 are taken as Bq/mL.
 
     Args:
-        path: file or folder.
+        path: file or folder; ``#SeriesInstanceUID`` behind it is the same as ``series``.
         modality: the study's word (``ct``, ``pet_2``, ``t1``); see :func:`kind_of`. DICOM says it by itself.
-        frame: ``first``, ``last``, ``mean`` or a number from 0, for files with several frames.
+        frame: ``first``, ``last``, ``mean`` or a number from 0, for files and series with several frames.
         assume_orientation: directions of the stored axes, as ``LAS``, for NIfTI files that have none.
-        series_uid: which series, if the folder holds several (its end is enough).
-        pet: what the manifest says of the PET scan (``weight_kg``, ``dose_mbq``, ``injection_time``,
-            ``acquisition_time``, ``half_life_s``); overrides tags.
+        series: which one, if the folder holds several: a SeriesInstanceUID or its end, a description (in any case)
+            or a part of it. If only one of them is of the kind that ``modality`` names, it is taken without being
+            named, with a note.
+        suv: by what PET is normalized: ``bw`` body weight, ``lbm`` lean body mass, ``bsa`` body surface area
+            (cm2/mL); see :mod:`mmfusion.io.suv`.
+        pet: what the manifest says of the PET scan, by the names of :data:`mmfusion.io.PET_DETAILS`; overrides tags.
 
     Returns:
         ``[i, j, k]`` float32, C-contiguous. ``meta``: source, frame_of_reference, notes, stored_orientation,
@@ -115,6 +131,7 @@ def load_volume(
         ReadError: the file is missing, broken, holds several frames or series, or contradicts ``modality``.
         OrientationError: left and right cannot be known.
         UnitsError: HU or SUV cannot be known.
+        OptionError: an unknown ``suv`` or ``frame``.
         GeometryError: a 2D image or a singular affine.
         VoxelError: voxels that are not finite, or all equal.
     """
@@ -123,12 +140,13 @@ def load_volume(
         modality=modality,
         frame=frame,
         assume_orientation=assume_orientation,
-        series_uid=series_uid,
+        series=series,
+        suv=suv,
         pet=pet,
     )
     array = opened.read()
-    if opened.kind == "pet" and not opened.from_dicom:
-        array = to_suv(array, pet, path, opened.notes)
+    if opened.kind == "pet" and not opened.has_units:
+        array = to_suv(array, suv, pet, path, opened.notes)
     return as_volume(opened, array, modality or opened.kind, opened.units).checked()
 
 

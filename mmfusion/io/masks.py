@@ -128,7 +128,7 @@ def _rtstruct(path: Path, header: Dataset, grid: Grid, wanted: list[str] | None)
     for item in header.get("ROIContourSequence") or []:
         roi_number = int(item.get("ReferencedROINumber", -1))
         contours = [
-            np.asarray(contour.ContourData, float).reshape(-1, 3) @ LPS_TO_RAS[:3, :3]
+            _points(contour) @ LPS_TO_RAS[:3, :3]
             for contour in item.get("ContourSequence") or []
             if contour.get("ContourGeometricType") in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
         ]
@@ -139,6 +139,13 @@ def _rtstruct(path: Path, header: Dataset, grid: Grid, wanted: list[str] | None)
         raise ReadError(f"{path} holds no closed planar contours" + (f" of {', '.join(wanted)}" if wanted else ""))
     frames = [item.get("ReferencedFrameOfReferenceUID") for item in structures]
     return _mask(path, inside, grid, str(next((uid for uid in frames if uid), "")), drawn)
+
+
+def _points(contour: Dataset) -> np.ndarray:
+    """``[N, 3]`` LPS mm, from the text as stored: pydicom would make an object of each number, which takes long."""
+    stored = contour.get_item("ContourData").value
+    text = stored if isinstance(stored, bytes) else "\\".join(map(str, listed(stored))).encode()
+    return np.array(text.rstrip(b" \0").split(b"\\"), dtype=np.float64).reshape(-1, 3)
 
 
 @names_damage

@@ -37,7 +37,7 @@ def open_metaimage(path: Path, *, kind: str = "", frame: str | int | None = None
         raise ReadError(f"{path} cannot be read: {last_line(error)}") from None
     shape = tuple(int(n) for n in reader.GetSize())
     spatial, frames = static_shape(shape, path)
-    index = chosen_frame(frame, frames, shape, path)
+    index = chosen_frame(frame, frames, f"shape {shape}", path)
     if reader.GetNumberOfComponents() != 1:
         raise ReadError(
             f"{path} has {reader.GetNumberOfComponents()} values a voxel (a vector or color image); one is expected"

@@ -47,7 +47,7 @@ def open_nifti(
     header = _header(path)
     shape = tuple(int(n) for n in header.get_data_shape())
     spatial, frames = static_shape(shape, path)
-    index = chosen_frame(frame, frames, shape, path)
+    index = chosen_frame(frame, frames, f"shape {shape}", path)
     if header.get_data_dtype().kind not in "iuf":
         raise ReadError(f"{path} holds {header.get_value_label('datatype')} voxels; plain numbers are expected")
     notes: list[str] = []

@@ -10,15 +10,15 @@ import numpy as np
 from mmfusion.errors import ReadError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pydicom import Dataset
+
+    from mmfusion.io.zipped import DicomFile
 
 _IMPLICIT, _EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"  # both little endian
 _UNDEFINED = 0xFFFFFFFF
 
 
-def plain_plane(path: Path, header: Dataset, frame: int = 0) -> np.ndarray | None:
+def plain_plane(path: DicomFile, header: Dataset, frame: int = 0) -> np.ndarray | None:
     """Stored values ``[rows, columns]`` of one frame, if they are gray, uncompressed and little endian, and all there.
 
     Bits outside those stored are ignored (DICOM PS3.5, section 8.1.1): they may hold anything.
@@ -72,7 +72,7 @@ def _layout(header: Dataset) -> tuple[np.dtype, int, int] | None:
     return np.dtype(f"<{'ui'[signed]}{bits // 8}"), bits - 1 - high, bits - stored
 
 
-def _length(stream: BinaryIO, header: Dataset, path: Path) -> int:
+def _length(stream: BinaryIO, header: Dataset, path: DicomFile) -> int:
     """Go to the value of the pixels' element; its length in bytes, 0 if it has none (PS3.5, section 7.1.2)."""
     stream.seek(header.pixels_at)
     element = stream.read(8)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfusion.errors import ReadError
-from mmfusion.io.tags import listed, number
+from mmfusion.io.tags import number, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pydicom import Dataset
+
+    from mmfusion.io.zipped import DicomFile
 
 _POSITION_TOLERANCE_MM = 0.02
 _POSITION_TOLERANCE = 0.01  # of the slice spacing
@@ -33,7 +35,7 @@ class Slice:
         thickness: distance to the next slice as far as the header says, mm; 0 if it does not.
     """
 
-    path: Path
+    path: DicomFile
     header: Dataset
     frame: int
     position: np.ndarray
@@ -45,34 +47,28 @@ class Slice:
     intercept: float | None
 
 
-def slices_of(path: Path, header: Dataset) -> Iterator[Slice]:
+def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
     """The planes in a file: one of a classic object, one for each frame of a multi-frame one.
 
     Raises:
         ReadError: position, orientation or pixel spacing is missing; the frames are not as many as counted.
     """
     frames = header.get("PerFrameFunctionalGroupsSequence")
-    shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
     if frames and "NumberOfFrames" in header and number(header.NumberOfFrames) != len(frames):
         raise ReadError(
             f"{path}: {len(frames)} frames are described, but NumberOfFrames is {header.NumberOfFrames}; the file is "
             "damaged, copy or export it again"
         )
-    for n, own in enumerate(frames or [None]):
-
-        def tag(macro: str, name: str, own: Any = own) -> Any:
-            if own is None:
-                return header.get(name)
-            group = own.get(macro) or shared.get(macro) or [{}]
-            return group[0].get(name)
-
-        position = listed(tag("PlanePositionSequence", "ImagePositionPatient"))
-        axes = listed(tag("PlaneOrientationSequence", "ImageOrientationPatient"))
-        spacing = listed(tag("PixelMeasuresSequence", "PixelSpacing"))
-        if (len(position), len(axes), len(spacing)) != (3, 6, 2):
+    for n in range(len(frames or [None])):
+        tag = partial(frame_tag, path, header, n)
+        position = numbers(tag("PlanePositionSequence", "ImagePositionPatient"))
+        axes = numbers(tag("PlaneOrientationSequence", "ImageOrientationPatient"))
+        spacing = numbers(tag("PixelMeasuresSequence", "PixelSpacing"))
+        if (len(position), len(axes), len(spacing)) != (3, 6, 2) or not header.get("Columns"):
             raise ReadError(
-                f"{path}: DICOM lacks ImagePositionPatient (0020,0032), ImageOrientationPatient (0020,0037) or "
-                "PixelSpacing (0028,0030); where the pixels lie cannot be known"
+                f"{path}: DICOM lacks ImagePositionPatient (0020,0032), ImageOrientationPatient (0020,0037), "
+                "PixelSpacing (0028,0030) or Columns (0028,0011), or has something else than numbers there; where the "
+                "pixels lie cannot be known"
             )
         step = tag("PixelMeasuresSequence", "SpacingBetweenSlices") or tag("PixelMeasuresSequence", "SliceThickness")
         yield Slice(
@@ -89,8 +85,48 @@ def slices_of(path: Path, header: Dataset) -> Iterator[Slice]:
         )
 
 
+def frame_tag(path: DicomFile, header: Dataset, frame: int, macro: str, name: str) -> Any:
+    """A tag of one plane: of a frame's functional group ``macro``, or of the file if it has no frames or no macro.
+
+    Raises:
+        ReadError: the value is damaged.
+    """
+    frames = header.get("PerFrameFunctionalGroupsSequence")
+    if not frames or not macro:
+        return header.get(name)
+    try:
+        shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
+        group = frames[frame].get(macro) or shared.get(macro) or [{}]
+        return group[0].get(name)
+    except Exception:  # pydicom converts values when they are asked for, and raises nearly anything on damaged ones
+        raise ReadError(f"{path}: {name} of frame {frame} is damaged. Copy or export the series again") from None
+
+
+def check_parallel(slices: list[Slice], source: object) -> None:
+    """Refuse planes that cannot belong to one lattice.
+
+    Raises:
+        ReadError: slices with different orientation, spacing or size.
+    """
+    first = slices[0]
+    for other in slices[1:]:
+        if np.abs(other.axes - first.axes).max() > _ORIENTATION_TOLERANCE:
+            raise ReadError(f"{source}: the slices have different orientations; one parallel stack is needed")
+        if other.size != first.size or not np.allclose(other.spacing, first.spacing, rtol=1e-4):
+            raise ReadError(f"{source}: the slices have different sizes or pixel spacings; one stack is needed")
+
+
+def places(slices: list[Slice]) -> list[int]:
+    """For each of parallel slices, the number from 0 of its position along their normal."""
+    along = np.asarray([piece.position for piece in slices]) @ np.cross(*slices[0].axes)
+    order = np.argsort(along, kind="stable")
+    numbers = np.empty(len(slices), int)
+    numbers[order] = np.cumsum(np.diff(along[order], prepend=along[order[0]]) >= _POSITION_TOLERANCE_MM)
+    return numbers.tolist()
+
+
 def stack(slices: list[Slice], source: object) -> tuple[np.ndarray, list[int]]:
-    """The lattice that the slices form.
+    """The lattice that parallel slices (:func:`check_parallel`) form.
 
     Args:
         slices: in any order.
@@ -101,15 +137,9 @@ def stack(slices: list[Slice], source: object) -> tuple[np.ndarray, list[int]]:
         tilt (slices shifted sideways by a constant step) gives a sheared affine.
 
     Raises:
-        ReadError: slices with different orientation, spacing or size, missing or repeated slices, unequal steps,
-            or a single slice of unknown thickness.
+        ReadError: missing or repeated slices, unequal steps, or a single slice of unknown thickness.
     """
     first = slices[0]
-    for other in slices[1:]:
-        if np.abs(other.axes - first.axes).max() > _ORIENTATION_TOLERANCE:
-            raise ReadError(f"{source}: the slices have different orientations; one parallel stack is needed")
-        if other.size != first.size or not np.allclose(other.spacing, first.spacing, rtol=1e-4):
-            raise ReadError(f"{source}: the slices have different sizes or pixel spacings; one stack is needed")
     normal = np.cross(first.axes[0], first.axes[1])
     positions = np.asarray([piece.position for piece in slices])
     order = np.argsort(positions @ normal, kind="stable")
@@ -139,7 +169,7 @@ def _check_complete(along: np.ndarray, source: object) -> None:
         places = len(gaps) + 1 - repeated
         raise ReadError(
             f"{source}: {len(gaps) + 1} slices at {places} positions; each position may occur once. "
-            "If the series holds several frames (time, echo, b-value), keep one of them"
+            "If the series holds several frames (time, echo, b-value), no tag tells them apart; keep one of them"
         )
     usual = float(np.median(gaps))
     steps = np.rint(gaps / usual)

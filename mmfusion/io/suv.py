@@ -1,210 +1,114 @@
-"""Standardized uptake values (SUVbw, g/mL) from PET headers or from what the manifest says about the injection.
+"""Standardized uptake values: activity concentration over injected activity, times the size of the body.
 
-The decisions follow the vendor-neutral pseudo-code of QIBA (FDG-PET/CT SUV technical committee, "SUV vendor-neutral
-pseudo-code, happy path" and "robust"), which IBSI refers to: SUVbw = activity concentration [Bq/mL] x body
-weight [g] / injected activity [Bq], the latter decayed to the time that the image values refer to.
+SUVbw = activity concentration [Bq/mL] x body weight [g] / injected activity [Bq], the latter decayed to the time that
+the image values refer to; SUVlbm takes the lean body mass [g] for the weight, SUVbsa the body surface area [cm2].
+
+Lean body mass: Janmahasatian et al., "Quantification of lean bodyweight", Clin Pharmacokinet 44 (2005), which the
+QIBA profile for FDG-PET/CT and the EANM guideline for FDG tumor imaging (Boellaard et al. 2015) recommend. Body surface
+area: Du Bois and Du Bois, "A formula to estimate the approximate surface area if height and weight be known", Arch
+Intern Med 17 (1916).
 """
 
 from __future__ import annotations
 
-import re
-from datetime import datetime, timedelta
+import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mmfusion.errors import UnitsError
-from mmfusion.io.tags import listed, number, private
+from mmfusion.errors import OptionError
+from mmfusion.io.tags import number
+from mmfusion.options import OPTIONS, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
-    from pydicom import Dataset
-
-PET_DETAILS = ("weight_kg", "dose_mbq", "injection_time", "acquisition_time", "half_life_s")
-"""What a manifest may say about a PET scan; each overrides the DICOM tag of its meaning."""
+PET_DETAILS = ("weight_kg", "height_cm", "sex", "dose_mbq", "injection_time", "acquisition_time", "half_life_s")
+"""What a manifest may say about a PET scan; each overrides the header's value of its meaning."""
 
 F18_HALF_LIFE_S = 6586.2
-_MAX_PLAUSIBLE_SUV = 1000.0
-_MAX_HALF_LIVES = 10.0
-_DAY_S = 86400.0
-_TAG_NAMES = {
-    "weight_kg": "PatientWeight (0010,1030)",
-    "dose_mbq": "RadionuclideTotalDose (0018,1074)",
-    "injection_time": "RadiopharmaceuticalStartTime (0018,1072)",
-    "acquisition_time": "AcquisitionTime (0008,0032)",
-    "half_life_s": "RadionuclideHalfLife (0018,1075)",
-}
+_SIZED_BY = {"bw": ("weight_kg",), "lbm": ("weight_kg", "height_cm", "sex"), "bsa": ("weight_kg", "height_cm")}
+_SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
+_HEIGHTS_CM = (30.0, 250.0)  # a height in meters or millimeters lies outside
 
 
-def suv_bw_factor(weight_kg: float, dose_mbq: float, half_life_s: float, elapsed_s: float) -> float:
-    """SUVbw (g/mL) per Bq/mL.
+def checked_suv(suv: str) -> str:
+    """A name of a kind of SUV: ``bw``, ``lbm`` or ``bsa``.
+
+    Raises:
+        OptionError: another name.
+    """
+    if suv not in _SIZED_BY:
+        raise OptionError(unknown("suv", suv, OPTIONS["suv"].choices))
+    return suv
+
+
+def lean_body_mass_kg(weight_kg: float, height_cm: float, sex: str) -> float:
+    """Lean body mass of an adult, kg, by Janmahasatian et al. 2005; ``sex`` is ``M`` or ``F``."""
+    index = weight_kg / (height_cm / 100) ** 2
+    return 9270 * weight_kg / (6680 + 216 * index if sex == "M" else 8780 + 244 * index)
+
+
+def body_surface_m2(weight_kg: float, height_cm: float) -> float:
+    """Body surface area, m2, by Du Bois and Du Bois 1916."""
+    return 0.007184 * weight_kg**0.425 * height_cm**0.725
+
+
+def suv_per_bq(body: Mapping[str, Any], suv: str, dose_mbq: float, half_life_s: float, elapsed_s: float) -> float:
+    """SUV per Bq/mL.
 
     Args:
-        weight_kg: body weight, kg.
+        body: ``weight_kg`` and, as far as ``suv`` needs them, ``height_cm`` and ``sex`` (:func:`body_of`).
+        suv: ``bw``, ``lbm`` (both g/mL) or ``bsa`` (cm2/mL).
         dose_mbq: injected activity at injection, MBq.
         half_life_s: of the radionuclide, s.
         elapsed_s: from injection to the time that the image values refer to, s.
     """
-    return weight_kg * 1e3 / (dose_mbq * 1e6 * 2.0 ** (-elapsed_s / half_life_s))
+    if suv == "bw":
+        size = body["weight_kg"] * 1e3
+    elif suv == "lbm":
+        size = lean_body_mass_kg(body["weight_kg"], body["height_cm"], body["sex"]) * 1e3
+    else:
+        size = body_surface_m2(body["weight_kg"], body["height_cm"]) * 1e4
+    return float(size / (dose_mbq * 1e6 * 2.0 ** (-elapsed_s / half_life_s)))
 
 
-def suv_factor(
-    header: Dataset,
-    *,
-    first_acquisition: datetime | timedelta | None = None,
-    pet: Mapping[str, Any] | None = None,
-    source: object = "pet",
-) -> float:
-    """What turns the (rescaled) values of a DICOM PET slice into SUVbw, g/mL.
+def mean_decay(duration_s: float, half_life_s: float) -> float:
+    """What brings the mean activity over a time that was not decay corrected back to its beginning."""
+    decays = math.log(2) / half_life_s * duration_s
+    return decays / -math.expm1(-decays) if decays else 1.0
+
+
+def body_of(pet: Mapping[str, Any], header: Mapping[str, Any], suv: str) -> dict[str, Any]:
+    """What ``suv`` needs to know of the body, by the manifest's names; None where it is unknown.
 
     Args:
-        header: the tags of the slice.
-        first_acquisition: earliest acquisition of the series; the slice's own if None. Values that were decay
-            corrected to the START refer to the series time, or to this if the series time is later (then it is
-            the time of a post-processing).
-        pet: manifest columns (:data:`PET_DETAILS`) that override or fill in tags.
-        source: what messages call the scan.
+        pet: manifest columns (:data:`PET_DETAILS`).
+        header: the same from the header of the scan, for what the manifest does not say.
+        suv: ``bw``, ``lbm`` or ``bsa``.
 
     Raises:
-        UnitsError: a tag is missing or contradicts the others, or the image is not attenuation corrected.
+        ValueError: something is not what it can be.
     """
-    units = str(header.get("Units") or "").upper()
-    if units == "GML":
-        suv_type = str(header.get("SUVType") or "BW").upper()
-        if suv_type != "BW":
-            raise UnitsError(
-                f"{source}: values are SUV normalized by {suv_type}, not by body weight (BW); "
-                "export the scan as BQML or SUVbw"
-            )
-        return 1.0
-    to_bq = 1.0
-    if units == "CNTS":
-        philips_suv, philips_bq = number(private(header, 0x70531000)), number(private(header, 0x70531009))
-        if philips_suv:
-            return philips_suv
-        if not philips_bq:
-            raise UnitsError(
-                f"{source}: SUV cannot be computed, values are counts (Units CNTS) and the DICOM lacks Philips' scale "
-                "factors (7053,1000) and (7053,1009). Export it as BQML or SUVbw"
-            )
-        to_bq = philips_bq
-    elif units != "BQML":
-        found = f"Units (0054,1001) is {units}" if units else "DICOM lacks Units (0054,1001)"
-        raise UnitsError(f"{source}: SUV cannot be computed, {found}; BQML, GML or CNTS is needed")
-    try:
-        return to_bq * _bq_factor(header, first_acquisition, dict(pet or {}), source)
-    except ValueError as error:
-        raise UnitsError(f"{source}: SUV cannot be computed, {error}") from None
+    found: dict[str, Any] = {}
+    for name in _SIZED_BY[suv]:
+        if name == "sex":
+            found[name] = _sex(pet.get(name)) or _SEXES.get(str(header.get(name) or "").strip().lower())
+        else:
+            value = given(pet, name) or number(header.get(name))
+            found[name] = value if value and value > 0 else None
+    height = found.get("height_cm")
+    if height and not _HEIGHTS_CM[0] <= height <= _HEIGHTS_CM[1]:
+        raise ValueError(f"a height of {height:g} cm cannot be (DICOM has meters); give height_cm in the manifest")
+    return found
 
 
-def _bq_factor(
-    header: Dataset, first_acquisition: datetime | timedelta | None, pet: dict[str, Any], source: object
-) -> float:
-    corrected = {str(word).upper() for word in listed(header.get("CorrectedImage"))}
-    decay = str(header.get("DecayCorrection") or "").upper()
-    if "ATTN" not in corrected:
-        raise UnitsError(
-            f"{source}: SUV cannot be computed, CorrectedImage (0028,0051) lacks ATTN: the scan is not corrected for "
-            "attenuation. Give the corrected reconstruction"
-        )
-    if decay not in ("START", "ADMIN", "NONE") or ("DECY" in corrected) != (decay != "NONE"):
-        raise UnitsError(
-            f"{source}: SUV cannot be computed, DecayCorrection (0054,1102) is '{decay}' and CorrectedImage "
-            f"(0028,0051) {'has' if 'DECY' in corrected else 'lacks'} DECY; it cannot be known to which time the "
-            "values refer. Export the scan again"
-        )
-    tracer = (header.get("RadiopharmaceuticalInformationSequence") or [{}])[0]
-    dose_bq = number(tracer.get("RadionuclideTotalDose"))
-    values = {
-        "weight_kg": _given(pet, "weight_kg") or number(header.get("PatientWeight")),
-        "dose_mbq": _given(pet, "dose_mbq") or (dose_bq and dose_bq / 1e6),
-        "half_life_s": _given(pet, "half_life_s") or number(tracer.get("RadionuclideHalfLife")),
-    }
-    missing = [name for name, value in values.items() if not value or value <= 0]
-    elapsed: float | None = 0.0
-    if decay != "ADMIN":
-        own = _acquired(header)
-        scan = own if decay == "NONE" else _reference_time(header, first_acquisition or own)
-        scan = parse_time(pet.get("acquisition_time")) or scan
-        injections = [parse_time(pet.get("injection_time"))]
-        if injections[0] is None:
-            injections = [
-                parse_time(tracer.get("RadiopharmaceuticalStartDateTime")),
-                parse_time(tracer.get("RadiopharmaceuticalStartTime")),
-            ]
-        if scan is None:
-            missing.append("acquisition_time")
-        if not any(injections):
-            missing.append("injection_time")
-        if not missing and scan:
-            elapsed = _elapsed_s(injections, scan, float(values["half_life_s"] or 0))
-    if missing:
-        raise UnitsError(
-            f"{source}: SUV cannot be computed, DICOM lacks {', '.join(_TAG_NAMES[name] for name in missing)}. "
-            f"Give {', '.join(missing)} in the manifest"
-        )
-    weight, dose, half_life = (float(value or 0) for value in values.values())
-    if dose < 0.1:
-        raise UnitsError(
-            f"{source}: the injected dose is {dose * 1e6:g} Bq, which cannot be; (0018,1074) may be in MBq. "
-            "Give dose_mbq in the manifest"
-        )
-    if elapsed is None:
-        raise UnitsError(
-            f"{source}: SUV cannot be computed, the injection lies more than {_MAX_HALF_LIVES:g} half-lives before the "
-            "scan or after it. Give injection_time and acquisition_time in the manifest"
-        )
-    factor = suv_bw_factor(weight, dose, half_life, elapsed)
-    if decay == "NONE":  # the measured mean over the frame, brought back to the frame's start
-        decays = np.log(2) / half_life * (number(header.get("ActualFrameDuration")) or 0.0) / 1e3
-        factor *= float(decays / -np.expm1(-decays)) if decays else 1.0
-    return factor
+def _sex(value: Any) -> str | None:
+    text = str(value if value is not None else "").strip().lower()
+    if text and text not in _SEXES:
+        raise ValueError(f"sex must be M or F, found '{value}'")
+    return _SEXES.get(text)
 
 
-def to_suv(array: np.ndarray, pet: Mapping[str, Any] | None, source: object, notes: list[str]) -> np.ndarray:
-    """PET voxels of a file without tags (NIfTI, MHA, NRRD) as SUVbw, g/mL.
-
-    Such files say nothing of units. Values up to 1000 are taken as SUVbw; larger ones cannot be and are taken as
-    Bq/mL, which ``pet`` (:data:`PET_DETAILS`) turns into SUVbw. The half-life of fluorine-18 is the default.
-
-    Raises:
-        UnitsError: the values look like Bq/mL and ``pet`` does not say enough.
-    """
-    maximum = float(array.max()) if array.size else 0.0
-    if not maximum > _MAX_PLAUSIBLE_SUV:
-        return array
-    try:
-        factor, note = _table_factor(dict(pet or {}), maximum, source)
-    except ValueError as error:
-        raise UnitsError(f"pet file {source}: {error}") from None
-    notes.append(note)
-    return array * np.float32(factor)
-
-
-def _table_factor(details: dict[str, Any], maximum: float, source: object) -> tuple[float, str]:
-    """SUVbw per Bq/mL from manifest columns alone, and a sentence that says so."""
-    missing = [name for name in ("weight_kg", "dose_mbq") if not _given(details, name)]
-    injection, scan = parse_time(details.get("injection_time")), parse_time(details.get("acquisition_time"))
-    missing += [name for name, value in (("injection_time", injection), ("acquisition_time", scan)) if value is None]
-    if missing or scan is None:
-        raise UnitsError(
-            f"pet file {source}: maximum {maximum:,.0f} looks like Bq/mL, not SUV; convert it to SUVbw, or give "
-            f"{', '.join(missing)} in the manifest"
-        )
-    half_life = _given(details, "half_life_s") or F18_HALF_LIFE_S
-    elapsed = _elapsed_s([injection], scan, half_life)
-    if elapsed is None:
-        raise UnitsError(
-            f"pet file {source}: injection_time lies more than {_MAX_HALF_LIVES:g} half-lives before acquisition_time "
-            "or after it; correct them in the manifest"
-        )
-    factor = suv_bw_factor(float(details["weight_kg"]), float(details["dose_mbq"]), half_life, elapsed)
-    assumed = "" if _given(details, "half_life_s") else " (fluorine-18)"
-    return factor, f"Bq/mL to SUVbw by {factor:.4g} g/mL per Bq/mL, half-life {half_life:g} s{assumed}"
-
-
-def _given(pet: Mapping[str, Any], name: str) -> float | None:
+def given(pet: Mapping[str, Any], name: str) -> float | None:
     """A positive number of the manifest; None if it is absent or empty.
 
     Raises:
@@ -217,84 +121,3 @@ def _given(pet: Mapping[str, Any], name: str) -> float | None:
     if found is None or not 0 < found < float("inf"):
         raise ValueError(f"{name} must be a positive number, found '{value}'")
     return found
-
-
-def _acquired(header: Dataset) -> datetime | timedelta | None:
-    """When the slice was acquired."""
-    return parse_time(header.get("AcquisitionDateTime")) or _joined(
-        header.get("AcquisitionDate") or header.get("SeriesDate"), header.get("AcquisitionTime")
-    )
-
-
-def earliest_acquisition(headers: Iterable[Dataset]) -> datetime | timedelta | None:
-    """When the first of a series' slices was acquired; None if no header says it."""
-    try:
-        times = [time for time in map(_acquired, headers) if time is not None]
-    except ValueError:
-        return None  # suv_factor names the broken tag, if it matters
-    # with dates on some slices only, clock times cannot be compared with them
-    dated = [time for time in times if isinstance(time, datetime)]
-    return min(dated) if dated else min((time for time in times if isinstance(time, timedelta)), default=None)
-
-
-def _reference_time(header: Dataset, acquired: datetime | timedelta | None) -> datetime | timedelta | None:
-    """The time that START-corrected values refer to."""
-    series = _joined(header.get("SeriesDate"), header.get("SeriesTime"))
-    if isinstance(series, datetime) and isinstance(acquired, datetime):
-        late = series > acquired
-    else:
-        late = series is not None and acquired is not None and _clock(series) > _clock(acquired)
-    return parse_time(private(header, 0x0009100D)) or acquired if late or series is None else series
-
-
-def _joined(day: Any, time: Any) -> datetime | timedelta | None:
-    return parse_time(f"{day or ''}{' ' if day else ''}{time}") if time else None
-
-
-_TIME = re.compile(r"(?:(\d{4})-?(\d\d)-?(\d\d)[ T]?)?(\d\d):?(\d\d)(?::?(\d\d)(\.\d+)?)?\s*(?:[+-]\d\d:?\d\d|Z)?")
-
-
-def parse_time(value: Any) -> datetime | timedelta | None:
-    """A clock time (as time since midnight) or a date with time, in DICOM's or ISO form; None if there is none.
-
-    ``084500``, ``08:45``, ``08:45:00.5``, ``20240102084500``, ``2024-01-02T08:45:00``.
-
-    Raises:
-        ValueError: the text is something else.
-    """
-    text = str(value if value is not None else "").strip()
-    if not text:
-        return None
-    match = _TIME.fullmatch(text)
-    if not match:
-        raise ValueError(f"'{text}' is not a time; 08:45:00 or 2024-01-02T08:45:00 is expected")
-    year, month, day, hour, minute, second, fraction = match.groups()
-    clock = timedelta(hours=int(hour), minutes=int(minute), seconds=int(second or 0) + float(fraction or 0))
-    if not year:
-        return clock
-    return datetime(int(year), int(month), int(day)) + clock
-
-
-def _elapsed_s(
-    injections: list[datetime | timedelta | None], scan: datetime | timedelta, half_life_s: float
-) -> float | None:
-    """Seconds from injection to scan by the first injection time that is plausible; None if none is.
-
-    A clock time without a date means the last time before the scan that the clock showed it, so an injection
-    before midnight is one of the day before. A full date that lies after the scan or long before it (dates moved by
-    anonymization) is passed over.
-    """
-    for injection in injections:
-        if injection is None:
-            continue
-        if isinstance(injection, datetime) and isinstance(scan, datetime):
-            seconds = (scan - injection).total_seconds()
-        else:
-            seconds = (_clock(scan) - _clock(injection)).total_seconds() % _DAY_S
-        if 0 <= seconds <= _MAX_HALF_LIVES * half_life_s:
-            return seconds
-    return None
-
-
-def _clock(when: datetime | timedelta) -> timedelta:
-    return when - datetime.combine(when.date(), datetime.min.time()) if isinstance(when, datetime) else when

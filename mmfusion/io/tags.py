@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from contextlib import contextmanager, suppress
-from functools import lru_cache, wraps
+from functools import cache, lru_cache, wraps
 from io import BytesIO
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
     from pydicom import Dataset
 
+    from mmfusion.io.zipped import DicomFile
+
 IDENTITY = (
     "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "StudyInstanceUID", "SeriesDescription",
     "SeriesNumber", "ImageType", "FrameOfReferenceUID", "Rows", "Columns", "NumberOfFrames",
@@ -25,15 +29,24 @@ GEOMETRY = (
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 PIXELS = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
-VALUES = (
+_BLOCKS = range(0x10, 0x20)  # where the private blocks of a group are looked for; makers take the first free one
+
+
+def _private_tags(group: int, *elements: int) -> tuple[int, ...]:
+    """The tags of private elements in whichever block, and of the names that reserve the blocks."""
+    return tuple(group << 16 | low for b in _BLOCKS for low in (b, *(b << 8 | element for element in elements)))
+
+
+VALUES: tuple[str | int, ...] = (
     "RescaleSlope", "RescaleIntercept", "Units", "SUVType", "CorrectedImage", "DecayCorrection",
-    "PatientWeight", "RadiopharmaceuticalInformationSequence", "SeriesDate", "SeriesTime", "AcquisitionDate",
-    "AcquisitionTime", "AcquisitionDateTime", "ActualFrameDuration",
-    0x00090010,  # GE's block of private tags, and in it
-    0x0009100D,  # date and time of the scan
-    0x70530010,  # Philips' block, and in it
-    0x70531000,  # SUV per stored value
-    0x70531009,  # Bq/mL per stored value
+    "PatientWeight", "PatientSize", "PatientSex", "RadiopharmaceuticalInformationSequence", "SeriesDate", "SeriesTime",
+    "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ActualFrameDuration",
+    *_private_tags(0x0009, 0x0D),  # GE: date and time of the scan
+    *_private_tags(0x7053, 0x00, 0x09),  # Philips: SUV, and Bq/mL, per stored value
+)  # fmt: skip
+FRAMES = (
+    "TemporalPositionIdentifier", "FrameReferenceTime", "TriggerTime", "EchoTime", "DiffusionBValue", "InversionTime",
+    "FlipAngle", "AcquisitionNumber",
 )  # fmt: skip
 _HEAD_BYTES = 1 << 15  # the usual header and more; parsing it from memory takes half the time
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010), little and big endian
@@ -47,6 +60,7 @@ def lenient_dicom() -> Iterator[None]:
 
     Real headers are full of them (over-long text, UIDs with leading zeros); what matters is checked here by meaning.
     """
+    _import_gdcm()
     from pydicom import config
 
     before = config.settings.reading_validation_mode
@@ -57,6 +71,19 @@ def lenient_dicom() -> Iterator[None]:
             yield
     finally:
         config.settings.reading_validation_mode = before
+
+
+@cache
+def _import_gdcm() -> None:
+    """Import GDCM before pydicom does: it tries ``import dl``, and would take a folder of that name for a module."""
+    there = sys.modules.pop("dl", None)
+    sys.modules["dl"] = None  # type: ignore[assignment]  # the import system's word for "cannot be imported"
+    try:
+        import gdcm  # noqa: F401
+    finally:
+        del sys.modules["dl"]
+        if there is not None:
+            sys.modules["dl"] = there
 
 
 def names_damage(function: Callable[..., _Result]) -> Callable[..., _Result]:
@@ -82,11 +109,14 @@ def names_damage(function: Callable[..., _Result]) -> Callable[..., _Result]:
     return named
 
 
-def read_tags(path: Path, tags: Collection[str | int] | None = None, *, pixels: bool = False) -> Dataset | None:
+def read_tags(path: DicomFile, tags: Collection[str | int] | None = None, *, pixels: bool = False) -> Dataset | None:
     """The header of a DICOM file, only ``tags`` if given; None if the file is not DICOM or is damaged.
 
     Its attribute ``pixels_at`` is where in the file the element of the pixels begins, if that is known. A file without
     the 128-byte preamble counts as DICOM if it is named so and has a SOP class.
+
+    Raises:
+        ReadError: the zip file that it lies in is damaged.
     """
     try:
         with path.open("rb") as stream:
@@ -102,6 +132,8 @@ def read_tags(path: Path, tags: Collection[str | int] | None = None, *, pixels: 
             if found is None or (found.pixels_at is None and len(head) == _HEAD_BYTES):
                 stream.seek(0)
                 found = _parsed(stream, wanted, force=not magic, pixels=pixels)
+    except ReadError:
+        raise
     except Exception:  # pydicom raises nearly anything on damaged files; callers count or name them
         return None
     return found if "SOPClassUID" in found else None
@@ -139,10 +171,19 @@ def is_localizer(header: Dataset) -> bool:
     return "LOCALIZER" in [str(part).upper() for part in listed(header.get("ImageType"))]
 
 
-def private(header: Dataset, tag: int) -> Any:
-    """The value of a private tag; None if absent. Implicit VR files give it as bytes."""
-    value = header[tag].value if tag in header else None
-    return value.decode("ascii", "replace").strip(" \0") if isinstance(value, bytes) else value
+def private(header: Dataset, group: int, creator: str, element: int) -> Any:
+    """The value of a private element of ``creator``; None if it is absent, or if the block is reserved by another.
+
+    A tag such as (7053,1000) means something only through the name in the element (7053,0010) that reserves its block;
+    the same maker may have block 11 in another file (DICOM PS3.5, 7.8.1). Implicit VR files give values as bytes.
+    """
+
+    def text(tag: int) -> Any:
+        value = header[tag].value if tag in header else None
+        return value.decode("ascii", "replace").strip(" \0") if isinstance(value, bytes) else value
+
+    owned = (block for block in _BLOCKS if str(text(group << 16 | block) or "").strip() == creator)
+    return next((text(group << 16 | block << 8 | element) for block in owned), None)
 
 
 def listed(value: Any) -> list[Any]:
@@ -158,3 +199,9 @@ def number(value: Any) -> float | None:
         return float(listed(value)[0])
     except (IndexError, TypeError, ValueError):
         return None
+
+
+def numbers(value: Any) -> list[float]:
+    """A DICOM value as finite numbers; empty if it is absent or one of them is none."""
+    found = [number(one) for one in listed(value)]
+    return [one for one in found if one is not None] if all(one is not None and isfinite(one) for one in found) else []

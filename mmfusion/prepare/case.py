@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.cohort import split_series
 from mmfusion.errors import GeometryError, MmfusionError, OptionError, VoxelError
 from mmfusion.io import PET_DETAILS, load_mask, load_volume
 from mmfusion.options import resolve
@@ -85,11 +84,10 @@ def load_case(case: Case, **options: Any) -> dict[str, Volume]:
     volumes = {}
     for modality in wanted:
         if modality in case.images:
-            path, series = split_series(case.images[modality])
             volumes[modality] = load_volume(
-                path,
+                case.images[modality],
                 modality=modality,
-                series_uid=series,
+                suv=options["suv"],
                 frame=options["frame"],
                 assume_orientation=options["assume_orientation"],
                 pet=pet or None,
@@ -145,7 +143,7 @@ def prepare_volumes(
     """Volumes in memory to one tensor. Every voxel of the result comes from one interpolation of its scan.
 
     Args:
-        volumes: by modality, in physical units (HU, SUVbw, a.u.); those absent become zero channels.
+        volumes: by modality, in physical units (HU, SUV, a.u.); those absent become zero channels.
         mask: reads the region of interest on a given grid; needed for ``center="mask"``, else only measured.
         grid: the target grid in the world of the reference (with ``to``, of the template), instead of ``spacing``,
             ``size`` and ``center``.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mmfusion.registration import Registration
 
-_POINTS = 1_000_000  # of a region, at most
+_POINTS = 200_000  # of a region, at most
 
 BRAIN_OF = "mni152"
 """The template whose brain masks where no template is asked for."""

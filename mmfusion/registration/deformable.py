@@ -14,7 +14,17 @@ from mmfusion.registration.align import cores
 from mmfusion.registration.cosines import Cosines, conjugate_gradients, gather, spread
 from mmfusion.registration.self_similarity import derivative, self_similarity
 from mmfusion.registration.similarity import mutual_information
-from mmfusion.volume import Displacement, Grid, Transform, Volume, check_device, coverage, foreground, resample
+from mmfusion.volume import (
+    SUV_UNITS,
+    Displacement,
+    Grid,
+    Transform,
+    Volume,
+    check_device,
+    coverage,
+    foreground,
+    resample,
+)
 
 _LEVELS = ((4, 4), (2, 4), (1, 3))  # times the spacing, and how often the displacement is improved there
 _STIFFER = (1.0, 10.0, 100.0)  # times the stiffness, one after the other, until mutual information agrees
@@ -346,7 +356,7 @@ def _fwhm(volume: Volume, grid: Grid, linear: Transform) -> np.ndarray:
     turn = np.linalg.inv(volume.affine[:3, :3] / volume.spacing) @ linear.matrix[:3, :3]
     along = np.abs(turn @ (grid.affine[:3, :3] / grid.spacing))  # [volume axis, lattice axis]
     steps = np.sqrt(((along * np.asarray(volume.spacing)[:, None]) ** 2).sum(0))
-    least = _PET_FWHM if volume.units in ("SUVbw", "Bq/mL") else 0.0
+    least = _PET_FWHM if volume.units in (*SUV_UNITS, "Bq/mL") else 0.0
     return np.maximum(_VOXELS * np.maximum(steps, grid.spacing), least)
 
 

@@ -41,7 +41,7 @@ class _Step(MapTransform):
 
 
 class LoadVolumed(_Step):
-    """Paths to volumes in physical units (HU, SUVbw, a.u.), nearest RAS+.
+    """Paths to volumes in physical units (HU, SUV, a.u.), nearest RAS+.
 
     Args:
         keys: modality names; each also says what the file is expected to hold (``ct``, ``pet``, ``mr``).

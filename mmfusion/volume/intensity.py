@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmfusion.errors import OptionError, VoxelError
-from mmfusion.volume.volume import Volume
+from mmfusion.volume.volume import SUV_UNITS, Volume
 
 
 def window_ct(array: np.ndarray, low: float = -160.0, high: float = 240.0) -> np.ndarray:
@@ -22,7 +22,7 @@ def clip_suv(array: np.ndarray, high: float = 10.0) -> np.ndarray:
     """Clip SUV to 0..high and scale it to 0..1.
 
     Args:
-        array: SUV (body weight), g/mL, any shape.
+        array: SUV of any kind, any shape.
         high: the SUV that becomes 1.
     """
     return _scaled(array, 0.0, high)
@@ -104,14 +104,14 @@ def normalize(
     """Voxels as a network sees them, float32, by the volume's units: about 0..1, and 0 where there is nothing.
 
     Args:
-        volume: HU volumes are windowed, SUVbw volumes clipped, others scaled by ``mr_scaling``.
+        volume: HU volumes are windowed, SUV volumes clipped, others scaled by ``mr_scaling``.
         ct_window: HU that become 0 and 1.
         suv_max: SUV that becomes 1.
         mr_scaling: offset and scale of :func:`normalize_mr`.
     """
     if volume.units == "HU":
         return window_ct(volume.array, *ct_window)
-    if volume.units == "SUVbw":
+    if volume.units in SUV_UNITS:
         return clip_suv(volume.array, suv_max)
     offset, scale = mr_scaling
     return ((volume.array - np.float32(offset)) / np.float32(scale)).astype(np.float32)

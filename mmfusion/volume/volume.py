@@ -19,6 +19,10 @@ FILL: dict[str, float] = {"HU": -1024.0}
 """What lies outside a scan, by unit: air for CT; 0 for everything else (no activity, no signal)."""
 
 
+SUV_UNITS = ("SUVbw", "SUVlbm", "SUVbsa")
+"""Units of PET, by body weight and lean body mass (g/mL) and by body surface area (cm2/mL)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """Voxels on a grid in the world.
@@ -28,7 +32,7 @@ class Volume:
             when the volume comes from :mod:`mmfusion.io`.
         affine: ``[4, 4]`` voxel index to RAS+ world, mm.
         modality: the study's word for it, usually ``ct``, ``pet``, ``mr`` or ``mask``.
-        units: ``HU``, ``SUVbw``, ``Bq/mL``, ``a.u.`` (arbitrary, MR) or ``label``.
+        units: ``HU``, one of :data:`SUV_UNITS`, ``Bq/mL``, ``a.u.`` (arbitrary, MR) or ``label``.
         meta: plain facts about the source: ``source`` (path), ``frame_of_reference`` (UID), ``notes`` (what was
             repaired). Never a patient's name, birth date or address.
 

@@ -1,0 +1,99 @@
+"""The frames of a dynamic DICOM series: slices that repeat every position, told apart by a tag that says why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from mmfusion.errors import ReadError
+from mmfusion.io.slices import Slice, frame_tag, places
+from mmfusion.io.tags import number
+
+_TAGS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    # functional group of a multi-frame object, tags (the last one names the frame), unit
+    ("FrameContentSequence", ("TemporalPositionIndex",), ""),
+    ("", ("TemporalPositionIdentifier",), ""),
+    ("", ("FrameReferenceTime",), "ms"),
+    ("TemporalPositionSequence", ("TemporalPositionTimeOffset",), "s"),
+    ("FrameContentSequence", ("FrameReferenceDateTime",), ""),
+    ("FrameContentSequence", ("FrameAcquisitionDateTime",), ""),
+    ("", ("AcquisitionDateTime",), ""),
+    ("", ("AcquisitionDate", "AcquisitionTime"), ""),
+    ("", ("TriggerTime",), "ms"),
+    ("CardiacSynchronizationSequence", ("NominalCardiacTriggerDelayTime",), "ms"),
+    ("", ("EchoTime",), "ms"),
+    ("MREchoSequence", ("EffectiveEchoTime",), "ms"),
+    ("MRDiffusionSequence", ("DiffusionBValue",), "s/mm2"),
+    ("", ("InversionTime",), "ms"),
+    ("", ("FlipAngle",), "degrees"),
+    ("", ("AcquisitionNumber",), ""),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """The frames of a series, in the order of the tag that tells them apart.
+
+    Attributes:
+        sets: the slices of each frame.
+        tag: the name of the tag; empty for a single frame.
+        values: of the tag, for each frame, with the unit.
+    """
+
+    sets: tuple[list[Slice], ...]
+    tag: str = ""
+    values: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """``FrameReferenceTime 0, 300000, 600000 ms``, shortened in the middle."""
+        shown = [*self.values[:3], "...", self.values[-1]] if len(self.values) > 5 else self.values
+        unit = self.values[0].partition(" ")[1:] if self.values else ()
+        return f"{self.tag} {', '.join(value.partition(' ')[0] for value in shown)}{''.join(unit)}"
+
+
+def frames_of(slices: list[Slice], source: object) -> Frames:
+    """Parallel slices as frames: one, unless positions repeat and a standard tag tells the repetitions apart.
+
+    A tag does so if every slice has it, no position has a value twice, and there are as many values as repetitions.
+    Private tags are not believed.
+
+    Raises:
+        ReadError: a frame lacks slices that others have.
+    """
+    place = places(slices)
+    repeats = max(Counter(place).values())
+    if repeats == 1:
+        return Frames((slices,))
+    for macro, names, unit in _TAGS:
+        found = [tuple(frame_tag(one.path, one.header, one.frame, macro, name) for name in names) for one in slices]
+        if any(value[-1] in (None, "") for value in found):
+            continue
+        keys = [tuple(map(_comparable, value)) for value in found]
+        distinct = sorted(set(keys))
+        if len(distinct) != repeats or len(set(zip(place, keys, strict=True))) < len(slices):
+            continue
+        sets = tuple([one for one, key in zip(slices, keys, strict=True) if key == wanted] for wanted in distinct)
+        texts = (str(found[keys.index(wanted)][-1]) for wanted in distinct)
+        frames = Frames(sets, names[-1], tuple(f"{text} {unit}".rstrip() for text in texts))
+        _refuse_incomplete(frames, max(place) + 1, source)
+        return frames
+    return Frames((slices,))
+
+
+def _comparable(value: Any) -> tuple[float, str]:
+    """Numbers, and clock times in DICOM's form, by size; other text by alphabet."""
+    size = number(value)
+    return (0.0, str(value or "")) if size is None else (size, "")
+
+
+def _refuse_incomplete(frames: Frames, positions: int, source: object) -> None:
+    short = [n for n, pieces in enumerate(frames.sets) if len(pieces) < positions]
+    if short:
+        n = short[0]
+        raise ReadError(
+            f"{source}: {len(short)} of {len(frames.sets)} frames lack slices, the first is frame {n} "
+            f"({frames.tag} {frames.values[n]}) with {len(frames.sets[n])} of {positions}. Copy or export the series "
+            "again, or leave the files of these frames out"
+        )

@@ -1,0 +1,147 @@
+"""The one DICOM series that is meant, among those that lie together."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmfusion.errors import ReadError
+from mmfusion.io.header import settled_kind
+from mmfusion.io.tags import FRAMES, GEOMETRY, IDENTITY, PIXELS, VALUES, is_image, is_localizer, read_tags
+from mmfusion.io.zipped import DicomFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pydicom import Dataset
+
+_NEEDED = {*IDENTITY, *GEOMETRY, "RescaleSlope", "RescaleIntercept"}
+_Files = list[tuple[DicomFile, "Dataset"]]
+
+
+def split_series(path: str | Path) -> tuple[Path, str | None]:
+    """A path, and the DICOM series meant if several lie there.
+
+    ``scans/017`` is a file or folder; ``scans/017#1.2.840.113619.2.55`` is the one series of that folder with
+    that SeriesInstanceUID, or the end of one. A ``#`` that no UID follows is part of the name.
+    """
+    text = str(path)
+    match = re.fullmatch(r"(.+)#(\d+(?:\.\d+)+)", text)
+    return (Path(match[1]), match[2]) if match else (Path(text), None)
+
+
+def one_series(files: Iterable[DicomFile], where: str, *, series: str | None, kind: str, notes: list[str]) -> _Files:
+    """The image files of the series that is meant, each object once, without localizers.
+
+    Args:
+        files: what lies there, DICOM or not.
+        where: what messages call the place.
+        series: a SeriesInstanceUID, a description (in any case), the end of a UID, or a part of a description; what
+            fits first counts. None: the only series.
+        kind: ``ct``, ``pet``, ``mr`` or empty. Among several series, the only one of this kind is meant.
+        notes: takes what was left out, and which series was chosen by its kind.
+
+    Raises:
+        ReadError: there is no such series, or several.
+    """
+    groups, others = _grouped(files)
+    if not groups:
+        found = f" (found {', '.join(sorted(others))})" if others else ""
+        raise ReadError(f"{where} holds no DICOM image with a position{found}; give the folder or a file of the series")
+    meant = _chosen(groups, where, series, kind, notes)
+    first: dict[str, tuple[DicomFile, Dataset]] = {}
+    for path, header in meant:
+        first.setdefault(str(header.get("SOPInstanceUID", path)), (path, header))
+    once = list(first.values())
+    if len(once) < len(meant):
+        notes.append(f"{len(meant) - len(once)} files are copies of others; left out")
+    kept = [(path, header) for path, header in once if not is_localizer(header)]
+    if kept and len(kept) < len(once):
+        notes.append(f"{len(once) - len(kept)} localizer images left out")
+    return kept or once
+
+
+def _grouped(files: Iterable[DicomFile]) -> tuple[dict[str, _Files], set[str]]:
+    """The images by SeriesInstanceUID, and the modalities of what else is DICOM."""
+    groups: dict[str, _Files] = {}
+    others: set[str] = set()
+    for path in files:
+        header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES, *FRAMES, *PIXELS))
+        if header is None:
+            continue
+        _settle_values(header, path)
+        if is_image(header):
+            groups.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
+        else:
+            others.add(str(header.get("Modality") or "no modality"))
+    return groups, others
+
+
+def _settle_values(header: Dataset, path: DicomFile) -> None:
+    """Convert the values, which pydicom does when they are asked for; what cannot be converted counts as absent.
+
+    Raises:
+        ReadError: it is a value that no volume can do without.
+    """
+    from pydicom.datadict import keyword_for_tag
+
+    for tag in list(header.keys()):
+        try:
+            header[tag]
+        except Exception:  # pydicom raises nearly anything on damaged values
+            name = keyword_for_tag(tag)
+            if name in _NEEDED:
+                raise ReadError(f"{path}: {name} {tag} is damaged. Copy or export the series again") from None
+            del header[tag]
+    for item in header.get("RadiopharmaceuticalInformationSequence") or []:
+        _settle_values(item, path)
+
+
+def _chosen(groups: dict[str, _Files], where: str, series: str | None, kind: str, notes: list[str]) -> _Files:
+    """The files of the series that is meant, by the rules of :func:`one_series`."""
+    found = _named(groups, series) if series else groups
+    if not found:
+        raise ReadError(f"{where} holds no DICOM image of series '{series}', but {_listed(groups)}; name one of these")
+    if len(found) > 1 and kind:
+        fitting = {uid: files for uid, files in found.items() if _is_kind(files, kind)}
+        if len(fitting) == 1:
+            rest = {uid: files for uid, files in groups.items() if uid not in fitting}
+            notes.append(f"{_listed(fitting)} is used, the only {kind}; beside it {_listed(rest)}")
+            found = fitting
+    if len(found) > 1:
+        raise ReadError(
+            f"{where} holds {len(found)} image series: {_listed(found)}. Name one by #SeriesInstanceUID behind the "
+            "path, or keep each series in a folder of its own"
+        )
+    (chosen,) = found.values()
+    return chosen
+
+
+def _named(groups: dict[str, _Files], series: str) -> dict[str, _Files]:
+    """The series that the first rule finds under this name."""
+    word = series.strip().casefold()
+    about = {uid: str(files[0][1].get("SeriesDescription") or "").strip().casefold() for uid, files in groups.items()}
+    rules = (
+        lambda uid: uid == series,
+        lambda uid: about[uid] == word,
+        lambda uid: uid.endswith(series),
+        lambda uid: word in about[uid],
+    )
+    return next((found for rule in rules if (found := {uid: groups[uid] for uid in groups if rule(uid)})), {})
+
+
+def _is_kind(files: _Files, kind: str) -> bool:
+    first = files[0][1]
+    found = settled_kind("", str(first.get("Modality", "")), files[0][0])
+    return found == kind and not all(is_localizer(header) for _, header in files)
+
+
+def _listed(groups: dict[str, _Files]) -> str:
+    """What tells series apart, without their descriptions: free text may name the patient, and errors are kept."""
+    texts = []
+    for uid, files in sorted(groups.items()):
+        header = files[0][1]
+        modality, number = header.get("Modality", ""), header.get("SeriesNumber", "-")
+        texts.append(f"...{uid[-8:]} {modality} number {number}, {len(files)} files")
+    return "; ".join(texts)

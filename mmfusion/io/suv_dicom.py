@@ -1,0 +1,208 @@
+"""SUV from the tags of DICOM PET.
+
+The decisions follow the vendor-neutral pseudo-code of QIBA (FDG-PET/CT SUV technical committee, "SUV vendor-neutral
+pseudo-code, happy path" and "robust"), which IBSI refers to.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from mmfusion.errors import UnitsError
+from mmfusion.io.suv import body_of, given, mean_decay, suv_per_bq
+from mmfusion.io.tags import listed, number, private
+from mmfusion.io.times import MAX_HALF_LIVES, clock, elapsed_s, joined, parse_time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pydicom import Dataset
+
+_TAG_NAMES = {
+    "weight_kg": "PatientWeight (0010,1030)",
+    "height_cm": "PatientSize (0010,1020)",
+    "sex": "PatientSex (0010,0040)",
+    "dose_mbq": "RadionuclideTotalDose (0018,1074)",
+    "injection_time": "RadiopharmaceuticalStartTime (0018,1072)",
+    "acquisition_time": "AcquisitionTime (0008,0032)",
+    "half_life_s": "RadionuclideHalfLife (0018,1075)",
+}
+_STORED = {"bw": ("BW",), "lbm": ("LBM", "LBMJANMA"), "bsa": ("BSA",)}  # SUVType (0054,1006) by kind
+
+
+def suv_factor(
+    header: Dataset,
+    *,
+    suv: str = "bw",
+    first_acquisition: datetime | timedelta | None = None,
+    pet: Mapping[str, Any] | None = None,
+    source: object = "pet",
+) -> float:
+    """What turns the (rescaled) values of a DICOM PET slice into SUV, g/mL (``bsa``: cm2/mL).
+
+    Args:
+        header: the tags of the slice.
+        suv: ``bw``, ``lbm`` or ``bsa``.
+        first_acquisition: earliest acquisition of the series; the slice's own if None. Values that were decay
+            corrected to the START refer to the series time, or to this if the series time is later (then it is
+            the time of a post-processing).
+        pet: manifest columns (:data:`mmfusion.io.PET_DETAILS`) that override or fill in tags.
+        source: what messages call the scan.
+
+    Raises:
+        UnitsError: a tag is missing or contradicts the others, or the image is not attenuation corrected.
+    """
+    units = str(header.get("Units") or "").upper()
+    if units in ("GML", "CM2ML"):
+        _refuse_other_suv(stored_suv(header), suv, source)
+        return 1.0
+    to_bq = 1.0
+    if units == "CNTS":
+        philips_suv, philips_bq = (_philips_factor(header, element, source) for element in (0x00, 0x09))
+        if philips_suv and suv == "bw":
+            return philips_suv
+        if philips_suv and not philips_bq:
+            raise UnitsError(
+                f"{source}: SUV{suv} cannot be computed, values are counts (Units CNTS) and the DICOM has Philips' "
+                "scale factor to SUVbw alone, (7053,1000), not that to Bq/mL, (7053,1009). Export it as BQML"
+            )
+        if not philips_bq:
+            raise UnitsError(
+                f"{source}: SUV cannot be computed, values are counts (Units CNTS) and the DICOM lacks Philips' scale "
+                "factors (7053,1000) and (7053,1009). Export it as BQML or SUVbw"
+            )
+        to_bq = philips_bq
+    elif units != "BQML":
+        found = f"Units (0054,1001) is {units}" if units else "DICOM lacks Units (0054,1001)"
+        raise UnitsError(f"{source}: SUV cannot be computed, {found}; BQML, GML, CM2ML or CNTS is needed")
+    try:
+        return to_bq * _bq_factor(header, suv, first_acquisition, dict(pet or {}), source)
+    except ValueError as error:
+        raise UnitsError(f"{source}: SUV cannot be computed, {error}") from None
+
+
+def stored_suv(header: Dataset) -> str:
+    """How the values of an image that holds SUV are normalized, in DICOM's words: ``BW`` unless it says otherwise."""
+    usual = "BSA" if str(header.get("Units")).upper() == "CM2ML" else "BW"
+    return str(header.get("SUVType") or usual).upper()
+
+
+def _refuse_other_suv(stored: str, suv: str, source: object) -> None:
+    if stored in _STORED[suv]:
+        return
+    other = next((f"Use --suv {kind}, or export" for kind, words in _STORED.items() if stored in words), "Export")
+    raise UnitsError(
+        f"{source}: values are SUV normalized by {stored}, but SUV{suv} is wanted. {other} the scan as BQML"
+    )
+
+
+def _philips_factor(header: Dataset, element: int, source: object) -> float:
+    """A scale factor of Philips' private block; 0 if it is absent or, as Philips writes what it does not know, 0.
+
+    Raises:
+        UnitsError: it is something else than a positive number.
+    """
+    value = private(header, 0x7053, "Philips PET Private Group", element)
+    factor = 0.0 if value in (None, "") else number(value)
+    if factor is None or not 0 <= factor < float("inf"):
+        raise UnitsError(
+            f"{source}: SUV cannot be computed, Philips' scale factor (7053,10{element:02x}) is '{value}', not a "
+            "positive number. Export it as BQML or SUVbw"
+        )
+    return factor
+
+
+def _bq_factor(
+    header: Dataset, suv: str, first_acquisition: datetime | timedelta | None, pet: dict[str, Any], source: object
+) -> float:
+    corrected = {str(word).upper() for word in listed(header.get("CorrectedImage"))}
+    decay = str(header.get("DecayCorrection") or "").upper()
+    if "ATTN" not in corrected:
+        raise UnitsError(
+            f"{source}: SUV cannot be computed, CorrectedImage (0028,0051) lacks ATTN: the scan is not corrected for "
+            "attenuation. Give the corrected reconstruction"
+        )
+    if decay not in ("START", "ADMIN", "NONE") or ("DECY" in corrected) != (decay != "NONE"):
+        raise UnitsError(
+            f"{source}: SUV cannot be computed, DecayCorrection (0054,1102) is '{decay}' and CorrectedImage "
+            f"(0028,0051) {'has' if 'DECY' in corrected else 'lacks'} DECY; it cannot be known to which time the "
+            "values refer. Export the scan again"
+        )
+    tracer = (header.get("RadiopharmaceuticalInformationSequence") or [{}])[0]
+    dose_bq = number(tracer.get("RadionuclideTotalDose"))
+    height_m = number(header.get("PatientSize"))
+    tags = {
+        "weight_kg": header.get("PatientWeight"), "sex": header.get("PatientSex"),
+        "height_cm": height_m and height_m * 100,
+    }  # fmt: skip
+    body = body_of(pet, tags, suv)
+    dose = given(pet, "dose_mbq") or (dose_bq or 0.0) / 1e6
+    half_life = given(pet, "half_life_s") or number(tracer.get("RadionuclideHalfLife")) or 0.0
+    missing = [name for name, value in body.items() if not value]
+    missing += [name for name, value in (("dose_mbq", dose), ("half_life_s", half_life)) if value <= 0]
+    elapsed: float | None = 0.0
+    if decay != "ADMIN":
+        own = _acquired(header)
+        scan = own if decay == "NONE" else _reference_time(header, first_acquisition or own)
+        told = parse_time(pet.get("acquisition_time"))
+        scan = scan if told is None else told
+        injections = [parse_time(pet.get("injection_time"))]
+        if injections[0] is None:
+            injections = [
+                parse_time(tracer.get("RadiopharmaceuticalStartDateTime")),
+                parse_time(tracer.get("RadiopharmaceuticalStartTime")),
+            ]
+        if scan is None:
+            missing.append("acquisition_time")
+        if all(one is None for one in injections):
+            missing.append("injection_time")
+        if not missing and scan is not None:
+            elapsed = elapsed_s(injections, scan, half_life)
+    if missing:
+        raise UnitsError(
+            f"{source}: SUV cannot be computed, DICOM lacks {', '.join(_TAG_NAMES[name] for name in missing)}. "
+            f"Give {', '.join(missing)} in the manifest"
+        )
+    if dose < 0.1:
+        raise UnitsError(
+            f"{source}: the injected dose is {dose * 1e6:g} Bq, which cannot be; (0018,1074) may be in MBq. "
+            "Give dose_mbq in the manifest"
+        )
+    if elapsed is None:
+        raise UnitsError(
+            f"{source}: SUV cannot be computed, the injection lies more than {MAX_HALF_LIVES:g} half-lives before the "
+            "scan or after it. Give injection_time and acquisition_time in the manifest"
+        )
+    factor = suv_per_bq(body, suv, dose, half_life, elapsed)
+    if decay == "NONE":  # the measured mean over the frame, brought back to the frame's start
+        factor *= mean_decay((number(header.get("ActualFrameDuration")) or 0.0) / 1e3, half_life)
+    return factor
+
+
+def _acquired(header: Dataset) -> datetime | timedelta | None:
+    """When the slice was acquired."""
+    return parse_time(header.get("AcquisitionDateTime")) or joined(
+        header.get("AcquisitionDate") or header.get("SeriesDate"), header.get("AcquisitionTime")
+    )
+
+
+def earliest_acquisition(headers: Iterable[Dataset]) -> datetime | timedelta | None:
+    """When the first of a series' slices was acquired; None if no header says it."""
+    try:
+        times = [time for time in map(_acquired, headers) if time is not None]
+    except ValueError:
+        return None  # suv_factor names the broken tag, if it matters
+    # with dates on some slices only, clock times cannot be compared with them
+    dated = [time for time in times if isinstance(time, datetime)]
+    return min(dated) if dated else min((time for time in times if isinstance(time, timedelta)), default=None)
+
+
+def _reference_time(header: Dataset, acquired: datetime | timedelta | None) -> datetime | timedelta | None:
+    """The time that START-corrected values refer to."""
+    series = joined(header.get("SeriesDate"), header.get("SeriesTime"))
+    if isinstance(series, datetime) and isinstance(acquired, datetime):
+        late = series > acquired
+    else:
+        late = series is not None and acquired is not None and clock(series) > clock(acquired)
+    return parse_time(private(header, 0x0009, "GEMS_PETD_01", 0x0D)) or acquired if late or series is None else series

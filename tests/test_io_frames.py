@@ -1,0 +1,146 @@
+"""Dynamic DICOM series: frames told apart by a tag, one of them (or their mean) chosen by name."""
+
+import numpy as np
+import pytest
+from io_dicom import pet_tags, voxels, write_enhanced, write_series
+
+from mmfusion.errors import OptionError, ReadError
+from mmfusion.io import load_volume, read_header
+
+FRAMES = [voxels((7, 5, 6), seed) for seed in (3, 4, 5)]
+
+
+def write_dynamic(folder, tag, values, frames=FRAMES, **tags):
+    """One series of all frames, each slice of a frame with its value of the tag (or the tags of a dict)."""
+    for n, (stored, value) in enumerate(zip(frames, values, strict=True)):
+        own = value if tag is None else {tag: value}
+        write_series(folder / str(n), stored, **({"series_uid": "1.2.3", "Modality": "MR"} | tags | own))
+        for path in (folder / str(n)).iterdir():
+            path.rename(folder / f"{-n % len(frames)}_{path.name}")
+        (folder / str(n)).rmdir()
+
+
+def turned(stored):
+    """Stored ``[column, row, slice]`` (axes L, P, S) as nearest RAS."""
+    return stored[::-1, ::-1]
+
+
+@pytest.mark.parametrize(
+    ("tag", "values", "told"),
+    [
+        ("TemporalPositionIdentifier", (2, 10, 9), "TemporalPositionIdentifier 2, 9, 10"),
+        ("FrameReferenceTime", (5000.5, 600000, 20000), "FrameReferenceTime 5000.5, 20000.0, 600000.0 ms"),
+        ("AcquisitionTime", ("100000", "103000.5", "101000"), "AcquisitionTime 100000, 101000, 103000.5"),
+        ("TriggerTime", (0, 200, 100), "TriggerTime 0.0, 100.0, 200.0 ms"),
+        ("EchoTime", (4.6, 120, 60), "EchoTime 4.6, 60.0, 120.0 ms"),
+        ("DiffusionBValue", (0, 1000, 500), "DiffusionBValue 0.0, 500.0, 1000.0 s/mm2"),
+        ("AcquisitionNumber", (1, 3, 2), "AcquisitionNumber 1, 2, 3"),
+    ],
+)
+def test_frames_are_told_apart_by_a_tag_and_one_is_chosen(tmp_path, tag, values, told):
+    write_dynamic(tmp_path, tag, values)
+    with pytest.raises(ReadError) as refused:
+        read_header(tmp_path)
+    assert f"{tmp_path} has {told}: 3 frames; one static frame is needed. Choose with --frame" in str(refused.value)
+    for frame, stored in {"first": FRAMES[0], "last": FRAMES[1], "1": FRAMES[2], 2: FRAMES[1]}.items():
+        np.testing.assert_array_equal(load_volume(tmp_path, frame=frame).array, turned(stored))
+    np.testing.assert_allclose(
+        load_volume(tmp_path, frame="mean").array, turned(np.mean(FRAMES, axis=0)), rtol=1e-5, atol=1e-3
+    )
+    header = read_header(tmp_path, frame="last")
+    assert header.frames == 3 and header.shape == (7, 5, 6)
+    value = told.split(", ")[-1]
+    assert header.notes == (f"3 frames: frame 2 ({tag} {value}) is used",)
+    assert read_header(tmp_path, frame="mean").notes == ("3 frames: their mean is used",)
+
+
+def test_a_frame_that_does_not_exist_is_named(tmp_path):
+    write_dynamic(tmp_path, "EchoTime", (4, 5, 6))
+    with pytest.raises(ReadError, match="has 3 frames, numbered from 0; frame 3 does not exist"):
+        read_header(tmp_path, frame=3)
+    with pytest.raises(OptionError, match="first, last, mean or a number from 0, found 'middle'"):
+        read_header(tmp_path, frame="middle")
+
+
+def test_many_frames_are_listed_in_short(tmp_path):
+    write_dynamic(tmp_path, "TriggerTime", range(0, 80, 10), [voxels((4, 3, 2), n) for n in range(8)])
+    with pytest.raises(ReadError, match=r"has TriggerTime 0\.0, 10\.0, 20\.0, \.\.\., 70\.0 ms: 8 frames"):
+        read_header(tmp_path)
+
+
+def test_times_on_both_sides_of_midnight_are_in_order(tmp_path):
+    night = [
+        {"AcquisitionDate": "20200103", "AcquisitionTime": "000500"},
+        {"AcquisitionDate": "20200102", "AcquisitionTime": "235500"},
+    ]
+    write_dynamic(tmp_path, None, night, FRAMES[:2])
+    assert read_header(tmp_path, frame="last").notes == ("2 frames: frame 1 (AcquisitionTime 000500) is used",)
+
+
+def test_frames_that_lack_slices_are_counted(tmp_path):
+    write_dynamic(tmp_path, "FrameReferenceTime", (1000, 2000, 3000))
+    for name in ("0_000_0.dcm", "0_005_1.dcm"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ReadError) as refused:
+        read_header(tmp_path, frame="last")
+    assert ("1 of 3 frames lack slices, the first is frame 0 (FrameReferenceTime 1000.0 ms) with 4 of 6. Copy") in str(
+        refused.value
+    )
+
+
+def test_what_no_standard_tag_tells_apart_is_refused(tmp_path):
+    def private(dataset, n):
+        dataset.private_block(0x0019, "MAKER", create=True).add_new(0x0C, "IS", n)
+
+    write_dynamic(tmp_path, "EchoTime", (4, 4, 4), edit=private)
+    with pytest.raises(ReadError, match="18 slices at 6 positions.*no tag tells them apart"):
+        read_header(tmp_path, frame="first")
+
+
+@pytest.mark.parametrize(
+    ("macro", "tag", "values", "told"),
+    [
+        ("FrameContentSequence", "TemporalPositionIndex", (1, 2), "TemporalPositionIndex 1, 2"),
+        ("TemporalPositionSequence", "TemporalPositionTimeOffset", (0.0, 30.5), "TemporalPositionTimeOffset 0.0, 30.5"),
+        ("MREchoSequence", "EffectiveEchoTime", (4.5, 9.0), "EffectiveEchoTime 4.5, 9.0 ms"),
+        ("MRDiffusionSequence", "DiffusionBValue", (0.0, 800.0), "DiffusionBValue 0.0, 800.0 s/mm2"),
+    ],
+)  # fmt: skip
+def test_frames_of_a_multiframe_object(tmp_path, macro, tag, values, told):
+    stored = np.concatenate(FRAMES[:2], axis=2)
+    groups = [{macro: {tag: value}} for value in values for _ in range(6)]
+    write_enhanced(tmp_path, stored, [*range(6)] * 2, groups)
+    with pytest.raises(ReadError, match=f"has {told}.*: 2 frames"):
+        read_header(tmp_path)
+    np.testing.assert_array_equal(load_volume(tmp_path, frame="first").array, turned(FRAMES[0]))
+    np.testing.assert_array_equal(load_volume(tmp_path, frame="last").array, turned(FRAMES[1]))
+
+
+def test_frames_corrected_to_the_start_share_one_factor(tmp_path):
+    times = [{"AcquisitionTime": clock} for clock in ("100000", "101000", "102000")]
+    frames = [np.abs(stored) for stored in FRAMES]
+    write_dynamic(tmp_path, None, times, frames, **(pet_tags() | {"SeriesTime": "153000"}))
+    factor = 70e3 / (350e6 / 2)  # 70 kg, 350 MBq, one half-life from injection to the first slice of the series
+    for n, stored in enumerate(frames):
+        np.testing.assert_allclose(load_volume(tmp_path, frame=n).array, turned(stored) * factor, rtol=1e-6)
+
+
+def test_frames_without_decay_correction_are_corrected_one_by_one(tmp_path):
+    times = [{"AcquisitionTime": clock} for clock in ("100000", "110000", "120000")]
+    frames = [np.abs(stored) for stored in FRAMES]
+    uncorrected = {"DecayCorrection": "NONE", "CorrectedImage": ["ATTN"]}
+    write_dynamic(tmp_path, None, times, frames, **(pet_tags() | uncorrected))
+    suv = [turned(stored) * 70e3 / (350e6 / 2**hours) for hours, stored in enumerate(frames, 1)]
+    np.testing.assert_allclose(load_volume(tmp_path, frame="last").array, suv[2], rtol=1e-6)
+    np.testing.assert_allclose(load_volume(tmp_path, frame="mean").array, np.mean(suv, axis=0), rtol=1e-5)
+
+
+def test_frames_at_different_places_have_no_mean(tmp_path):
+    def aside(dataset, n):
+        if dataset.EchoTime == 5:
+            dataset.ImagePositionPatient[0] += 3
+
+    write_dynamic(tmp_path, "EchoTime", (4, 5), FRAMES[:2], edit=aside)
+    assert read_header(tmp_path, frame="last").frames == 2
+    with pytest.raises(ReadError, match="the frames do not lie at one place, so they have no mean"):
+        read_header(tmp_path, frame="mean")
