@@ -14,6 +14,7 @@ import struct
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import nibabel as nib
 import numpy as np
@@ -35,7 +36,7 @@ SHAPE = (11, 13, 17)
 MEMORY_LIMIT = 2 << 30
 READERS = {
     **dict.fromkeys(("a.nii", "a.nii.gz", "a.hdr", "a.mha", "packed.mha", "a.mhd", "a.nrrd", "packed.nrrd"), "volume"),
-    **dict.fromkeys(("a.nhdr", "classic", "enhanced.dcm"), "volume"),
+    **dict.fromkeys(("a.nhdr", "classic", "enhanced.dcm", "series.zip"), "volume"),
     **dict.fromkeys(("rtstruct.dcm", "seg.dcm"), "mask"),
     **dict.fromkeys(("a.tfm", "a.h5", "field.h5", "warp.mha", "warp.nii.gz"), "transform"),
     "manifest.csv": "manifest",
@@ -67,6 +68,9 @@ def make_seeds(folder: Path) -> dict[str, Path]:
         sitk.WriteImage(image, str(paths[name]), name.startswith("packed"))
     write_series(paths["classic"], voxels((7, 5, 6)))
     write_series(paths["study"], voxels((7, 5, 6)))
+    with ZipFile(paths["series.zip"], "w", ZIP_DEFLATED) as archive:
+        for file in sorted(paths["classic"].iterdir()):
+            archive.writestr(ZipInfo(file.name), file.read_bytes(), ZIP_DEFLATED)
     save(_enhanced(voxels((7, 5, 6))), paths["enhanced.dcm"])
     save(_rtstruct(), paths["rtstruct.dcm"])
     save(_seg(), paths["seg.dcm"])
@@ -269,6 +273,16 @@ def lie_hdf5(path: Path, rng: np.random.Generator) -> str:
     return "addresses and sizes overwritten"
 
 
+def lie_zip(path: Path, rng: np.random.Generator) -> str:
+    """An entry that lies of its sizes, method, flags or place, here or in the list at the end."""
+    raw = bytearray(path.read_bytes())
+    entries = [m.start() for m in re.finditer(rb"PK\x01\x02|PK\x03\x04|PK\x05\x06", raw)]
+    at = int(rng.choice(entries)) + int(rng.integers(4, 22))
+    struct.pack_into("<I", raw, at, int(rng.choice([0, 1, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF])))
+    path.write_bytes(raw)
+    return f"entry overwritten at {at}"
+
+
 def lie_table(path: Path, rng: np.random.Generator) -> str:
     """A cell that leads elsewhere, says nothing or is not text."""
     cells = (
@@ -295,6 +309,7 @@ def lie_table(path: Path, rng: np.random.Generator) -> str:
 LIES: dict[str, Callable[[Path, np.random.Generator], str]] = {
     ".nii": lie_nifti, ".nii.gz": lie_nifti, ".hdr": lie_nifti, ".img": flip, ".mha": lie_text, ".mhd": lie_text,
     ".nrrd": lie_text, ".nhdr": lie_text, ".dcm": lie_dicom, ".tfm": lie_text, ".h5": lie_hdf5, ".csv": lie_table,
+    ".zip": lie_zip,
 }  # fmt: skip
 
 
