@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.errors import ReadError, UnitsError
+from mmfusion.errors import MmfusionError, ReadError, UnitsError
 from mmfusion.io.frames import Frames, frames_of
 from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
 from mmfusion.io.metaimage import LPS_TO_RAS
@@ -20,7 +20,7 @@ from mmfusion.io.voxels import empty_voxels, fill, slabs
 from mmfusion.io.zipped import Archive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from pydicom import Dataset
@@ -74,11 +74,21 @@ def _open_zip(path: Path, **reading: Any) -> Opened:
     return opened
 
 
-def _open_series(
-    inside: Iterable[DicomFile],
+def _open_series(inside: Sequence[DicomFile], path: Path, where: str, **reading: Any) -> Opened:
+    try:
+        return _opened(inside, path, where, settled=False, **reading)
+    except MmfusionError:
+        raise
+    except Exception:  # a value that is none, and pydicom raises nearly anything: name it, or do without it
+        return _opened(inside, path, where, settled=True, **reading)
+
+
+def _opened(
+    inside: Sequence[DicomFile],
     path: Path,
     where: str,
     *,
+    settled: bool,
     modality: str = "",
     frame: str | int | None = None,
     series: str | None = None,
@@ -86,7 +96,7 @@ def _open_series(
     pet: Mapping[str, Any] | None = None,
 ) -> Opened:
     notes: list[str] = []
-    files = one_series(inside, where, series=series, kind=kind_of(modality), notes=notes)
+    files = one_series(inside, where, series=series, kind=kind_of(modality), settled=settled, notes=notes)
     slices = [piece for file, header in files for piece in slices_of(file, header)]
     first = files[0][1]
     kind = settled_kind(modality, str(first.get("Modality", "")), path)

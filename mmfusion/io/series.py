@@ -31,7 +31,9 @@ def split_series(path: str | Path) -> tuple[Path, str | None]:
     return (Path(match[1]), match[2]) if match else (Path(text), None)
 
 
-def one_series(files: Iterable[DicomFile], where: str, *, series: str | None, kind: str, notes: list[str]) -> _Files:
+def one_series(
+    files: Iterable[DicomFile], where: str, *, series: str | None, kind: str, settled: bool, notes: list[str]
+) -> _Files:
     """The image files of the series that is meant, each object once, without localizers.
 
     Args:
@@ -40,12 +42,13 @@ def one_series(files: Iterable[DicomFile], where: str, *, series: str | None, ki
         series: a SeriesInstanceUID, a description (in any case), the end of a UID, or a part of a description; what
             fits first counts. None: the only series.
         kind: ``ct``, ``pet``, ``mr`` or empty. Among several series, the only one of this kind is meant.
+        settled: convert all values at once, which takes long: those that cannot be converted are then absent, or named.
         notes: takes what was left out, and which series was chosen by its kind.
 
     Raises:
         ReadError: there is no such series, or several.
     """
-    groups, others = _grouped(files)
+    groups, others = _grouped(files, settled)
     if not groups:
         found = f" (found {', '.join(sorted(others))})" if others else ""
         raise ReadError(f"{where} holds no DICOM image with a position{found}; give the folder or a file of the series")
@@ -62,7 +65,7 @@ def one_series(files: Iterable[DicomFile], where: str, *, series: str | None, ki
     return kept or once
 
 
-def _grouped(files: Iterable[DicomFile]) -> tuple[dict[str, _Files], set[str]]:
+def _grouped(files: Iterable[DicomFile], settled: bool) -> tuple[dict[str, _Files], set[str]]:
     """The images by SeriesInstanceUID, and the modalities of what else is DICOM."""
     groups: dict[str, _Files] = {}
     others: set[str] = set()
@@ -70,7 +73,8 @@ def _grouped(files: Iterable[DicomFile]) -> tuple[dict[str, _Files], set[str]]:
         header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES, *FRAMES, *PIXELS))
         if header is None:
             continue
-        _settle_values(header, path)
+        if settled:
+            _settle_values(header, path)
         if is_image(header):
             groups.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
         else:
