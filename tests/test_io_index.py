@@ -5,6 +5,7 @@ from io_dicom import new_file, save, voxels, write_series
 from pydicom import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, SegmentationStorage
 
+from mmfusion.cohort import build_index
 from mmfusion.errors import ReadError
 from mmfusion.io import find_series
 
@@ -93,3 +94,17 @@ def test_no_name_gets_out_and_a_missing_folder_is_named(tmp_path):
     assert "Secret" not in repr(find_series(tmp_path)) and "1950" not in repr(find_series(tmp_path))
     with pytest.raises(ReadError, match="nope does not exist"):
         find_series(tmp_path / "nope")
+
+
+def test_damaged_files_are_left_out_and_counted(tmp_path):
+    write_series(tmp_path, voxels(), series_uid="1.2.840.5")
+    write_series(tmp_path / "all", voxels((7, 5, 3)), series_uid="1.2.840.7")
+    bad = [tmp_path / "000_0.dcm", *sorted((tmp_path / "all").iterdir())]
+    for path in bad:  # the number of rows has one byte
+        raw = path.read_bytes()
+        path.write_bytes(raw.replace(b"\x28\x00\x10\x00US\x02\x00", b"\x28\x00\x10\x00US\x01\x00"))
+    damaged = []
+    (found,) = find_series(tmp_path, damaged=damaged)
+    assert (found.series_uid, found.count, damaged) == ("1.2.840.5", 5, bad)
+    notes = build_index(tmp_path).notes
+    assert "4 DICOM files are damaged and left out, the first is 000_0.dcm; copy or export them again" in notes

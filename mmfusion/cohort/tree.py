@@ -86,11 +86,15 @@ def index_tree(
     Raises:
         ReadError: the folder does not exist or holds no usable scan.
     """
-    series = find_series(root, progress=progress)
+    damaged: list[Path] = []
+    series = find_series(root, progress=progress, damaged=damaged)
     named = pseudonyms or str
     if pseudonyms:
         series = [_plain(one) for one in series]
     index = Index()
+    if damaged:
+        where = "" if pseudonyms else f", the first is {damaged[0].relative_to(root)}"
+        index.notes.append(f"{len(damaged)} DICOM files are damaged and left out{where}; copy or export them again")
     subjects = _by_subject(series, root, named, index.notes)
     rows: dict[str, list[_Row]] = {}
     for subject, members in subjects.items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfusion.errors import ReadError
-from mmfusion.io.tags import IDENTITY, is_image, is_localizer, lenient_dicom, listed, names_damage, number, read_tags
+from mmfusion.io.tags import IDENTITY, is_image, is_localizer, lenient_dicom, listed, number, read_tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,7 +64,12 @@ class Series:
 
 
 @lenient_dicom()
-def find_series(root: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[Series]:
+def find_series(
+    root: str | Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    damaged: list[Path] | None = None,
+) -> list[Series]:
     """All DICOM series under ``root``, ordered by patient, study date, series number and UID.
 
     Files are told by content, not by name; only headers are read. Hidden files and DICOMDIR are left out.
@@ -72,9 +77,10 @@ def find_series(root: str | Path, *, progress: Callable[[int, int], None] | None
     Args:
         root: folder to walk.
         progress: called now and then, and at the end, with (files read so far, files that were not DICOM).
+        damaged: takes the DICOM files that are left out because their headers hold values that are none.
 
     Raises:
-        ReadError: the folder does not exist, or a header in it is damaged.
+        ReadError: the folder does not exist.
     """
     root = Path(root)
     if not root.is_dir():
@@ -92,7 +98,16 @@ def find_series(root: str | Path, *, progress: Callable[[int, int], None] | None
             progress(seen, skipped)
     if progress:
         progress(seen, skipped)
-    found = [_series(members[0][0].parent, members) for members in groups.values()]
+    found = []
+    for members in groups.values():
+        try:
+            found.append(_series(members))
+        except Exception:  # pydicom converts a value when it is asked for, and raises nearly anything then
+            sound = [(path, header) for path, header in members if _is_sound(header)]
+            if damaged is not None:
+                damaged += sorted({path for path, _ in members} - {path for path, _ in sound})
+            if sound:
+                found.append(_series(sound))
     return sorted(found, key=lambda s: (s.patient_id, s.study_date, s.study_uid, s.series_number or 0, s.series_uid))
 
 
@@ -104,9 +119,15 @@ def _walk(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-@names_damage
-def _series(folder: Path, members: list[tuple[Path, Dataset]]) -> Series:
-    """What the headers of a series say; ``folder`` is what messages call it."""
+def _is_sound(header: Dataset) -> bool:
+    try:
+        return all(element.value is not element for element in header.iterall())  # asks for every value
+    except Exception:
+        return False
+
+
+def _series(members: list[tuple[Path, Dataset]]) -> Series:
+    """What the headers of a series say."""
     files = tuple(path for path, _ in members)
     first = members[0][1]
     images = [header for _, header in members if is_image(header)]
