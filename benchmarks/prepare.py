@@ -173,6 +173,7 @@ def plain_script(root: Path, out: Path) -> None:
         ScaleIntensityRangePercentilesd,
         Spacingd,
     )
+    from registration_peers import Sitk
 
     names = ("ct", "pet", "mr")
     to_tensor = Compose([
@@ -194,7 +195,7 @@ def plain_script(root: Path, out: Path) -> None:
         for name, folder in (("ct", "CT"), ("pet", "PET"), ("mr", "MR_T1")):
             image = fixed if name == "ct" else read_series(sitk, subject / folder)
             if name != "ct":
-                transform = registered(sitk, fixed, image)
+                transform = Sitk().transform(fixed, image, "rigid", "geometry")
                 moved.append({"case": subject.name, "modality": name, "mm": moved_mm(sitk, fixed, transform)})
                 image = sitk.Resample(image, fixed, transform, sitk.sitkLinear, 0.0)
             files[name] = str(out / f"{subject.name}_{name}.nii.gz")
@@ -208,27 +209,6 @@ def read_series(sitk: Any, folder: Path) -> Any:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     return sitk.Cast(reader.Execute(), sitk.sitkFloat32)
-
-
-def registered(sitk: Any, fixed: Any, moving: Any) -> Any:
-    """The rigid transform by the usual notebook's settings."""
-    start = sitk.CenteredTransformInitializer(
-        fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.GEOMETRY
-    )
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=50)
-    method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentage(0.01, seed=1)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsGradientDescent(
-        learningRate=1.0, numberOfIterations=100, convergenceMinimumValue=1e-6, convergenceWindowSize=10
-    )
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([4, 2, 1])
-    method.SetSmoothingSigmasPerLevel([2, 1, 0])
-    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-    method.SetInitialTransform(start, inPlace=False)
-    return method.Execute(fixed, moving)
 
 
 def moved_mm(sitk: Any, fixed: Any, transform: Any) -> float:

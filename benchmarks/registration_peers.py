@@ -161,6 +161,10 @@ class Sitk:
         return self.sitk.ReadImage(job[role], self.sitk.sitkFloat32)
 
     def align(self, fixed: Any, moving: Any, kind: str, start: str) -> Points:
+        found = self.transform(fixed, moving, kind, start)
+        return lambda points: np.array([found.TransformPoint(p) for p in (points * LPS).tolist()]) * LPS
+
+    def transform(self, fixed: Any, moving: Any, kind: str, start: str) -> Any:
         sitk = self.sitk
         transform = {"rigid": sitk.Euler3DTransform, "affine": lambda: sitk.AffineTransform(3)}[kind]()
         if start == "header":
@@ -183,8 +187,7 @@ class Sitk:
         method.SetSmoothingSigmasPerLevel([2, 1, 0])
         method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
         method.SetInitialTransform(transform, inPlace=False)
-        found = method.Execute(fixed, moving)
-        return lambda points: np.array([found.TransformPoint(p) for p in (points * LPS).tolist()]) * LPS
+        return method.Execute(fixed, moving)
 
 
 TOOLS: dict[str, type] = {"elastix": Elastix, "ants": Ants, "greedy": Greedy, "simpleitk": Sitk}
