@@ -8,7 +8,7 @@ import pytest
 from corrupt_files import MEMORY_LIMIT, READERS, attempt, corrupt, make_seeds, read
 
 from mmfusion.errors import ReadError
-from mmfusion.io import find_series, load_transform, load_volume, read_header
+from mmfusion.io import load_transform, load_volume, read_header
 from mmfusion.prepare.processes import Processes
 
 COUNT = 3 * len(READERS)
@@ -125,10 +125,6 @@ def test_an_element_without_sense_is_named_by_its_file(seeds, tmp_path):
     path.write_bytes(raw.replace(b"\x06\x30\x22\x00IS", b"\x06\x30\x22\x00XX", 1))
     with pytest.raises(ReadError, match=r"rs\.dcm: a DICOM element has a value that cannot be understood \(\w+\); the"):
         read("mask", path)
-    raw = seeds["classic"].joinpath("000_0.dcm").read_bytes()
-    path.write_bytes(raw.replace(b"\x28\x00\x10\x00US\x02\x00", b"\x28\x00\x10\x00US\x01\x00"))
-    with pytest.raises(ReadError, match=r"s: a DICOM element has a value that cannot be understood \(\w+\); the"):
-        find_series(path.parent)
 
 
 def test_a_transform_that_crashes_its_library_is_refused(seeds, tmp_path):

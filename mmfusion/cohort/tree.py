@@ -114,7 +114,8 @@ def index_tree(
             index.cases.append(Case(subject, session, images=row.images, mask=row.mask))
     if not index.cases:
         raise ReadError(
-            f"{root} holds no usable scan: no DICOM series of CT, PT or MR, and no <subject>/<modality>.nii.gz."
+            f"{root} holds no usable scan: no DICOM series of CT, PT or MR, and no <subject>/<modality>.nii.gz"
+            + (f", but {len(damaged)} damaged DICOM files; copy or export them again" if damaged else ".")
         )
     return index
 

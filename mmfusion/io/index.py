@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,14 +101,10 @@ def find_series(
         progress(seen, skipped)
     found = []
     for members in groups.values():
-        try:
-            found.append(_series(members))
-        except Exception:  # pydicom converts a value when it is asked for, and raises nearly anything then
-            sound = [(path, header) for path, header in members if _is_sound(header)]
-            if damaged is not None:
-                damaged += sorted({path for path, _ in members} - {path for path, _ in sound})
-            if sound:
-                found.append(_series(sound))
+        one, left_out = _sound_series(members)
+        found += [one] if one else []
+        if damaged is not None:
+            damaged += left_out
     return sorted(found, key=lambda s: (s.patient_id, s.study_date, s.study_uid, s.series_number or 0, s.series_uid))
 
 
@@ -119,11 +116,22 @@ def _walk(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _is_sound(header: Dataset) -> bool:
+def _sound_series(members: list[tuple[Path, Dataset]]) -> tuple[Series | None, list[Path]]:
+    """The series without its damaged files, and these."""
+    with suppress(Exception):  # pydicom converts a value when it is asked for, and raises nearly anything then
+        return _series(members), []
+    sound = [member for member in members if _is_sound(member)]
+    kept = {path for path, _ in sound}
+    return _series(sound) if sound else None, [path for path, _ in members if path not in kept]
+
+
+def _is_sound(member: tuple[Path, Dataset]) -> bool:
+    """True for a file that can be part of a series."""
     try:
-        return all(element.value is not element for element in header.iterall())  # asks for every value
+        _series([member, member])
     except Exception:
         return False
+    return True
 
 
 def _series(members: list[tuple[Path, Dataset]]) -> Series:

@@ -7,7 +7,7 @@ import os
 import shutil
 import traceback
 from concurrent.futures import as_completed
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from mmfusion.io import write_json
 from mmfusion.options import GROUPS, resolve
 from mmfusion.prepare.case import prepare_case
 from mmfusion.prepare.derivatives import FOLDER, labels_of, refuse_shared_names, write_dataset, write_derivative
+from mmfusion.prepare.exclusive import exclusive
 from mmfusion.prepare.folder import Cohort, read_case, row_of, write_case, write_cohort
 from mmfusion.prepare.processes import Processes
 from mmfusion.prepare.sources import case_key, case_stamp, source_digests
@@ -29,7 +30,7 @@ from mmfusion.prepare.standard import LOADING, fit_standard, landmarks_of, train
 from mmfusion.volume import check_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from mmfusion.prepare.case import CaseResult
@@ -109,7 +110,7 @@ def prepare_cohort(
     if storage["save_nifti"]:
         refuse_shared_names(cases)
     order = _Order(Path(out).absolute(), options, storage, device)
-    with _writing(order.out):
+    with exclusive(order.out):
         if storage["save_nifti"]:
             write_dataset(order.out)
         run = partial(_run, order=order, make=partial(_executor, workers, time_limit, device, scheduler))
@@ -134,49 +135,6 @@ def prepare_cohort(
                         "The same command goes on where it stopped; without --strict a failed case stops nothing"
                     )
         return write_cohort(Path(out), order.asked, [row_of(case, records[case.id] or {}) for case in cases])
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """The folder, made, ours alone, and without what a killed run left; what the system refuses is named.
-
-    Raises:
-        CohortError: it cannot be written, or somebody else is writing into it.
-    """
-    try:
-        (out / "cases").mkdir(parents=True, exist_ok=True)
-        with _locked(out):
-            for left in (*(out / "cases").glob(".*"), *(out / FOLDER).rglob(".*~*")):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield
-    except OSError as error:
-        raise CohortError(
-            f"the cohort folder {out} cannot be written ({error.strerror or error}): free space, or choose another "
-            "--out; the same command goes on where it stopped"
-        ) from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """A lock on the folder itself, which leaves no file and ends with this process, however that ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CohortError(
-                f"another mmfusion prepare is writing into {folder}; wait for it, or choose another --out"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 def _refuse_reference(reference: Sequence[str], cases: Sequence[Case]) -> None:
