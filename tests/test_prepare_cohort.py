@@ -38,7 +38,8 @@ from mmfusion.prepare import (
     refuse_contradictions,
     write_case,
 )
-from mmfusion.prepare.sources import case_key
+from mmfusion.prepare.exclusive import exclusive
+from mmfusion.prepare.sources import case_key, source_digests
 from mmfusion.volume import Displacement, Grid, Transform
 
 OPTIONS = {"spacing": [12.0, 11.0, 13.0], "size": [9, 11, 7], "register": "none"}
@@ -249,16 +250,78 @@ def test_files_that_change_while_they_are_read_fail_the_case(study, monkeypatch)
         row = prepare(manifest, cohort.folder)[0].rows[1]
     assert row["reasons"] == "its files changed while they were read; run the same command again"
 
-    def gone(case, order):
+    def gone(case):
         file.unlink()
-        return case_key(case, order)
+        return source_digests(case)
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, "case_key", gone)
+        patch.setattr(room, "source_digests", gone)
         row = prepare(manifest, cohort.folder)[0].rows[1]
     assert row["reasons"] == (
         "pet cannot be read (No such file or directory); put it back, or take it out of the manifest"
     )
+
+
+def test_the_one_file_that_is_meant_counts_and_its_neighbors_do_not(tmp_path):
+    """Two series in one flat folder, each named by one of its files, and two masks."""
+    flat, masks = tmp_path / "flat", tmp_path / "masks"
+    for n, name in enumerate("ab"):
+        write_series(tmp_path / name, voxels(seed=n), series_uid=f"1.2.{n}")
+        flat.mkdir(exist_ok=True)
+        for path in (tmp_path / name).iterdir():
+            path.rename(flat / f"{name}{path.name}")
+    masks.mkdir()
+    for name in "ab":
+        (masks / f"{name}.dcm").write_bytes(name.encode())
+
+    def key(image, mask):
+        case = Case("1", images={"ct": flat / f"{image}000_0.dcm"}, mask=masks / f"{mask}.dcm")
+        return case_key(case, {}, source_digests(case))
+
+    assert len({key(image, mask) for image in "ab" for mask in "ab"}) == 4
+    before = key("a", "a")
+    (masks / "c.dcm").write_bytes(b"another patient's")
+    assert key("a", "a") == before
+
+
+def test_what_is_left_of_an_ended_run_writes_nothing(study):
+    manifest, cohort = study
+    case = read_manifest(manifest)[0]
+    before = written(cohort.folder)
+    with exclusive(cohort.folder) as token:
+        order = room._Order(cohort.folder, cohort.options | {"suv_max": 3.0}, {"dtype": "float32", "save_nifti": False,
+                            "keep_paths": False}, "cpu", token)  # fmt: skip
+    with pytest.raises(CohortError, match="the run that this case belongs to has ended; nothing is written into"):
+        room._prepare_one(case, order)
+    with exclusive(cohort.folder), pytest.raises(CohortError, match="has ended"):
+        room._failed(case, order, "lost")
+    assert written(cohort.folder) == before and open_cohort(cohort.folder).count("done") == 3
+
+
+def test_nifti_of_other_options_goes_and_values_must_fit(study, monkeypatch):
+    manifest, cohort = study
+    prepare(manifest, cohort.folder, save_nifti=True)
+    assert (cohort.folder / "nifti" / "sub-001").exists()
+    prepare(manifest, cohort.folder)
+    assert not (cohort.folder / "nifti" / "sub-001").exists()
+
+    def large(case, **options):
+        result = prepare_case(case, **options)
+        return replace(result, image=result.image * 1e6, reasons=(f"mask: mask {case.images['pet']}: odd",))
+
+    monkeypatch.setattr(room, "prepare_case", large)
+    rows = prepare(manifest, cohort.folder, dtype="float16")[0].rows
+    assert "does not fit float16; look at the scan, or use float32" in rows[0]["reasons"]
+    rows = prepare(manifest, cohort.folder, suv_max=9.0)[0].rows
+    assert rows[0]["reasons"] == "mask: mask pet: odd"
+
+
+def test_a_cohort_without_the_usual_modalities_goes_on_elsewhere(tmp_path):
+    for name in ("t1", "t2"):
+        save_volume(scan("mr"), tmp_path / f"{name}.nii.gz")
+    (tmp_path / "m.csv").write_text("subject,t1,t2\n1,t1.nii.gz,t2.nii.gz\n")
+    first, _ = prepare(tmp_path / "m.csv", tmp_path / "a")
+    assert prepare(tmp_path / "m.csv", tmp_path / "b", **{**first.options, **OPTIONS})[0].hash == first.hash
 
 
 def test_one_folder_is_written_by_one_command(study):

@@ -140,3 +140,24 @@ def test_subjects_that_would_share_a_name_are_refused(tmp_path):
     (tmp_path / "m.csv").write_text("subject,pet\nA-1,pet.nii.gz\nA1,pet.nii.gz\n")
     with pytest.raises(OptionError, match="with --save-nifti, A-1 and A1 would share the BIDS name sub-A1, which has"):
         prepare_cohort(tmp_path / "m.csv", tmp_path / "out", **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            "subject,session,pet\nA,,pet.nii.gz\nA,2,pet.nii.gz\n",
+            "sub-A has a row without a session and one with",
+        ),
+        ("subject,pet_a,pet_A\nA,pet.nii.gz,\nB,,pet.nii.gz\n", None),
+        ("subject,pet_a,peta_\nA,pet.nii.gz,pet.nii.gz\n", "columns pet_a and peta_ would share the BIDS name peta"),
+    ],
+)
+def test_visits_and_modalities_that_would_share_a_place_are_refused(tmp_path, rows, message):
+    save_volume(scan("pet"), tmp_path / "pet.nii.gz")
+    (tmp_path / "m.csv").write_text(rows)
+    if message is None:
+        assert prepare_cohort(tmp_path / "m.csv", tmp_path / "out", workers=1, **OPTIONS).count("failed") == 0
+        return
+    with pytest.raises(OptionError, match=message):
+        prepare_cohort(tmp_path / "m.csv", tmp_path / "out", **OPTIONS)

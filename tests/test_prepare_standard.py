@@ -105,3 +105,10 @@ def test_the_bias_field_goes_before_anything_else(study):
     assert np.abs(mended[0] - as_it_was[0]).max() > 0.05
     cohort, _ = prepare(*study, bias_correction=True)
     assert cohort.count("failed") == 0 and cohort.options["bias_correction"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"mr": [1, 2]}', '{"mr": 3}'])
+def test_a_scale_that_is_none_is_refused_at_the_start(study, text):
+    with pytest.raises(OptionError, match="option mr_standard is JSON with 11 rising numbers for each modality"):
+        prepare(*study, mr_standard=text)
+    assert not study[1].exists()

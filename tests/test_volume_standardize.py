@@ -38,13 +38,20 @@ def test_another_brightness_and_contrast_is_undone(distort):
     assert scale[0] == 0 and scale[-1] == 1 and (np.diff(scale) > 0).all()
 
 
-def test_inside_it_is_interpolation_and_outside_the_last_pieces_go_on():
+def test_inside_it_is_interpolation_and_outside_the_slope_is_that_of_the_whole():
     own, scale = np.array([0.0, 10, 40]), np.array([0.0, 0.5, 1])
     values = np.array([[-10.0, 0, 5, 10, 25, 40, 70]])
     out = standardize(values, own, scale)
     np.testing.assert_allclose(out[:, 1:-1], np.interp(values[:, 1:-1], own, scale))
-    np.testing.assert_allclose(out[0, [0, -1]], [-0.5, 1.5])
+    np.testing.assert_allclose(out[0, [0, -1]], [-0.25, 1.75])
     assert out.dtype == np.float32
+
+
+def test_equal_low_voxels_do_not_throw_the_background_away():
+    array = np.concatenate([np.full(400, 20.0), np.linspace(20, 90, 600)]).reshape(10, 10, 10)
+    own = landmarks(array, np.ones(array.shape, bool))
+    out = standardize(np.array([[0.0, 20, 90]]), own, standard_scale([own]))
+    assert -0.5 < out[0, 0] < 0 and abs(out[0, 1]) < 0.01
 
 
 def test_what_has_no_landmarks_is_refused():

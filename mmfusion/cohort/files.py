@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from glob import escape
 from typing import TYPE_CHECKING
 
@@ -33,16 +34,24 @@ def files_of(path: Path) -> list[Path]:
         found = path.parent.glob(f"{escape(path.stem)}.*")
     elif not path.name.lower().endswith(_WHOLE):
         found = path.parent.iterdir()
-    return sorted(file for file in found if file.is_file() or file == path)
+    with suppress(OSError):  # a folder that is gone
+        return sorted(file for file in found if file.is_file() or file == path)
+    return [path]
 
 
 def without_paths(message: str, case: Case) -> str:
     """The message with the files of a case named by modality and number: paths and names may hold a patient's."""
+    known: dict[str, str] = {}
     for name, path in scans_of(case).items():
         files = files_of(path)
-        known = {str(path): name, str(path.absolute()): name}
-        if len(files) > 1:
-            known |= {str(file): f"{name} (file {n} of {len(files)} by name)" for n, file in enumerate(files, 1)}
-        for text in sorted(known, key=len, reverse=True):
-            message = re.sub(rf"(\b{re.escape(name)} (file )?|\bfolder )?{re.escape(text)}", known[text], message)
+        for n, file in enumerate(files, 1):
+            called = name if len(files) == 1 or file == path else f"{name} (file {n} of {len(files)} by name)"
+            known |= {str(file): called, str(file.absolute()): called}
+            if re.search(r"[A-Za-z]", file.name) and re.search(r"[\d._]", file.name):  # not a word of the message
+                known[file.name] = called
+        known |= {str(place): name for place in (path, path.absolute(), path.absolute().parent)}
+    before = "|".join(f"{re.escape(name)} (?:file )?" for name in scans_of(case)) + "|folder "
+    for text in sorted(known, key=len, reverse=True):  # a path before those that begin like it
+        pattern = rf"(?:\b(?:{before}))?(?<![\w.-]){re.escape(text)}(?![\w-])(?:/[^\s:;,'\"]*)?"
+        message = re.sub(pattern, known[text].replace("\\", r"\\"), message)
     return message

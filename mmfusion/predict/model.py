@@ -101,5 +101,6 @@ def prepare_for(model: Model, manifest: str | Path | None, out: str | Path, work
             f"it has {', '.join(sorted(there))}"
         )
     usable = [name for name in model.case["modalities"] if name in there]
-    how = {**model.case, "modalities": usable, "progress": progress_line("prepared")}
+    reference = [name for name in model.case["reference"] if name in there] or None
+    how = {**model.case, "modalities": usable, "reference": reference, "progress": progress_line("prepared")}
     return prepare_cohort(manifest, Path(out) / "cohort", workers=workers, **how)

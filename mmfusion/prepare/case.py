@@ -158,6 +158,7 @@ def prepare_volumes(
         OptionError: ``crop_margin`` with nothing to crop to.
     """
     options = resolve(options, "case")
+    check_crop(options)
     modalities = tuple(options["modalities"] or volumes)
     available = [name for name in modalities if name in volumes]
     if not available:
@@ -251,17 +252,27 @@ def _body(volume: Volume, transform: Transform | None, options: Mapping[str, Any
         return None
 
 
+def check_crop(options: Mapping[str, Any]) -> None:
+    """Refuse a margin around nothing.
+
+    Raises:
+        OptionError: ``crop_margin`` with another ``center`` than a mask or the body.
+    """
+    if options["crop_margin"] is not None and options["center"] not in ("mask", "foreground"):
+        raise OptionError(
+            f"--crop-margin needs a box around something: --center foreground or mask, not {options['center']}"
+        )
+
+
 def _kept(
     options: Mapping[str, Any], grid: Grid, body: Region | None, lesion: Region | None, brain: np.ndarray | None
 ) -> np.ndarray | None:
     """``[i, j, k]`` bool: where the grid is not to be emptied; None for everywhere."""
     kept = brain
     if options["crop_margin"] is not None:
-        region = {"mask": lesion, "foreground": body}.get(options["center"])
+        region = lesion if options["center"] == "mask" else body
         if region is None:
-            raise OptionError(
-                f"--crop-margin needs a box around something: --center foreground or mask, not {options['center']}"
-            )
+            raise GeometryError("no body stands out in the reference to crop to; leave out --crop-margin")
         box = region.box(grid, options["crop_margin"])
         kept = box if brain is None else box & brain
     return kept

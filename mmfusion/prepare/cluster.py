@@ -27,7 +27,7 @@ class Cluster(Executor):
         limit_s: seconds that one job may take; none if None.
 
     Raises:
-        OptionError: Dask is not installed, no scheduler answers, or a worker has another version of mmfusion.
+        OptionError: Dask is not installed, or no scheduler answers. A job raises it if its worker has another version.
     """
 
     def __init__(self, address: str, limit_s: float | None = None) -> None:
@@ -39,13 +39,6 @@ class Cluster(Executor):
             self._client = Client(address, timeout=_CONNECT_S, set_as_default=False)
         except (OSError, ValueError) as error:
             raise OptionError(f"no Dask scheduler answers at {address} ({error}); check --scheduler") from None
-        others = sorted({version for version in self._client.run(_version).values() if version != __version__})
-        if others:
-            self._client.close()
-            raise OptionError(
-                f"workers of {address} have mmfusion {', '.join(others)}, here it is {__version__}; "
-                "install the same version everywhere"
-            )
         self._limit_s = limit_s
         self._executor = self._client.get_executor(pure=False)
 
@@ -53,12 +46,12 @@ class Cluster(Executor):
         """Do ``fn(*args, **kwargs)`` on a worker; all of it, and what it returns or raises, is pickled."""
         job: Future[Any] = Future()
         job.set_running_or_notify_cancel()
-        sent = self._executor.submit(in_own_process, (fn, args, kwargs), self._limit_s)
+        sent = self._executor.submit(_on_worker, __version__, (fn, args, kwargs), self._limit_s)
         sent.add_done_callback(partial(_hand_over, job))
         return job
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Leave the cluster; jobs that have not begun are cancelled, the workers stay."""
+        """Leave the cluster; jobs that have not begun are cancelled, what others do is lost, the workers stay."""
         self._executor.shutdown(wait=wait and not cancel_futures)
         self._client.close()
 
@@ -77,5 +70,10 @@ def _hand_over(job: Future[Any], sent: Future[Any]) -> None:
         job.set_result(sent.result())
 
 
-def _version() -> str:
-    return __version__
+def _on_worker(version: str, job: Any, limit_s: float | None) -> Any:
+    if version != __version__:  # workers may join late, so each job looks
+        raise OptionError(
+            f"a worker of the cluster has mmfusion {__version__}, where the command runs it is {version}; "
+            "install the same version everywhere"
+        )
+    return in_own_process(job, limit_s)

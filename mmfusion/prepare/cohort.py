@@ -8,23 +8,26 @@ import shutil
 import traceback
 from concurrent.futures import as_completed
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmfusion import __version__
 from mmfusion.cohort import Case, read_manifest
 from mmfusion.cohort.files import without_paths
-from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError, ReadError
+from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError, ReadError, VoxelError
 from mmfusion.io import write_json
-from mmfusion.options import GROUPS, resolve
-from mmfusion.prepare.case import prepare_case
+from mmfusion.options import GROUPS, OPTIONS, resolve
+from mmfusion.prepare.case import check_crop, prepare_case
 from mmfusion.prepare.derivatives import FOLDER, labels_of, refuse_shared_names, write_dataset, write_derivative
-from mmfusion.prepare.exclusive import exclusive
+from mmfusion.prepare.exclusive import exclusive, refuse_other_run
 from mmfusion.prepare.folder import Cohort, read_case, row_of, write_case, write_cohort
 from mmfusion.prepare.processes import Processes
+from mmfusion.prepare.scaling import parse_standard
 from mmfusion.prepare.sources import case_key, case_stamp, source_digests
 from mmfusion.prepare.standard import LOADING, fit_standard, landmarks_of, training_cases
 from mmfusion.volume import check_device
@@ -48,12 +51,14 @@ class _Order:
         options: the group ``case``.
         storage: the group ``storage``.
         device: where registration runs.
+        run: token of the run that has the folder, see :func:`mmfusion.prepare.exclusive.exclusive`.
     """
 
     out: Path
     options: Mapping[str, Any]
     storage: Mapping[str, Any]
     device: str
+    run: str
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -98,10 +103,12 @@ def prepare_cohort(
         OptionError: an option does not fit, or ``reference`` names no modality.
         CohortError: a case failed, and ``strict``; the folder cannot be written, or another call is writing into it.
     """
-    chosen_by_hand = options.get("reference") is not None
+    chosen_by_hand = options.get("reference") not in (None, OPTIONS["reference"].default)
     storage = resolve({name: options.pop(name) for name in GROUPS["storage"] if name in options}, "storage")
     options = resolve(options, "case")
     check_device(device)
+    check_crop(options)
+    parse_standard(options["mr_standard"])
     cases = read_manifest(manifest, options["modalities"])
     if options["modalities"] is None:
         options["modalities"] = list(dict.fromkeys(name for case in cases for name in case.images))
@@ -109,8 +116,9 @@ def prepare_cohort(
         _refuse_reference(options["reference"], cases)
     if storage["save_nifti"]:
         refuse_shared_names(cases)
-    order = _Order(Path(out).absolute(), options, storage, device)
-    with exclusive(order.out):
+    folder = Path(out).absolute()
+    with exclusive(folder) as run_token:
+        order = _Order(folder, options, storage, device, run_token)
         if storage["save_nifti"]:
             write_dataset(order.out)
         run = partial(_run, order=order, make=partial(_executor, workers, time_limit, device, scheduler))
@@ -169,7 +177,7 @@ def _fit(cases: Sequence[Case], run: Callable[..., Any], tell: Callable[..., Non
     found = {}
     with closing(run(_landmarks_of, cases)) as results:
         for case, one in results:
-            found[case.id] = {} if isinstance(one, LostError) else one  # it will fail, and be told, as a case
+            found[case.id] = {} if isinstance(one, LostError) else one
             tell(1, f"{case.id} landmarks")
     return fit_standard(found[case.id] for case in cases)
 
@@ -179,13 +187,13 @@ def _landmarks_of(case: Case, order: _Order) -> dict[str, Any]:
     place = order.out / "landmarks" / f"{case.id}.json"
     asked = {name: order.options[name] for name in LOADING}
     try:
-        key = case_key(case, asked)
+        key = case_key(case, asked, source_digests(case))
         with suppress(OSError, ValueError):
             kept = json.loads(place.read_text())
             if kept["key"] == key:
                 return kept["landmarks"]
         found = landmarks_of(case, order.options)
-    except MmfusionError:
+    except Exception:  # it will fail, and be told, as a case
         return {}
     write_json({"key": key, "landmarks": found}, place)
     return found
@@ -244,7 +252,8 @@ def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
     start, trace = perf_counter(), order.out / "cases" / f"{case.id}.error.txt"
     trace.unlink(missing_ok=True)
     try:
-        stamp, key = case_stamp(case, order.asked), case_key(case, order.asked)
+        stamp, digests = case_stamp(case, order.asked), source_digests(case)
+        key = case_key(case, order.asked, digests)
         record = read_case(order.out, case.id)
         if record and record.get("key") == key:  # the files moved or were written again, and hold the same
             write_json({**record, "stamp": stamp}, order.out / "cases" / case.id / "case.json")
@@ -252,6 +261,7 @@ def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
         result = prepare_case(case, keep_volumes=order.storage["save_nifti"], device=order.device, **order.options)
         if case_stamp(case, order.asked) != stamp:
             raise ReadError("its files changed while they were read; run the same command again")
+        _check_range(result, order.storage["dtype"])
     except MmfusionError as error:
         message = str(error)
     except Exception as error:  # one case must never stop the others
@@ -259,9 +269,14 @@ def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
         message = f"unexpected {type(error).__name__}: {error} (trace in cases/{trace.name})"
     else:
         try:
-            others = _write_nifti(case, result, order) if order.storage["save_nifti"] else []
+            result = _without_paths(result, case, order)
+            refuse_other_run(order.out, order.run)
+            # what is there is whole until now; from here on it is not, whatever ends this
+            (order.out / "cases" / case.id / "case.json").unlink(missing_ok=True)
+            others = _write_nifti(case, result, digests, order)
             how = {"key": key, "stamp": stamp, "seconds": perf_counter() - start, "dtype": order.storage["dtype"]}
-            return write_case(order.out, case, result, others=others, **how)
+            allowed = partial(refuse_other_run, order.out, order.run)
+            return write_case(order.out, case, result, others=others, allowed=allowed, **how)
         except OSError as error:  # a full disk stops them all
             raise CohortError(
                 f"case {case.id} cannot be written ({error.strerror or error}): free space, or choose another --out; "
@@ -270,10 +285,26 @@ def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
     return _failed(case, order, message)
 
 
-def _write_nifti(case: Case, result: CaseResult, order: _Order) -> list[Path]:
-    sources: dict[str, dict[str, Any]] = {
-        name: {"SourceSHA256": digest} for name, digest in source_digests(case).items()
-    }
+def _check_range(result: CaseResult, dtype: str) -> None:
+    largest = float(np.abs(result.image).max())
+    if not largest <= float(np.finfo(dtype).max):
+        raise VoxelError(
+            f"a prepared value of {largest:g} does not fit {dtype}; use --dtype float32, or look at the scan"
+        )
+
+
+def _without_paths(result: CaseResult, case: Case, order: _Order) -> CaseResult:
+    """The result with the reasons and notes as they may be written."""
+    facts = {n: _named(v, case, order) if n.endswith("_notes") else v for n, v in result.facts.items()}
+    return replace(result, reasons=tuple(_named(reason, case, order) for reason in result.reasons), facts=facts)
+
+
+def _write_nifti(case: Case, result: CaseResult, digests: Mapping[str, str], order: _Order) -> list[Path]:
+    """The NIfTI files of a case, if they are wanted; those of another run go."""
+    if not order.storage["save_nifti"]:
+        shutil.rmtree(order.out.joinpath(FOLDER, *labels_of(case)), ignore_errors=True)
+        return []
+    sources: dict[str, dict[str, Any]] = {name: {"SourceSHA256": digest} for name, digest in digests.items()}
     if order.storage["keep_paths"]:
         for name, path in {**case.images, **({"mask": case.mask} if case.mask else {})}.items():
             sources[name]["Sources"] = [str(path)]
@@ -282,6 +313,7 @@ def _write_nifti(case: Case, result: CaseResult, order: _Order) -> list[Path]:
 
 def _failed(case: Case, order: _Order, message: str) -> dict[str, Any]:
     """The record of a case without a tensor; what an earlier run left of it goes."""
+    refuse_other_run(order.out, order.run)
     cases = order.out / "cases"
     nifti = order.out.joinpath(FOLDER, *labels_of(case))
     for folder in (cases / case.id, *cases.glob(f".{case.id}~*"), nifti, *nifti.parent.glob(f".{nifti.name}~*")):

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from mmfusion import __version__
 from mmfusion.errors import OptionError
 from mmfusion.io import kind_of, save_transform, save_volume, write_json, write_text
+from mmfusion.prepare.folder import to_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -65,18 +66,36 @@ def write_dataset(out: Path) -> None:
 
 
 def refuse_shared_names(cases: Iterable[Case]) -> None:
-    """BIDS labels have letters and digits only, so two subjects may want one.
+    """BIDS labels have letters and digits only, so two subjects, visits or modalities may want one.
 
     Raises:
-        OptionError: they do.
+        OptionError: they do, or a subject has rows with and without a session, one folder within the other.
     """
     owners: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    modalities: dict[str, set[str]] = defaultdict(set)
     for case in cases:
         owners[labels_of(case)].add(case.id)
+        for name in case.images:
+            modalities[_plain(name)].add(name)
     for labels, ids in owners.items():
+        if labels[1:] and labels[:1] in owners:
+            raise OptionError(
+                f"with --save-nifti, {labels[0]} has a row without a session and one with {labels[1]}; "
+                "give all its rows a session in the manifest"
+            )
         if len(ids) > 1:
             raise OptionError(
                 f"with --save-nifti, {' and '.join(sorted(ids))} would share the BIDS name {'/'.join(labels)}, which "
+                "has letters and digits only; rename one in the manifest"
+            )
+    _refuse_shared_modalities(modalities)
+
+
+def _refuse_shared_modalities(modalities: Mapping[str, set[str]]) -> None:
+    for label, names in modalities.items():
+        if len(names) > 1:
+            raise OptionError(
+                f"with --save-nifti, columns {' and '.join(sorted(names))} would share the BIDS name {label}, which "
                 "has letters and digits only; rename one in the manifest"
             )
 
@@ -122,6 +141,8 @@ def write_derivative(out: Path, case: Case, result: CaseResult, about: Mapping[s
                 seen = volume.replace(array=result.valid[result.modalities.index(name)])
                 about_it = {"Description": f"1 where {name} looked", "SpatialReference": space, "Type": "ROI"}
                 _save(seen, temporary / "anat" / f"{stem}_desc-{label}FOV_mask", about_it)
+        for file in (path for path in temporary.rglob("*") if path.is_file()):
+            to_disk(file)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:

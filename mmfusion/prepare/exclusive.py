@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mmfusion.errors import CohortError
+from mmfusion.io import write_text
 from mmfusion.prepare.derivatives import FOLDER
 
 if TYPE_CHECKING:
@@ -15,9 +17,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_RUN = ".run"  # file with the token of the run that has the folder
+
+
 @contextmanager
-def exclusive(out: Path) -> Iterator[None]:
+def exclusive(out: Path) -> Iterator[str]:
     """The folder, made, ours alone, and without what a killed run left; what the system refuses is named.
+
+    Gives the token of this run. Processes of an earlier one may still be at work somewhere on a cluster: before they
+    write they ask :func:`refuse_other_run`.
 
     Raises:
         CohortError: it cannot be written, or somebody else is writing into it.
@@ -25,14 +33,34 @@ def exclusive(out: Path) -> Iterator[None]:
     try:
         (out / "cases").mkdir(parents=True, exist_ok=True)
         with _locked(out):
-            for left in (*(out / "cases").glob(".*"), *(out / FOLDER).rglob(".*~*")):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield
+            temporary = (*(out / "cases").glob(".*"), *(out / FOLDER).rglob(".*~*"), *out.rglob(".tmp-*"))
+            for left in temporary:
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+            token = secrets.token_hex(8)
+            write_text(token, out / _RUN)
+            try:
+                yield token
+            finally:
+                (out / _RUN).unlink(missing_ok=True)
     except OSError as error:
         raise CohortError(
             f"the cohort folder {out} cannot be written ({error.strerror or error}): free space, or choose another "
             "--out; the same command goes on where it stopped"
         ) from error
+
+
+def refuse_other_run(out: Path, token: str) -> None:
+    """Stop what is left of a run that no longer has the folder.
+
+    Raises:
+        CohortError: it has ended, or another has begun.
+    """
+    try:
+        found = (out / _RUN).read_text()
+    except FileNotFoundError:
+        found = ""
+    if found != token:
+        raise CohortError(f"the run that this case belongs to has ended; nothing is written into {out} any more")
 
 
 @contextmanager

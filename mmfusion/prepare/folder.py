@@ -7,6 +7,7 @@
       cases.csv         one row a case: status, reasons, registration numbers (of good and bad cases alike)
       cases/<case>/     image.npy [M, D, H, W], qc.npz, case.json (with checksums); ITK transforms: <modality>.tfm
                         (reference to modality; .h5 if it bends) and mni152.tfm (template to reference)
+      landmarks/        of training cases, for --mr-normalize histogram
       nifti/            on request: the scans on the grid as a BIDS derivative, see mmfusion.prepare.derivatives
       qc.html           worst case first; pictures of a large cohort in qc/
 """
@@ -35,7 +36,7 @@ from mmfusion.options import resolve
 from mmfusion.report import write_qc
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mmfusion.prepare.case import CaseResult
 
@@ -136,8 +137,8 @@ def write_cohort(
 ) -> Cohort:
     """Write the tables and the QC page of a cohort folder whose cases are there, and open it."""
     columns = list(dict.fromkeys([*_CASE_COLUMNS, *sorted({name for row in rows for name in row})]))
-    write_csv(rows, out / "cases.csv", columns)
     write_json({**options, "versions": versions()}, out / "options.json")
+    write_csv(rows, out / "cases.csv", columns)  # last: with it the folder counts as finished
     if qc:
         write_qc(out)
     return open_cohort(out)
@@ -153,10 +154,12 @@ def write_case(
     seconds: float = 0.0,
     dtype: str = "float32",
     others: Sequence[Path] = (),
+    allowed: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Write one prepared case under its final name in one step, and return its row of ``cases.csv``.
 
-    ``others`` are files that belong to the case and lie elsewhere in ``out``, already.
+    ``others`` are files that belong to the case and lie elsewhere in ``out``, already. ``allowed`` is asked at the last
+    moment, and raises if the folder belongs to somebody else by now.
 
     Whatever ends the process or the machine, a folder under the case's name is whole: its files are on the disk before
     it gets that name.
@@ -179,7 +182,9 @@ def write_case(
         }
         where = {"affine": result.grid.affine.tolist(), "world": result.world or result.reference}
         write_json({**record, **where, "stamp": stamp, "checksums": checksums}, temporary / "case.json")
-        _to_disk(temporary / "case.json")
+        to_disk(temporary / "case.json")
+        if allowed:
+            allowed()
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
     finally:
@@ -197,11 +202,12 @@ def _write_files(folder: Path, result: CaseResult, dtype: str) -> list[Path]:
         save_transform(registration.fixed_to_moving, folder / f"{name}.{ending}")
     files = sorted(folder.iterdir())
     for file in files:
-        _to_disk(file)
+        to_disk(file)
     return files
 
 
-def _to_disk(file: Path) -> None:
+def to_disk(file: Path) -> None:
+    """Return when the content of a file is safe from a power cut."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
 

@@ -76,10 +76,12 @@ class Region:
 
     Attributes:
         points: ``[N, 3]`` voxel centers, all or evenly thinned, mm.
+        corners: ``[8, 3]`` of the box of voxels that holds all of them, mm.
         center: ``[3]`` center of mass of all of them, mm.
     """
 
     points: np.ndarray
+    corners: np.ndarray
     center: np.ndarray
 
     @classmethod
@@ -90,7 +92,10 @@ class Region:
         while mask[::step, ::step, ::step].sum() > _POINTS:
             step += 1
         index = step * np.argwhere(mask[::step, ::step, ::step])
-        return cls(back.apply(grid.to_world(index)), back.apply(mask_center(mask, grid)))
+        there = [np.flatnonzero(mask.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+        box = grid.regrouped([ends[-1] - ends[0] + 1 for ends in there], first=[ends[0] for ends in there])
+        corners = back.apply(box.corners())
+        return cls(back.apply(grid.to_world(index)), corners, back.apply(mask_center(mask, grid)))
 
     def outside(self, grid: Grid) -> float:
         """The share that falls outside a grid, 0 to 1."""
@@ -99,7 +104,7 @@ class Region:
 
     def box(self, grid: Grid, margin_mm: float) -> np.ndarray:
         """``[i, j, k]`` bool: the voxels of a grid within the region's box and ``margin_mm`` around it."""
-        index = grid.to_index(self.points)
+        index = grid.to_index(self.corners)
         margin = margin_mm / np.asarray(grid.spacing)
         low, high = index.min(0) - margin, index.max(0) + margin
         axes = [(np.arange(n) >= a) & (np.arange(n) <= b) for n, a, b in zip(grid.shape, low, high, strict=True)]
@@ -147,13 +152,19 @@ def mask_and_owner(
     mask, owner = read_mask(volumes[reference].grid), reference
     frame = mask.frame_of_reference
     if frame and frame != volumes[reference].frame_of_reference:  # drawn in the world of another modality
-        frames = {volume.frame_of_reference: name for name, volume in volumes.items()}
-        if frame not in frames and "" not in frames:
+        same = [name for name, volume in volumes.items() if volume.frame_of_reference == frame]
+        unknown = [name for name, volume in volumes.items() if not volume.frame_of_reference]
+        if same:  # on whose grid the mask is whole
+            drawn = {name: read_mask(volumes[name].grid) for name in same}
+            owner = max(same, key=lambda name: (drawn[name].array > 0).sum() * float(np.prod(drawn[name].spacing)))
+        elif len(unknown) == 1 or reference in unknown:
+            owner = reference if reference in unknown else unknown[0]
+        else:
             raise GeometryError(
-                "the mask was drawn in the frame of reference of a scan that the case does not have: "
-                "fill the column of that scan, give another mask, or use --center foreground"
+                "the mask was drawn in the frame of reference of a scan that the case does not have"
+                + (f", or in that of one of {', '.join(unknown)}, which do not say theirs" if unknown else "")
+                + ": fill the column of that scan, give another mask, or use --center foreground"
             )
-        owner = frames.get(frame, reference)
         mask = read_mask(volumes[owner].grid)
     if not mask.array.any():
         raise GeometryError(

@@ -9,6 +9,7 @@ import numpy as np
 
 from mmfusion.errors import OptionError
 from mmfusion.volume import Volume, foreground, landmarks, normalize, normalize_mr, standardize
+from mmfusion.volume.standardize import PERCENTILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,11 +38,30 @@ def scaling(name: str, volume: Volume, options: Mapping[str, Any]) -> Callable[[
     return lambda v: normalize(v, ct_window=window, suv_max=options["suv_max"], mr_scaling=mr)
 
 
+def parse_standard(standard: str | None) -> dict[str, np.ndarray]:
+    """The option ``mr_standard``: the scale of each modality; empty if there is none.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    try:
+        scales = {name: np.asarray(scale, float) for name, scale in json.loads(standard or "{}").items()}
+    except (ValueError, TypeError, AttributeError):
+        scales = {"": np.zeros(0)}
+    for scale in scales.values():
+        if scale.shape != (len(PERCENTILES),) or not np.isfinite(scale).all() or (np.diff(scale) < 0).any():
+            raise OptionError(
+                f"option mr_standard is JSON with {len(PERCENTILES)} rising numbers for each modality, as in the "
+                "options.json of a cohort; found something else"
+            )
+    return scales
+
+
 def _scale_of(standard: str | None, name: str) -> np.ndarray:
-    scales = json.loads(standard) if standard else {}
+    scales = parse_standard(standard)
     if name not in scales:
         raise OptionError(
             f"mr_normalize is histogram, but there is no standard scale for {name}: mmfusion prepare fits it on the "
             "training subjects; for single cases give the mr_standard of a prepared cohort (in its options.json)"
         )
-    return np.asarray(scales[name])
+    return scales[name]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mmfusion.cohort import Case
 
-_FORMAT = "2"  # of the files of a case; a change prepares every case again
+_FORMAT = "3"  # of the files of a case; a change prepares every case again
 
 
 def case_stamp(case: Case, options: Mapping[str, Any]) -> str:
@@ -31,35 +31,51 @@ def case_stamp(case: Case, options: Mapping[str, Any]) -> str:
     """
     digest = _begin(case, options)
     for name, path in scans_of(case).items():
-        for file in files_of(path):
+        digest.update(f"{name}|{path}\n".encode())
+        for file in _files(name, path):
             stat = _looked_at(name, file)
             digest.update(f"{name}|{file}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def case_key(case: Case, options: Mapping[str, Any]) -> str:
+def case_key(case: Case, options: Mapping[str, Any], digests: Mapping[str, str]) -> str:
     """A short text that changes with what decides the result: the content of the files, the options, and the code.
 
     Where the files lie, how those of a folder are called and when they were written does not count.
 
-    Raises:
-        ReadError: a file is gone or cannot be read.
+    Args:
+        case: a row of the manifest.
+        options: what was asked for.
+        digests: the :func:`source_digests` of the case.
     """
     digest = _begin(case, options)
-    for name, content in source_digests(case).items():
+    for name, content in digests.items():
         digest.update(f"{name}|{content}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def source_digests(case: Case) -> dict[str, str]:
-    """SHA-256 of what each scan (and ``mask``) is read from, whatever the order of the files in a folder."""
+    """SHA-256 of what each scan (and ``mask``) is read from, whatever the order of the files in a folder.
+
+    Raises:
+        ReadError: a file is gone or cannot be read.
+    """
     out = {}
     for name, path in scans_of(case).items():
-        files = files_of(path)
+        files = _files(name, path)
         # what a file is, its ending decides; in a folder of DICOM its content
         contents = sorted(f"{'' if path.is_dir() else file.suffix}|{_digest(name, file)}" for file in files)
+        if len(files) > 1 and path.is_file():  # which of the files is meant
+            contents.append(_digest(name, path))
         out[name] = hashlib.sha256("\n".join(contents).encode()).hexdigest()
     return out
+
+
+def _files(name: str, path: Path) -> list[Path]:
+    """The files of a scan; a mask of DICOM is one file, whatever lies beside it."""
+    files = files_of(path)
+    alone = name == "mask" and path.is_file() and not any(file != path and file.stem == path.stem for file in files)
+    return [path] if alone else files
 
 
 def _begin(case: Case, options: Mapping[str, Any]) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mmfusion.cohort import Case
 
-LOADING = ("modalities", "frame", "assume_orientation", "bias_correction")
+LOADING = ("modalities", "suv", "frame", "assume_orientation", "bias_correction")
 """The options that decide the landmarks of a scan."""
 
 
@@ -40,9 +40,8 @@ def landmarks_of(case: Case, options: Mapping[str, Any]) -> dict[str, list[float
     out = {}
     for name, volume in load_case(case, **options).items():
         if volume.units == "a.u.":
-            body = foreground(volume)
-            volume = correct_bias(volume, body) if options["bias_correction"] else volume
-            out[name] = landmarks(volume.array, body).tolist()
+            volume = correct_bias(volume, foreground(volume)) if options["bias_correction"] else volume
+            out[name] = landmarks(volume.array, foreground(volume)).tolist()
     return out
 
 

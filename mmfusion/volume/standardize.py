@@ -45,13 +45,16 @@ def standard_scale(found: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def standardize(array: np.ndarray, own: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Values of a scan on the standard scale, float32; beyond the outer landmarks the outer pieces go on.
+    """Values of a scan on the standard scale, float32.
+
+    Beyond the outer landmarks the slope is that of the whole scale: an outer piece may be nearly upright, where many
+    voxels have one value, and would throw the background far away.
 
     Args:
         array: any shape, in the scanner's units.
         own: the scan's :func:`landmarks`.
         scale: the :func:`standard_scale`.
     """
-    piece = np.clip(np.searchsorted(own, array, side="right") - 1, 0, len(own) - 2)
-    slope = np.diff(scale) / np.diff(own)
-    return (scale[piece] + (array - own[piece]) * slope[piece]).astype(np.float32)
+    slope = (scale[-1] - scale[0]) / (own[-1] - own[0])
+    beyond = np.minimum(array - own[0], 0) + np.maximum(array - own[-1], 0)
+    return (np.interp(array, own, scale) + slope * beyond).astype(np.float32)
