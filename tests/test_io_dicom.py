@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gdcm
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from io_dicom import new_file, save, voxels, write_enhanced, write_series
@@ -16,6 +17,7 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     MPEG2MPML,
+    DeflatedExplicitVRLittleEndian,
     HTJ2KLossless,
     JPEG2000Lossless,
     JPEGLSLossless,
@@ -25,6 +27,7 @@ from pydicom.uid import (
 import mmfusion
 from mmfusion.errors import ReadError, UnitsError, VoxelError
 from mmfusion.io import load_volume, read_header
+from mmfusion.io.tags import names_damage
 
 TILTED = (0.96, 0.28, 0, -0.224, 0.768, -0.6)  # an oblique plane: orthogonal unit vectors
 NORMAL = np.cross(TILTED[:3], TILTED[3:])
@@ -168,7 +171,7 @@ def test_localizers_reports_and_other_files_are_left_out(tmp_path):
     (tmp_path / "s" / "000_0.dcm").rename(tmp_path / "scout.dcm")
     save(new_file(Modality="SR", SeriesInstanceUID="1.2.10"), tmp_path / "report.dcm")
     (tmp_path / "notes.txt").write_text("nothing")
-    (tmp_path / "broken.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 40)
+    (tmp_path / "._000_0.dcm").write_bytes(b"\0\5\x16\7" + bytes(200))  # as macOS writes
     volume = load_volume(tmp_path)
     same(volume, stored, affine)
     assert volume.meta["notes"] == ["1 localizer images left out"]
@@ -367,3 +370,56 @@ def test_enhanced_multiframe_object(tmp_path):
     classic, enhanced = load_volume(tmp_path / "classic"), load_volume(tmp_path / "enhanced")
     assert enhanced.grid.same_as(classic.grid)
     np.testing.assert_array_equal(enhanced.array, classic.array)
+
+
+def test_a_classic_multiframe_object_is_refused(tmp_path):
+    write_series(tmp_path, voxels(), NumberOfFrames=3)
+    with pytest.raises(
+        ReadError, match=r"classic multi-frame object of 3 frames.*Export it as an enhanced multi-frame"
+    ):
+        read_header(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 60, 145, 500])
+def test_damaged_files_are_no_slices_that_were_never_there(tmp_path, length):
+    write_series(tmp_path, voxels())
+    path = tmp_path / "000_0.dcm"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ReadError, match=r"1 DICOM files are damaged, the first is number 1 in order of name; copy or"):
+        read_header(tmp_path)
+
+
+def test_slices_with_one_uid_are_copies_only_at_one_place(tmp_path):
+    stored = voxels()
+    affine = write_series(tmp_path, stored, edit=lambda d, n: setattr(d, "SOPInstanceUID", "1.2.3"))
+    same(load_volume(tmp_path), stored, affine)
+    for path in tmp_path.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.SOPInstanceUID = ""
+        dataset.save_as(path)
+    same(load_volume(tmp_path), stored, affine)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "a: too little memory to read it; free"),
+        (OSError(5, "Input/output error"), r"a cannot be read \(In"),
+    ],
+)
+def test_too_little_memory_and_a_broken_disk_are_no_damage(error, message):
+    def read(path):
+        raise error
+
+    with pytest.raises(ReadError, match=message):
+        names_damage(read)("a")
+
+
+def test_a_deflated_bomb_is_refused(tmp_path):
+    def inflate(dataset, n):
+        dataset.ImageComments, dataset.file_meta.TransferSyntaxUID = "x", DeflatedExplicitVRLittleEndian
+        dataset.add_new(0x00291010, "OB", bytes(70 * 2**20))
+
+    write_series(tmp_path, voxels((7, 5, 1)), edit=inflate)
+    with pytest.raises(ReadError, match=r"would inflate to more than \d+ MiB, \d+ times its size; that is more than"):
+        read_header(tmp_path)

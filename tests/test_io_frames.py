@@ -30,7 +30,7 @@ def turned(stored):
     [
         ("TemporalPositionIdentifier", (2, 10, 9), "TemporalPositionIdentifier 2, 9, 10"),
         ("FrameReferenceTime", (5000.5, 600000, 20000), "FrameReferenceTime 5000.5, 20000.0, 600000.0 ms"),
-        ("AcquisitionTime", ("100000", "103000.5", "101000"), "AcquisitionTime 100000, 101000, 103000.5"),
+        ("AcquisitionTime", ("100000", "103000.5", "101000"), "AcquisitionTime 0, 600, 1800.5 s after the first"),
         ("TriggerTime", (0, 200, 100), "TriggerTime 0.0, 100.0, 200.0 ms"),
         ("EchoTime", (4.6, 120, 60), "EchoTime 4.6, 60.0, 120.0 ms"),
         ("DiffusionBValue", (0, 1000, 500), "DiffusionBValue 0.0, 500.0, 1000.0 s/mm2"),
@@ -74,7 +74,25 @@ def test_times_on_both_sides_of_midnight_are_in_order(tmp_path):
         {"AcquisitionDate": "20200102", "AcquisitionTime": "235500"},
     ]
     write_dynamic(tmp_path, None, night, FRAMES[:2])
-    assert read_header(tmp_path, frame="last").notes == ("2 frames: frame 1 (AcquisitionTime 000500) is used",)
+    assert read_header(tmp_path, frame="last").notes == (
+        "2 frames: frame 1 (AcquisitionTime 600 s after the first) is used",
+    )
+
+
+def test_times_without_a_date_on_both_sides_of_midnight_are_in_order(tmp_path):
+    write_dynamic(tmp_path, "AcquisitionTime", ("000500", "235500"), FRAMES[:2])
+    assert read_header(tmp_path, frame="last").notes == (
+        "2 frames: frame 1 (AcquisitionTime 600 s after the first, past midnight) is used",
+    )
+    np.testing.assert_array_equal(load_volume(tmp_path, frame="last").array, turned(FRAMES[0]))
+
+
+def test_no_date_of_a_frame_is_told(tmp_path):
+    write_dynamic(tmp_path, "AcquisitionDateTime", ("20240102090000", "20240102091000"), FRAMES[:2])
+    with pytest.raises(ReadError) as refused:
+        read_header(tmp_path)
+    assert "has AcquisitionDateTime 0, 600 s after the first: 2 frames" in str(refused.value)
+    assert "2024" not in str(refused.value).replace(str(tmp_path), "")
 
 
 def test_frames_that_lack_slices_are_counted(tmp_path):

@@ -52,9 +52,9 @@ def test_other_files_are_skipped_and_counted(tmp_path):
     (tmp_path / "bad.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 50)
     (tmp_path / ".hidden").write_text("x")
     (tmp_path / "DICOMDIR").write_text("x")
-    calls = []
-    assert len(find_series(tmp_path, progress=lambda *counts: calls.append(counts))) == 1
-    assert calls == [(5, 3)]
+    calls, damaged = [], []
+    assert len(find_series(tmp_path, progress=lambda *counts: calls.append(counts), damaged=damaged)) == 1
+    assert calls == [(5, 3)] and damaged == [tmp_path / "bad.dcm", tmp_path / "empty.dcm"]
 
 
 def test_progress_is_told_on_the_way(tmp_path):

@@ -14,8 +14,9 @@ from pydicom.uid import (
 
 from mmfusion.errors import ReadError
 from mmfusion.io import load_volume
+from mmfusion.io.dicom import pixels_of
 from mmfusion.io.pixels import plain_plane
-from mmfusion.io.tags import PIXELS, read_tags
+from mmfusion.io.tags import PIXELS, lenient_dicom, read_tags
 
 TAGS = ("SOPClassUID", "Rows", "Columns", *PIXELS)
 
@@ -105,3 +106,17 @@ def test_pixels_that_end_too_early_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ReadError, match=rf"{path.name}: pixels cannot be read \("):
         load_volume(tmp_path)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_an_encoding_other_than_the_meta_header_says_is_left_to_pydicom(tmp_path, explicit):
+    """As pydicom finds out by the bytes of the first element."""
+    raw = np.random.default_rng(0).bytes(70)
+    path = written(tmp_path / "a.dcm", raw, ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian)
+    content, short, long = path.read_bytes(), b"UI\x12\x001.2.840.10008.1.2\0", b"UI\x14\x001.2.840.10008.1.2.1\0"
+    old, new = (long, short) if explicit else (short, long)
+    length = int.from_bytes(content[140:144], "little") + len(new) - len(old)
+    path.write_bytes(content[:140] + length.to_bytes(4, "little") + content[144:].replace(old, new))
+    with lenient_dicom():
+        assert plain_plane(path, read_tags(path, TAGS)) is None
+        np.testing.assert_array_equal(pixels_of(path), np.frombuffer(raw, "<i2").reshape(5, 7))

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from io_dicom import new_file, save, voxels, write_series
+from io_dicom import new_file, save, voxels, write_enhanced, write_series
 
 from mmfusion.errors import ReadError
 from mmfusion.io import load_volume, read_header, zipped
@@ -145,3 +145,12 @@ def test_a_member_that_lies_of_its_size_inflates_no_further(tmp_path):
     path.write_bytes(in_directory(path.read_bytes(), 24, "<I", 1000))
     with pytest.raises(ReadError, match="does not inflate to what the zip file says of it"):
         read_header(path)
+
+
+def test_a_file_of_many_frames_is_inflated_once(tmp_path):
+    write_enhanced(tmp_path / "mr", STORED, range(6), [{}] * 6)
+    archive = zipped.Archive(pack(tmp_path / "a.zip", tmp_path / "mr"))
+    with archive:
+        (member,) = archive.members
+        assert archive.content(member) is archive.content(member)
+        assert member.open().read() == (tmp_path / "mr" / "one.dcm").read_bytes()

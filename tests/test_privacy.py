@@ -36,6 +36,7 @@ IDENTIFYING = {  # DICOM PS3.15, table E.1-1, some of it
     "StudyDate": "20190817",
     "SeriesDate": "20190817",
     "AcquisitionDate": "20190817",
+    "AcquisitionDateTime": "20190817101500",
 }
 PLANTED = ("quillfeather", "19470213", "brandywine", "other-8812", "acc-99341", "wobblesworth", "marchbanks",
            "fitzwilliam", "tallahatchie", "hortensia", "pumpernickel", "cholmondeley", "study-5150", "knightsbridge",

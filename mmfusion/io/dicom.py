@@ -77,7 +77,7 @@ def _open_zip(path: Path, **reading: Any) -> Opened:
 def _open_series(inside: Sequence[DicomFile], path: Path, where: str, **reading: Any) -> Opened:
     try:
         return _opened(inside, path, where, settled=False, **reading)
-    except MmfusionError:
+    except (MmfusionError, MemoryError, OSError):
         raise
     except Exception:  # a value that is none, and pydicom raises nearly anything: name it, or do without it
         return _opened(inside, path, where, settled=True, **reading)
@@ -166,7 +166,7 @@ def _read_mean(frames: list[list[Slice]], factors: list[list[float]], affine: np
     decoded = lru_cache(maxsize=1)(pixels_of)  # one file may hold all frames
     one = out
     for n, (slices, scales) in enumerate(zip(frames, factors, strict=True)):
-        if n:
+        if n == 1:
             one = np.empty_like(out)
         _read_into(one, slices, np.asarray(scales) / len(frames), decoded)
         if n:
@@ -231,6 +231,8 @@ def pixels_of(path: DicomFile) -> np.ndarray:
         header.pixel_array_options(decoding_plugin=decoder)
     try:
         return header.pixel_array
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise what they like, and of broken codes nothing that helps
         reason = f"{decoder} cannot decode them" if decoder else _first_line(error)
         raise ReadError(f"{path}: pixels cannot be read ({reason}; {name}). Copy or export the series again") from None

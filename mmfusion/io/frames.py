@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from mmfusion.errors import ReadError
 from mmfusion.io.slices import Slice, frame_tag, places
 from mmfusion.io.tags import number
+from mmfusion.io.times import joined, parse_time
 
+_CLOCK = "s after the first"  # dates and times are told by this alone: they identify a patient's visit
+_DAY, _HALF_DAY = timedelta(days=1), timedelta(hours=12)
 _TAGS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     # functional group of a multi-frame object, tags (the last one names the frame), unit
     ("FrameContentSequence", ("TemporalPositionIndex",), ""),
     ("", ("TemporalPositionIdentifier",), ""),
     ("", ("FrameReferenceTime",), "ms"),
     ("TemporalPositionSequence", ("TemporalPositionTimeOffset",), "s"),
-    ("FrameContentSequence", ("FrameReferenceDateTime",), ""),
-    ("FrameContentSequence", ("FrameAcquisitionDateTime",), ""),
-    ("", ("AcquisitionDateTime",), ""),
-    ("", ("AcquisitionDate", "AcquisitionTime"), ""),
+    ("FrameContentSequence", ("FrameReferenceDateTime",), _CLOCK),
+    ("FrameContentSequence", ("FrameAcquisitionDateTime",), _CLOCK),
+    ("", ("AcquisitionDateTime",), _CLOCK),
+    ("", ("AcquisitionDate", "AcquisitionTime"), _CLOCK),
     ("", ("TriggerTime",), "ms"),
     ("CardiacSynchronizationSequence", ("NominalCardiacTriggerDelayTime",), "ms"),
     ("", ("EchoTime",), "ms"),
@@ -38,7 +42,7 @@ class Frames:
     Attributes:
         sets: the slices of each frame.
         tag: the name of the tag; empty for a single frame.
-        values: of the tag, for each frame, with the unit.
+        values: of the tag, for each frame, with the unit; dates and times in seconds after the first frame.
     """
 
     sets: tuple[list[Slice], ...]
@@ -70,6 +74,8 @@ def frames_of(slices: list[Slice], source: object) -> Frames:
         found = [tuple(frame_tag(one.path, one.header, one.frame, macro, name) for name in names) for one in slices]
         if any(value[-1] in (None, "") for value in found):
             continue
+        if unit == _CLOCK:
+            found, unit = _since_first(found)
         keys = [tuple(map(_comparable, value)) for value in found]
         distinct = sorted(set(keys))
         if len(distinct) != repeats or len(set(zip(place, keys, strict=True))) < len(slices):
@@ -82,8 +88,27 @@ def frames_of(slices: list[Slice], source: object) -> Frames:
     return Frames((slices,))
 
 
+def _since_first(found: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], str]:
+    """Dates and times in seconds after the first, and the unit; nothing if one of them is none, or some lack a date.
+
+    Clock times without a date that lie more than 12 hours apart are believed to lie on both sides of midnight.
+    """
+    try:
+        times: list[Any] = [joined(*value) if len(value) == 2 else parse_time(value[0]) for value in found]
+    except ValueError:
+        return [], _CLOCK
+    if len({type(time) for time in times}) > 1:
+        return [], _CLOCK
+    last, unit = max(times), _CLOCK
+    if isinstance(last, timedelta) and last - min(times) > _HALF_DAY:
+        times = [time + _DAY if last - time > _HALF_DAY else time for time in times]
+        unit += ", past midnight"
+    first = min(times)
+    return [(f"{(time - first).total_seconds():.10g}",) for time in times], unit
+
+
 def _comparable(value: Any) -> tuple[float, str]:
-    """Numbers, and clock times in DICOM's form, by size; other text by alphabet."""
+    """Numbers by size; other text by alphabet."""
     size = number(value)
     return (0.0, str(value or "")) if size is None else (size, "")
 

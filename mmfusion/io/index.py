@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfusion.errors import ReadError
-from mmfusion.io.tags import IDENTITY, is_image, is_localizer, lenient_dicom, listed, number, read_tags
+from mmfusion.io.tags import IDENTITY, claims_dicom, is_image, is_localizer, lenient_dicom, listed, number, read_tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,7 +78,8 @@ def find_series(
     Args:
         root: folder to walk.
         progress: called now and then, and at the end, with (files read so far, files that were not DICOM).
-        damaged: takes the DICOM files that are left out because their headers hold values that are none.
+        damaged: takes the files that are left out: DICOM with values that are none, or that says it is DICOM and is
+            not; and what cannot be read at all.
 
     Raises:
         ReadError: the folder does not exist.
@@ -88,9 +89,10 @@ def find_series(
         raise ReadError(f"folder {root} does not exist")
     groups: dict[tuple[str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
     seen = skipped = 0
+    broken: list[Path] = []
     for path in _walk(root):
         seen += 1
-        header = read_tags(path, _TAGS)
+        header = _header(path, broken)
         if header is None or not header.get("SeriesInstanceUID"):
             skipped += 1
         else:
@@ -99,6 +101,8 @@ def find_series(
             progress(seen, skipped)
     if progress:
         progress(seen, skipped)
+    if damaged is not None:
+        damaged += broken
     found = []
     for members in groups.values():
         one, left_out = _sound_series(members)
@@ -106,6 +110,18 @@ def find_series(
         if damaged is not None:
             damaged += left_out
     return sorted(found, key=lambda s: (s.patient_id, s.study_date, s.study_uid, s.series_number or 0, s.series_uid))
+
+
+def _header(path: Path, broken: list[Path]) -> Dataset | None:
+    """The header of a DICOM file; what seems to be one and cannot be read is taken by ``broken``."""
+    try:
+        header = read_tags(path, _TAGS)
+        if header is None and claims_dicom(path):
+            broken.append(path)
+    except ReadError:
+        broken.append(path)
+        return None
+    return header
 
 
 def _walk(root: Path) -> Iterator[Path]:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from mmfusion.errors import ReadError
-
 if TYPE_CHECKING:
     from pydicom import Dataset
 
@@ -30,9 +28,6 @@ def plain_plane(path: DicomFile, header: Dataset, frame: int = 0) -> np.ndarray 
 
     Returns:
         Integers, signed or not as the header says; None if the pixels are of another kind or do not fit the header.
-
-    Raises:
-        ReadError: the element of the pixels is damaged.
     """
     layout = _layout(header)
     if layout is None:
@@ -42,7 +37,7 @@ def plain_plane(path: DicomFile, header: Dataset, frame: int = 0) -> np.ndarray 
     size = rows * columns * dtype.itemsize
     plane = np.empty((rows, columns), dtype)
     with path.open("rb") as stream:
-        held = _length(stream, header, path)
+        held = _length(stream, header)
         if held < size * (frame + 1):
             return None
         stream.seek(frame * size, 1)
@@ -72,13 +67,18 @@ def _layout(header: Dataset) -> tuple[np.dtype, int, int] | None:
     return np.dtype(f"<{'ui'[signed]}{bits // 8}"), bits - 1 - high, bits - stored
 
 
-def _length(stream: BinaryIO, header: Dataset, path: DicomFile) -> int:
-    """Go to the value of the pixels' element; its length in bytes, 0 if it has none (PS3.5, section 7.1.2)."""
+def _length(stream: BinaryIO, header: Dataset) -> int:
+    """Go to the value of the pixels' element; its length in bytes, 0 if it has none (PS3.5, section 7.1.2).
+
+    Also 0 if the element is not encoded as the transfer syntax says: pydicom finds out then what is meant. A VR cannot
+    be taken for an implicit length, which is even.
+    """
     stream.seek(header.pixels_at)
     element = stream.read(8)
-    if header.file_meta.TransferSyntaxUID == _EXPLICIT:
+    explicit = element[4:6] in (b"OB", b"OW", b"UN")
+    if explicit != (header.file_meta.TransferSyntaxUID == _EXPLICIT):
+        return 0
+    if explicit:
         element += stream.read(4)
-        if element[4:6] not in (b"OB", b"OW", b"UN"):
-            raise ReadError(f"{path}: the pixels' element is damaged (VR {element[4:6]!r}); copy or export it again")
     length = struct.unpack("<I", element[-4:])[0] if len(element) >= 8 else 0
     return 0 if length == _UNDEFINED else int(length)

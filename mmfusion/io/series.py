@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.errors import ReadError
 from mmfusion.io.header import settled_kind
-from mmfusion.io.tags import FRAMES, GEOMETRY, IDENTITY, PIXELS, VALUES, is_image, is_localizer, read_tags
+from mmfusion.io.tags import (
+    FRAMES,
+    GEOMETRY,
+    IDENTITY,
+    PIXELS,
+    VALUES,
+    claims_dicom,
+    is_image,
+    is_localizer,
+    read_tags,
+)
 from mmfusion.io.zipped import DicomFile
 
 if TYPE_CHECKING:
@@ -17,6 +28,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _NEEDED = {*IDENTITY, *GEOMETRY, "RescaleSlope", "RescaleIntercept"}
+_TELLING = ("ImagePositionPatient", *FRAMES, "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime")
 _Files = list[tuple[DicomFile, "Dataset"]]
 
 
@@ -46,17 +58,14 @@ def one_series(
         notes: takes what was left out, and which series was chosen by its kind.
 
     Raises:
-        ReadError: there is no such series, or several.
+        ReadError: there is no such series, or several; a file says that it is DICOM, and cannot be read.
     """
-    groups, others = _grouped(files, settled)
+    groups, others = _grouped(files, where, settled)
     if not groups:
         found = f" (found {', '.join(sorted(others))})" if others else ""
         raise ReadError(f"{where} holds no DICOM image with a position{found}; give the folder or a file of the series")
     meant = _chosen(groups, where, series, kind, notes)
-    first: dict[str, tuple[DicomFile, Dataset]] = {}
-    for path, header in meant:
-        first.setdefault(str(header.get("SOPInstanceUID", path)), (path, header))
-    once = list(first.values())
+    once = _without_copies(meant)
     if len(once) < len(meant):
         notes.append(f"{len(meant) - len(once)} files are copies of others; left out")
     kept = [(path, header) for path, header in once if not is_localizer(header)]
@@ -65,13 +74,30 @@ def one_series(
     return kept or once
 
 
-def _grouped(files: Iterable[DicomFile], settled: bool) -> tuple[dict[str, _Files], set[str]]:
-    """The images by SeriesInstanceUID, and the modalities of what else is DICOM."""
+def _without_copies(files: _Files) -> _Files:
+    """The first of each object: a copy has its UID, and lies at its place and in its frame (UIDs may be made badly)."""
+    uids = [str(header.get("SOPInstanceUID") or "") for _, header in files]
+    times = Counter(uids)
+    first: dict[tuple[str, ...], tuple[DicomFile, Dataset]] = {}
+    for uid, (path, header) in zip(uids, files, strict=True):
+        about = [str(header.get(tag)) for tag in _TELLING] if times[uid] > 1 else []
+        first.setdefault((uid, *about) if uid else (str(path),), (path, header))
+    return list(first.values())
+
+
+def _grouped(files: Iterable[DicomFile], where: str, settled: bool) -> tuple[dict[str, _Files], set[str]]:
+    """The images by SeriesInstanceUID, and the modalities of what else is DICOM.
+
+    Raises:
+        ReadError: files are damaged: each may be a slice, also the first or last, which nothing else would miss.
+    """
     groups: dict[str, _Files] = {}
     others: set[str] = set()
-    for path in files:
+    damaged: list[int] = []
+    for number, path in enumerate(files, 1):
         header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES, *FRAMES, *PIXELS))
         if header is None:
+            damaged += [number] if claims_dicom(path) else []
             continue
         if settled:
             _settle_values(header, path)
@@ -79,6 +105,11 @@ def _grouped(files: Iterable[DicomFile], settled: bool) -> tuple[dict[str, _File
             groups.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
         else:
             others.add(str(header.get("Modality") or "no modality"))
+    if damaged:
+        raise ReadError(
+            f"{where}: {len(damaged)} DICOM files are damaged, the first is number {damaged[0]} in order of name; copy "
+            "or export them again, or take them away if they belong to nothing"
+        )
     return groups, others
 
 

@@ -51,13 +51,22 @@ def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
     """The planes in a file: one of a classic object, one for each frame of a multi-frame one.
 
     Raises:
-        ReadError: position, orientation or pixel spacing is missing; the frames are not as many as counted.
+        ReadError: position, orientation or pixel spacing is missing; the frames are not as many as counted, or are
+            not described one by one.
     """
     frames = header.get("PerFrameFunctionalGroupsSequence")
-    if frames and "NumberOfFrames" in header and number(header.NumberOfFrames) != len(frames):
+    counted = number(header.get("NumberOfFrames"))
+    if frames and "NumberOfFrames" in header and counted != len(frames):
+        told = "no number" if counted is None else f"{counted:g}"
         raise ReadError(
-            f"{path}: {len(frames)} frames are described, but NumberOfFrames is {header.NumberOfFrames}; the file is "
-            "damaged, copy or export it again"
+            f"{path}: {len(frames)} frames are described, but NumberOfFrames is {told}; the file is damaged, copy or "
+            "export it again"
+        )
+    if not frames and (counted or 0) > 1:
+        raise ReadError(
+            f"{path} is a classic multi-frame object of {counted:g} frames, whose places the DICOM does not say "
+            "(PerFrameFunctionalGroupsSequence (5200,9230) is missing). Export it as an enhanced multi-frame object, "
+            "or as one file a slice"
         )
     for n in range(len(frames or [None])):
         tag = partial(frame_tag, path, header, n)

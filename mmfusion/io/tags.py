@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+import zlib
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache, wraps
 from io import BytesIO
@@ -52,6 +53,13 @@ _HEAD_BYTES = 1 << 15  # the usual header and more; parsing it from memory takes
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010), little and big endian
 _Result = TypeVar("_Result")
 _SUFFIXES = {".dcm", ".ima", ".dicom"}
+_DICOMDIR = "1.2.840.10008.1.3.10"
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_MOST_RATIO, _SMALL_BYTES = 200, 64 * 2**20  # inflated to stored, where it is more than small; images reach 2 to 10
+_APPLE_DOUBLE = b"\0\5\x16\7"  # what macOS writes beside a file, under its name
+_SLICES = {f"1.2.840.10008.5.1.4.1.1.{end}" for end in (
+    "2", "2.1", "2.2", "4", "4.1", "4.4", "128", "128.1", "130",
+)}  # CT, MR, PET  # fmt: skip
 
 
 @contextmanager
@@ -90,7 +98,8 @@ def names_damage(function: Callable[..., _Result]) -> Callable[..., _Result]:
     """Decorator of what reads DICOM: elements with values that are none become an error with the name of the file.
 
     pydicom decodes an element when it is asked for, and raises nearly anything then. The value is not told: where the
-    lengths of elements are damaged it may be any other one, such as a name.
+    lengths of elements are damaged it may be any other one, such as a name. Too little memory and what the file system
+    refuses are named as such.
     """
 
     @wraps(function)
@@ -101,6 +110,10 @@ def names_damage(function: Callable[..., _Result]) -> Callable[..., _Result]:
             raise
         except Exception as error:
             where = next(argument for argument in args if isinstance(argument, str | Path))
+            if isinstance(error, MemoryError):
+                raise ReadError(f"{where}: too little memory to read it; free some, or read fewer at a time") from None
+            if isinstance(error, OSError):
+                raise _unreadable(where, error) from None
             raise ReadError(
                 f"{where}: a DICOM element has a value that cannot be understood ({type(error).__name__}); the file is "
                 "damaged, copy or export it again"
@@ -109,14 +122,22 @@ def names_damage(function: Callable[..., _Result]) -> Callable[..., _Result]:
     return named
 
 
+def _unreadable(where: object, error: OSError) -> ReadError:
+    reason = error.strerror or type(error).__name__
+    return ReadError(f"{where} cannot be read ({reason}); check its permissions and the disk")
+
+
 def read_tags(path: DicomFile, tags: Collection[str | int] | None = None, *, pixels: bool = False) -> Dataset | None:
     """The header of a DICOM file, only ``tags`` if given; None if the file is not DICOM or is damaged.
 
     Its attribute ``pixels_at`` is where in the file the element of the pixels begins, if that is known. A file without
     the 128-byte preamble counts as DICOM if it is named so and has a SOP class.
 
+    A slice of CT, MR or PET whose header ends before Rows is damaged, too.
+
     Raises:
-        ReadError: the zip file that it lies in is damaged.
+        ReadError: the file cannot be read, the zip file that it lies in is damaged, or it would inflate to too much.
+        MemoryError: as it says.
     """
     try:
         with path.open("rb") as stream:
@@ -130,13 +151,63 @@ def read_tags(path: DicomFile, tags: Collection[str | int] | None = None, *, pix
                 with suppress(Exception):  # as where the header is longer
                     found = _parsed(BytesIO(head), wanted, force=not magic)
             if found is None or (found.pixels_at is None and len(head) == _HEAD_BYTES):
+                _refuse_bomb(stream, path, 132 if magic else 0)
                 stream.seek(0)
                 found = _parsed(stream, wanted, force=not magic, pixels=pixels)
-    except ReadError:
+        cut_off = _is_cut_off(found) if tags is None or "Rows" in tags else False
+        return found if "SOPClassUID" in found and not cut_off else None
+    except (ReadError, MemoryError):
         raise
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except Exception:  # pydicom raises nearly anything on damaged files; callers count or name them
         return None
-    return found if "SOPClassUID" in found else None
+
+
+def _is_cut_off(header: Dataset) -> bool:
+    kinds = (None, "CT", "PT", "MR")
+    return header.get("SOPClassUID") in _SLICES and "Rows" not in header and header.get("Modality") in kinds
+
+
+@lenient_dicom()
+def claims_dicom(path: DicomFile) -> bool:
+    """True if a file that :func:`read_tags` finds damaged says that it is DICOM, by its content or name."""
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    if head[:4] == _APPLE_DOUBLE:
+        return False
+    if head[128:132] != b"DICM":
+        return path.suffix.lower() in _SUFFIXES
+    with suppress(Exception):  # pydicom raises nearly anything on damaged files
+        return _file_meta(BytesIO(head), 132).get("MediaStorageSOPClassUID") != _DICOMDIR  # which has no SOP class
+    return True
+
+
+def _file_meta(stream: BinaryIO, start: int) -> Dataset:
+    """The file meta information; the stream then stands where the data set begins."""
+    from pydicom.filereader import read_dataset
+
+    stream.seek(start)
+    return read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+
+
+def _refuse_bomb(stream: BinaryIO, path: DicomFile, start: int) -> None:
+    """Inflate a deflated data set piece by piece, before pydicom does as a whole.
+
+    Raises:
+        ReadError: it grows to too much.
+    """
+    if _file_meta(stream, start).get("TransferSyntaxUID") != _DEFLATED:
+        return
+    inflating, stored, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0, 0
+    while chunk := stream.read(_HEAD_BYTES):
+        stored += len(chunk)
+        inflated += len(inflating.decompress(chunk))
+        if inflated > max(_SMALL_BYTES, _MOST_RATIO * stored):
+            raise ReadError(
+                f"{path} would inflate to more than {inflated / 2**20:.0f} MiB, {inflated / stored:.0f} times its "
+                "size; that is more than is read from a deflated file. If you trust it, export it uncompressed"
+            )
 
 
 @lru_cache

@@ -7,6 +7,7 @@ member is read at most as far as its own entry says, and its checksum is compare
 
 from __future__ import annotations
 
+import stat
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
@@ -37,10 +38,13 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._zip: ZipFile | None = None
+        self._last: tuple[int, bytes] | None = None
         with self:
             infos = [info for info in self.zip.infolist() if not info.is_dir()]
         self._refuse_hostile(infos)
-        self.members = [Member(self, n, info) for n, info in enumerate(infos)]
+        self.members = [
+            Member(self, n, info) for n, info in enumerate(infos) if not stat.S_ISLNK(info.external_attr >> 16)
+        ]
 
     def __enter__(self) -> Archive:
         try:
@@ -53,7 +57,14 @@ class Archive:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.zip.close()
-        self._zip = None
+        self._zip = self._last = None
+
+    def content(self, member: Member) -> bytes:
+        """What is in a member; the last one is kept, since a file of many frames is opened for each of them."""
+        if self._last is None or self._last[0] != member.number:
+            self._last = None  # one at a time
+            self._last = member.number, member.inflated()
+        return self._last[1]
 
     @property
     def zip(self) -> ZipFile:
@@ -101,6 +112,14 @@ class Member:
         """The content, checked against its checksum.
 
         Raises:
+            ReadError: as :meth:`inflated`.
+        """
+        return BytesIO(self.archive.content(self))
+
+    def inflated(self) -> bytes:
+        """The content, checked against its checksum.
+
+        Raises:
             ReadError: it is damaged, or inflates to something else than the zip file says.
         """
         content = BytesIO()
@@ -112,8 +131,7 @@ class Member:
             raise ReadError(
                 f"{self} is damaged: it does not inflate to what the zip file says of it. Copy the zip file again"
             ) from None
-        content.seek(0)
-        return content
+        return content.getvalue()
 
 
 DicomFile = Path | Member
