@@ -311,7 +311,7 @@ def test_nifti_of_other_options_goes_and_values_must_fit(study, monkeypatch):
 
     monkeypatch.setattr(room, "prepare_case", large)
     rows = prepare(manifest, cohort.folder, dtype="float16")[0].rows
-    assert "does not fit float16; look at the scan, or use float32" in rows[0]["reasons"]
+    assert "does not fit float16; use --dtype float32, or look at" in rows[0]["reasons"]
     rows = prepare(manifest, cohort.folder, suv_max=9.0)[0].rows
     assert rows[0]["reasons"] == "mask: mask pet: odd"
 
