@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from pydicom import Dataset
 
-_NEEDED = {*IDENTITY, *GEOMETRY, "RescaleSlope", "RescaleIntercept"}
+_SUV_DEPENDS_ON = ("ActualFrameDuration", "SUVType", "TimezoneOffsetFromUTC")  # absent, they mean something else
+_NEEDED = {*IDENTITY, *GEOMETRY, "RescaleSlope", "RescaleIntercept", *_SUV_DEPENDS_ON}
 _Files = list[tuple[DicomFile, "Dataset"]]
 
 

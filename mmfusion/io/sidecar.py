@@ -36,6 +36,7 @@ _SUV_UNITS = {
     "g/ml": "",
     "gml": "",
 }  # "": not said
+_DOSES_MBQ = (0.1, 10_000.0)
 _MBQ = {"bq": 1e-6, "kbq": 1e-3, "mbq": 1.0, "gbq": 1e3}
 HALF_LIVES_S = {
     "C11": 1221.84, "N13": 597.9, "O15": 122.24, "F18": 6586.2, "Cu64": 45723.6, "Ga68": 4062.6, "Br76": 58320.0,
@@ -203,12 +204,18 @@ def _body(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _dose_mbq(fields: Mapping[str, Any]) -> float | None:
     dose, units = _number(fields, "InjectedRadioactivity"), str(_value(fields, "InjectedRadioactivityUnits") or "")
-    if not dose:
+    if dose is None:
         return None
     if _lower(units) not in _MBQ:
         found = f"is {units}" if units else "is missing"
         raise ValueError(f"InjectedRadioactivityUnits {found}; Bq, kBq, MBq or GBq is expected")
-    return dose * _MBQ[_lower(units)]
+    dose_mbq = dose * _MBQ[_lower(units)]
+    if not _DOSES_MBQ[0] <= dose_mbq <= _DOSES_MBQ[1]:
+        raise ValueError(
+            f"InjectedRadioactivity is {dose_mbq:g} MBq; {_DOSES_MBQ[0]:g} to {_DOSES_MBQ[1]:g} MBq is expected. "
+            "Correct it or its units, or give dose_mbq in the manifest"
+        )
+    return dose_mbq
 
 
 def _half_life_s(fields: Mapping[str, Any]) -> float | None:
