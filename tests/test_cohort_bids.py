@@ -199,6 +199,15 @@ def test_mistakes_in_tables_are_named(tmp_path: Path) -> None:
     (root / "participants.json").write_text("{")
     with pytest.raises(ReadError, match="participants.json is not JSON"):
         build_index(root)
+    (root / "participants.json").write_text("[]")
+    with pytest.raises(ReadError, match="participants.json holds no fields; an object of columns is expected"):
+        build_index(root)
+    write_root(root, "participant_id dx\nsub-1 a b\n")
+    with pytest.raises(ManifestError, match=r"the row has 3 cells, the header has 2 \(participants.tsv line 2\)"):
+        build_index(root)
+    write_root(root, "participant_id weight weight_kg\nsub-1 70 71\n", weight={"Units": "kg"})
+    with pytest.raises(ManifestError, match=r"has columns weight \(in kg\) and weight_kg, which mean the same"):
+        build_index(root)
 
 
 def test_trees_that_are_no_bids_or_hold_nothing(tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ def test_nrrd_without_a_space_has_no_left_and_right(tmp_path):
     (tmp_path / "a.nrrd").write_bytes(header + bytes(60))
     with pytest.raises(OrientationError, match=r"a\.nrrd names no space; left and right are unknown"):
         read_header(tmp_path / "a.nrrd")
+    (tmp_path / "a.nhdr").write_bytes(header.rstrip() + b"\ndata file: a.raw\n")
+    (tmp_path / "a.raw").write_bytes(bytes(60))
+    with pytest.raises(OrientationError, match=r"a\.nhdr names no space; left and right are unknown"):
+        read_header(tmp_path / "a.nhdr")
 
 
 def test_frames_need_a_choice(tmp_path):

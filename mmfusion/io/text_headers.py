@@ -70,7 +70,7 @@ def check_text_header(path: Path) -> None:
         held = _unpacked_length(voxels)
     if held < needed or held <= 0:
         raise ReadError(
-            f"{path} cannot be read: its header promises {needed:,} bytes of voxels, {voxels.file.name} holds "
+            f"{path} cannot be read: its header promises {needed:,} bytes of voxels, {voxels.file} holds "
             f"{max(0, held):,}. Copy or export it again"
         )
     if voxels.coding == "packed":
