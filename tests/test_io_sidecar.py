@@ -200,6 +200,26 @@ def test_a_damaged_sidecar_is_named(tmp_path, text):
         read_header(path, modality="pet")
 
 
+@pytest.mark.parametrize(
+    ("above", "applies"),
+    [("pet.json", True), ("sub-1/sub-1_pet.json", True), ("trc-FDG_pet.json", True), ("trc-X_pet.json", False)]
+    + [("ct.json", False)],
+)
+def test_fields_that_may_be_inherited_are_refused(tmp_path, above, applies):
+    (tmp_path / "sub-1" / "pet").mkdir(parents=True)
+    (tmp_path / "dataset_description.json").write_text("{}")
+    (tmp_path / above).write_text('{"Units": "Bq/mL"}')
+    path = pet(tmp_path / "sub-1" / "pet", STORED, "sub-1_trc-FDG_pet.nii.gz")
+    if not applies:
+        assert_factor(path, factor())
+        return
+    message = (
+        rf"fields of its PET-BIDS sidecar may be inherited from .*{above}, which is not read\. Put all fields into"
+    )
+    with pytest.raises(UnitsError, match=message):
+        read_header(path, modality="pet")
+
+
 def test_without_a_sidecar_other_suv_is_refused(tmp_path):
     path = pet(tmp_path)
     (tmp_path / "pet.json").unlink()

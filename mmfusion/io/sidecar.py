@@ -64,6 +64,21 @@ def sidecar_of(path: Path) -> Path:
     return path.with_name(re.sub(r"(\.nii)?(\.gz)?$|\.(hdr|img)$", "", path.name, flags=re.IGNORECASE) + ".json")
 
 
+def _inherited(source: Path) -> Path | None:
+    """A JSON file of its BIDS tree that applies to a PET file beside its own sidecar, by the inheritance principle."""
+    above = [source.absolute().parent, *source.absolute().parent.parents]
+    roots = [n for n, folder in enumerate(above) if (folder / "dataset_description.json").is_file()]
+    if not source.name.startswith("sub-") or not roots:
+        return None
+    own = sidecar_of(source).stem.split("_")
+    for folder in above[: roots[0] + 1]:
+        for path in sorted(folder.glob("*pet.json")):
+            *entities, suffix = path.stem.split("_")
+            if path.name != sidecar_of(source).name and suffix == own[-1] and set(entities) <= set(own):
+                return path
+    return None
+
+
 def apply_sidecar(opened: Opened, frame: int | None, suv: str, pet: Mapping[str, Any] | None) -> None:
     """Let a PET file come in SUV by what its sidecar says, if it has one; the manifest overrides it.
 
@@ -75,9 +90,15 @@ def apply_sidecar(opened: Opened, frame: int | None, suv: str, pet: Mapping[str,
 
     Raises:
         ReadError: the sidecar is damaged.
-        UnitsError: it lacks something, contradicts itself, or says that the values are another SUV.
+        UnitsError: a JSON further up in its BIDS tree applies, too; or the sidecar lacks something, contradicts
+            itself, or says that the values are another SUV.
     """
     path = sidecar_of(opened.source)
+    if inherited := _inherited(opened.source):
+        raise UnitsError(
+            f"{opened.source}: fields of its PET-BIDS sidecar may be inherited from {inherited}, which is not read. "
+            f"Put all fields into {path}"
+        )
     if not path.is_file():
         return
     try:
