@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from mmfusion.cohort.files import files_of
 from mmfusion.errors import GeometryError, OrientationError, ReadError
 from mmfusion.io import load_volume, read_header
 
@@ -68,3 +69,11 @@ def test_missing_pixel_file_is_found_when_reading(tmp_path):
     (tmp_path / "a.raw").unlink()
     with pytest.raises(ReadError, match=r"a\.mhd cannot be read: .*Copy or export it again"):
         load_volume(tmp_path / "a.mhd")
+
+
+def test_a_header_brings_the_voxels_that_it_names(tmp_path):
+    sitk.WriteImage(image(), str(tmp_path / "a.mhd"))
+    (tmp_path / "a.raw").rename(tmp_path / "doe.raw")
+    header = (tmp_path / "a.mhd").read_text()
+    (tmp_path / "a.mhd").write_text(header.replace("a.raw", "doe.raw"))
+    assert files_of(tmp_path / "a.mhd") == [tmp_path / "a.mhd", tmp_path / "doe.raw"]

@@ -6,7 +6,7 @@ import re
 from glob import escape
 from typing import TYPE_CHECKING
 
-from mmfusion.io import sidecar_of, split_series
+from mmfusion.io import sidecar_of, split_series, voxels_file_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,8 @@ def files_of(path: Path) -> list[Path]:
     if path.is_dir():
         found = path.rglob("*")
     elif path.suffix.lower() in _HEADERS:
-        found = path.parent.glob(f"{escape(path.stem)}.*")
+        named = {voxels_file_of(path)} if path.suffix.lower() in (".mhd", ".nhdr") else set()
+        found = {*path.parent.glob(f"{escape(path.stem)}.*"), *named}
     elif not path.name.lower().endswith(_WHOLE):
         found = path.parent.iterdir()
     return sorted(file for file in found if file.is_file() or file == path)
