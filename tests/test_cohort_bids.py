@@ -130,6 +130,7 @@ def test_masks(root: Path) -> None:
     for who in "1/a", "2/a", "2/b", "3", "4":
         scans(root, f"{who}/ct/ct")
     made = root / "derivatives" / "any"
+    scans(made, "1/ct/label-GM_mask 1/ct/desc-x_mask")
     scans(made, "1/ct/label-lesion_mask 1/ct/desc-brain_mask 2/ct/mask 2/b/ct/space-MNI152_mask")
     scans(made, "3/anat/dseg 3/anat/desc-2_mask 4/ct/space-ct_dseg 4/func/mask 4/ct/desc-a_probseg 9/ct/mask")
     for gone in ("sub-4/ct/sub-4_label-lesion_mask", "sub-4/pet/sub-4_label-lesion_mask"):
@@ -140,7 +141,9 @@ def test_masks(root: Path) -> None:
         "4": "space-ct_dseg",
     }
     assert reasons(root) == {
-        "mask desc-brain_mask": "mask is 'label-lesion_mask', which says with label- what it shows",
+        "mask desc-brain_mask": "desc-brain is the brain, not a lesion",
+        "mask label-GM_mask": "label-GM is a tissue, not a lesion",
+        "mask desc-x_mask": "mask is 'label-lesion_mask', which says with label- what it shows",
         "mask label-lesion_mask": "its content is not here; fetch it first (datalad get)",
         "mask mask": "there is no row of its subject and session",
         "mask space-MNI152_mask": "space-MNI152 is not that of the subject's scans",
@@ -198,6 +201,15 @@ def test_mistakes_in_tables_are_named(tmp_path: Path) -> None:
     write_root(root, "participant_id dx\nsub-1 a\n")
     (root / "participants.json").write_text("{")
     with pytest.raises(ReadError, match="participants.json is not JSON"):
+        build_index(root)
+    (root / "participants.json").write_text("[]")
+    with pytest.raises(ReadError, match="participants.json holds no fields; an object of columns is expected"):
+        build_index(root)
+    write_root(root, "participant_id dx\nsub-1 a b\n")
+    with pytest.raises(ManifestError, match=r"the row has 3 cells, the header has 2 \(participants.tsv line 2\)"):
+        build_index(root)
+    write_root(root, "participant_id weight weight_kg\nsub-1 70 71\n", weight={"Units": "kg"})
+    with pytest.raises(ManifestError, match=r"has columns weight \(in kg\) and weight_kg, which mean the same"):
         build_index(root)
 
 

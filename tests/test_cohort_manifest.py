@@ -245,6 +245,14 @@ def test_contradicting_labels_are_refused(tmp_path: Path) -> None:
         labels(tmp_path, "subject,dx\nA,0\n", Case("A", label="1", line=7))
 
 
+def test_a_label_table_with_shifted_cells_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"the row has 4 cells, the header has 3 \(labels.csv line 2\). Put cells"):
+        labels(tmp_path, "subject,name,dx\nA,Doe, John,1\n", Case("A"))
+    with pytest.raises(ManifestError, match=r"column dx appears 2 times \(labels.csv line 1\). Rename or delete"):
+        labels(tmp_path, "subject,dx,dx\nA,0,1\n", Case("A"))
+    assert labels(tmp_path, "dx,subject\n1,A\n0\n", Case("A"))[0][0].label == "1"
+
+
 def test_a_label_table_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"no column dx. Did you mean 'DX'\?"):
         labels(tmp_path, "subject,DX\nA,0\n", Case("A"))

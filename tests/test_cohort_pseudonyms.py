@@ -100,6 +100,17 @@ def test_free_text_of_a_header_names_no_column(tmp_path: Path, key: Path) -> Non
     assert build_index(tmp_path / "s", pseudonymize=key).modalities == ["mr_t1", "mr_unnamed"]
 
 
+def test_free_text_of_a_file_name_names_no_column(tmp_path: Path, key: Path) -> None:
+    folder = tmp_path / "s" / "P1"
+    folder.mkdir(parents=True)
+    for name in ("pet_doe_john", "ct", "mr_t1gd"):
+        (folder / f"{name}.nii.gz").touch()
+    index = build_index(tmp_path / "s", pseudonymize=key)
+    assert index.modalities == ["ct", "mr_t1gd"] and "doe" not in said(index)
+    assert [one.reason for one in index.others] == ["its name is not a modality"]
+    assert build_index(tmp_path / "s").modalities == ["ct", "pet_doe_john", "mr_t1gd"]
+
+
 def test_no_identifier_in_what_the_index_of_a_bids_tree_says(tmp_path: Path, key: Path) -> None:
     root = write_root(tmp_path / "s", "participant_id label\nsub-ID17 a\nsub-ID99 b\n")
     for name in ("ID17/anat/sub-ID17_T1w", "ID17/anat/sub-ID17_run-2_T1w", "ID18/ct/sub-ID18_ct", "ID18/ct/sub-ID9_ct"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from mmfusion.cohort.files import files_of
 from mmfusion.errors import GeometryError, OrientationError, ReadError
 from mmfusion.io import load_volume, read_header
 
@@ -35,6 +36,10 @@ def test_nrrd_without_a_space_has_no_left_and_right(tmp_path):
     (tmp_path / "a.nrrd").write_bytes(header + bytes(60))
     with pytest.raises(OrientationError, match=r"a\.nrrd names no space; left and right are unknown"):
         read_header(tmp_path / "a.nrrd")
+    (tmp_path / "a.nhdr").write_bytes(header.rstrip() + b"\ndata file: a.raw\n")
+    (tmp_path / "a.raw").write_bytes(bytes(60))
+    with pytest.raises(OrientationError, match=r"a\.nhdr names no space; left and right are unknown"):
+        read_header(tmp_path / "a.nhdr")
 
 
 def test_frames_need_a_choice(tmp_path):
@@ -64,3 +69,11 @@ def test_missing_pixel_file_is_found_when_reading(tmp_path):
     (tmp_path / "a.raw").unlink()
     with pytest.raises(ReadError, match=r"a\.mhd cannot be read: .*Copy or export it again"):
         load_volume(tmp_path / "a.mhd")
+
+
+def test_a_header_brings_the_voxels_that_it_names(tmp_path):
+    sitk.WriteImage(image(), str(tmp_path / "a.mhd"))
+    (tmp_path / "a.raw").rename(tmp_path / "doe.raw")
+    header = (tmp_path / "a.mhd").read_text()
+    (tmp_path / "a.mhd").write_text(header.replace("a.raw", "doe.raw"))
+    assert files_of(tmp_path / "a.mhd") == [tmp_path / "a.mhd", tmp_path / "doe.raw"]

@@ -142,7 +142,11 @@ def test_a_frame_that_is_not_decay_corrected_is_by_its_own_time(tmp_path):
     ("changes", "message"),
     [
         ({"PatientWeight": None}, r"it lacks PatientWeight\. Add it, or give weight_kg in the manifest"),
-        ({"InjectedRadioactivity": 0}, r"it lacks InjectedRadioactivity\. Add it, or give dose_mbq in the manifest"),
+        ({"InjectedRadioactivity": None}, r"it lacks InjectedRadioactivity\. Add it, or give dose_mbq in the"),
+        *[
+            ({"InjectedRadioactivity": dose}, rf"InjectedRadioactivity is {dose} MBq; 0\.1 to 10000 MBq is expected")
+            for dose in (-350, 0, 0.05, 20000)
+        ],
         ({"InjectedRadioactivityUnits": None}, "InjectedRadioactivityUnits is missing; Bq, kBq, MBq or GBq is"),
         ({"InjectedRadioactivityUnits": "mCi"}, "InjectedRadioactivityUnits is mCi; Bq, kBq, MBq or GBq is expected"),
         ({"InjectedRadioactivityUnits": "mBq"}, "InjectedRadioactivityUnits is mBq; Bq, kBq, MBq or GBq is expected"),
@@ -170,6 +174,16 @@ def test_what_is_missing_or_contradicts_is_named_with_the_sidecar(tmp_path, chan
     assert str(refused.value).startswith(f"{tmp_path / 'pet.json'}: ")
 
 
+def test_a_long_lived_tracer_needs_dates(tmp_path):
+    path = pet(tmp_path, TracerRadionuclide="Zr89", InjectionStart=-432000)
+    assert_factor(path, factor(elapsed_s=432000, half_life_s=HALF_LIVES_S["Zr89"]))
+    message = (
+        r"pet\.json: a half-life of 282276 s lets the injection lie days before the scan, .* with dates in the man"
+    )
+    with pytest.raises(UnitsError, match=message):
+        read_header(path, modality="pet", pet={"injection_time": "10:00"})
+
+
 def test_a_clock_of_the_manifest_needs_time_zero(tmp_path):
     path = pet(tmp_path, TimeZero=None)
     with pytest.raises(UnitsError, match=r"it lacks TimeZero\. Add it$"):
@@ -183,6 +197,26 @@ def test_a_damaged_sidecar_is_named(tmp_path, text):
     path = pet(tmp_path)
     (tmp_path / "pet.json").write_text(text)
     with pytest.raises(ReadError, match=r"pet\.json (is not JSON|holds no fields)"):
+        read_header(path, modality="pet")
+
+
+@pytest.mark.parametrize(
+    ("above", "applies"),
+    [("pet.json", True), ("sub-1/sub-1_pet.json", True), ("trc-FDG_pet.json", True), ("trc-X_pet.json", False)]
+    + [("ct.json", False)],
+)
+def test_fields_that_may_be_inherited_are_refused(tmp_path, above, applies):
+    (tmp_path / "sub-1" / "pet").mkdir(parents=True)
+    (tmp_path / "dataset_description.json").write_text("{}")
+    (tmp_path / above).write_text('{"Units": "Bq/mL"}')
+    path = pet(tmp_path / "sub-1" / "pet", STORED, "sub-1_trc-FDG_pet.nii.gz")
+    if not applies:
+        assert_factor(path, factor())
+        return
+    message = (
+        rf"fields of its PET-BIDS sidecar may be inherited from .*{above}, which is not read\. Put all fields into"
+    )
+    with pytest.raises(UnitsError, match=message):
         read_header(path, modality="pet")
 
 

@@ -39,6 +39,7 @@ _KINDS = {  # datatype to suffix to (column, kind)
 }
 _MASKS = ("_mask", "_dseg")
 _NOT_FETCHED = "its content is not here; fetch it first (datalad get)"  # a link of git-annex that leads nowhere yet
+_TISSUES = ("gm", "wm", "csf")  # of BIDS' common labels
 _OWN_SPACES = ("orig", "individual", "t1w", "t2w", "flair", "pdw", "pet", "ct")
 
 
@@ -108,7 +109,8 @@ def index_bids(root: Path, *, label: str | None = None, named: Callable[[str], s
 
     The mask is the one volume in ``derivatives/<any>/sub-X/[ses-Y/]{anat,pet,ct}/`` that ends in ``_mask`` or
     ``_dseg`` and lies in the space of the subject's scans (no ``space-``, or one that is named as a scan is); one
-    with ``label-`` comes before others. Two that are equally good are both left out.
+    with ``label-`` comes before others. Two that are equally good are both left out, and so are masks of the brain
+    (``desc-brain``) and of tissues (``label-GM``, ``-WM``, ``-CSF``).
 
     Args:
         root: the folder that holds ``dataset_description.json``, absolute.
@@ -265,6 +267,10 @@ def _mask(path: Path, owner: Row, rows: Sequence[Row]) -> tuple[_File, Row | Non
     row = _row_of(mask, rows)
     if not reason and mask.entities.get("space", "orig").lower() not in _OWN_SPACES:
         reason = f"space-{mask.entities['space']} is not that of the subject's scans"
+    elif not reason and mask.entities.get("desc", "").lower() == "brain":
+        reason = "desc-brain is the brain, not a lesion"
+    elif not reason and mask.entities.get("label", "").lower() in _TISSUES:
+        reason = f"label-{mask.entities['label']} is a tissue, not a lesion"
     elif not reason and not path.exists():
         reason = _NOT_FETCHED
     elif not reason and row is None:

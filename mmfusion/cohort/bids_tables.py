@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmfusion.cohort.labels import few
 from mmfusion.cohort.manifest import RESERVED, is_modality_key
-from mmfusion.cohort.table import MISSING, Problem, listed, no_column, read_table
+from mmfusion.cohort.table import MISSING, Problem, as_rows, listed, no_column, read_table
 from mmfusion.errors import ManifestError, ReadError
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def _read(path: Path, title: str, key: str, prefix: str, root: Path) -> _Table:
     if key not in header:
         raise ManifestError(listed([no_column(key, header, title)], title))
     table, at = _Table([name for name in header if name != key]), dict[str, int]()
-    for line, cells in lines:
-        row = dict(zip(header, cells, strict=False))
+    for line, row in as_rows(header, lines, title):
         who = row.pop(key, "").removeprefix(prefix)
         if who in at:
             problem = f"{key} is that of line {at[who]} again"
@@ -104,6 +103,8 @@ def _units(path: Path) -> dict[str, str]:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ReadError(f"{path} is not JSON ({error}); correct or remove it.") from None
+    if not isinstance(found, dict):
+        raise ReadError(f"{path} holds no fields; an object of columns is expected. Correct or remove it.")
     return {name: str(about.get("Units", "")) for name, about in found.items() if isinstance(about, dict)}
 
 
@@ -115,6 +116,10 @@ def _names(file: str, table: _Table, label: str, notes: list[str]) -> dict[str, 
         said = table.units.get(column, "")
         if column == label:
             out[column] = "label"
+        elif name and said == unit and name in table.header:
+            raise ManifestError(
+                f"{file}.tsv has columns {column} (in {unit}) and {name}, which mean the same. Delete one of them."
+            )
         elif name and said == unit:
             out[column] = name
         elif column not in _TAKEN_OVER and (column in RESERVED or is_modality_key(column)):

@@ -7,7 +7,7 @@ from contextlib import suppress
 from glob import escape
 from typing import TYPE_CHECKING
 
-from mmfusion.io import sidecar_of, split_series
+from mmfusion.io import sidecar_of, split_series, voxels_file_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +31,8 @@ def files_of(path: Path) -> list[Path]:
     if path.is_dir():
         found = path.rglob("*")
     elif path.suffix.lower() in _HEADERS:
-        found = path.parent.glob(f"{escape(path.stem)}.*")
+        named = {voxels_file_of(path)} if path.suffix.lower() in (".mhd", ".nhdr") else set()
+        found = {*path.parent.glob(f"{escape(path.stem)}.*"), *named}
     elif not path.name.lower().endswith(_WHOLE):
         found = path.parent.iterdir()
     with suppress(OSError):  # a folder that is gone

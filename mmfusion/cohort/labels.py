@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.cohort.table import MISSING, Problem, listed, no_column, read_table
+from mmfusion.cohort.table import MISSING, Problem, as_rows, listed, no_column, read_table
 from mmfusion.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def join_labels(
 
     Raises:
         ReadError: the table does not exist or is not text.
-        ManifestError: a column is missing, two rows of a subject contradict each other, a case already has
-            another label, or no subject matches.
+        ManifestError: a column is missing or there twice, a row has more cells than the header, two rows of a
+            subject contradict each other, a case already has another label, or no subject matches.
     """
     path = Path(labels_file)
     header, rows = read_table(path)
@@ -53,8 +53,7 @@ def join_labels(
     by_session = "session" in header and any(case.session for case in cases)
     labels: dict[tuple[str, ...], tuple[str, int]] = {}
     problems = []
-    for line, cells in rows:
-        row = dict(zip(header, cells, strict=False))
+    for line, row in as_rows(header, rows, path.name):
         subject = named(row[subject_column])
         key = (subject, row.get("session", "")) if by_session else (subject,)
         value = row.get(column, "")

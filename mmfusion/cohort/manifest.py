@@ -15,12 +15,11 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.cohort.table import MISSING, Problem, listed, no_column, read_table
+from mmfusion.cohort.table import MISSING, Problem, header_problems, listed, no_column, read_table, too_long
 from mmfusion.errors import ManifestError
 from mmfusion.io import split_series, write_csv
 
@@ -114,10 +113,7 @@ def parse_manifest(
     if "subject" not in header:
         return [], problems
     width = len(header)
-    for line, cells in rows:
-        if any(cells[width:]):
-            problem = f"the row has {len(cells)} cells, the header has {width}"
-            problems.append(Problem("error", line, "", "", problem, "Put cells that contain the separator in quotes."))
+    problems += too_long(rows, width)
     table = [
         (line, dict(zip(reversed(header), reversed((cells + [""] * width)[:width]), strict=True)))
         for line, cells in rows  # reversed: of two columns with one name the first counts
@@ -180,13 +176,7 @@ def order_modalities(names: Iterable[str]) -> list[str]:
 
 
 def _header_problems(header: list[str], file: str) -> list[Problem]:
-    problems = []
-    for name, count in Counter(header).items():
-        if not name:
-            problems.append(Problem("error", 1, "", "", "a column has no name", "Name it or delete it."))
-        elif count > 1:
-            problem = f"column {name} appears {count} times"
-            problems.append(Problem("error", 1, "", "", problem, "Rename or delete the others."))
+    problems = header_problems(header)
     if "subject" not in header:
         problems.append(no_column("subject", header, file))
     return problems

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+from collections import Counter
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from mmfusion.errors import ReadError
+from mmfusion.errors import ManifestError, ReadError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +82,41 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     if not rows:
         raise ReadError(f"{path} is empty; a header line with a column subject is needed.")
     return rows[0][1], rows[1:]
+
+
+def header_problems(header: Sequence[str], *, named: bool = True) -> list[Problem]:
+    """Columns of one name, and if ``named`` those without."""
+    problems = []
+    for name, count in Counter(header).items():
+        if not name and named:
+            problems.append(Problem("error", 1, "", "", "a column has no name", "Name it or delete it."))
+        elif name and count > 1:
+            problem = f"column {name} appears {count} times"
+            problems.append(Problem("error", 1, "", "", problem, "Rename or delete the others."))
+    return problems
+
+
+def too_long(rows: Sequence[tuple[int, list[str]]], width: int) -> list[Problem]:
+    """Rows with cells that no column has: those before them may be in the wrong column."""
+    remedy = "Put cells that contain the separator in quotes."
+    return [
+        Problem("error", line, "", "", f"the row has {len(cells)} cells, the header has {width}", remedy)
+        for line, cells in rows
+        if any(cells[width:])
+    ]
+
+
+def as_rows(
+    header: Sequence[str], rows: Sequence[tuple[int, list[str]]], file: str
+) -> list[tuple[int, dict[str, str]]]:
+    """Rows by the names of their columns; cells that are not there are empty.
+
+    Raises:
+        ManifestError: two columns of one name, or a row with more cells than columns.
+    """
+    if problems := [*header_problems(header, named=False), *too_long(rows, len(header))]:
+        raise ManifestError(listed(problems, file))
+    return [(line, dict(zip_longest(header, cells[: len(header)], fillvalue=""))) for line, cells in rows]
 
 
 def no_column(name: str, header: Sequence[str], file: str) -> Problem:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.found import Index, Unused
-from mmfusion.cohort.manifest import VOLUME_SUFFIXES, Case, is_modality_key
+from mmfusion.cohort.manifest import MODALITIES, VOLUME_SUFFIXES, Case, is_modality_key
 from mmfusion.errors import ReadError
 from mmfusion.io import find_series
 
@@ -75,7 +75,8 @@ def index_tree(
     The mask is an RTSTRUCT or SEG that refers to a series of the row, or else shares its frame of reference.
 
     NIfTI and other volume files count as ``root/<subject>/<modality>.nii.gz`` or
-    ``root/<subject>/<modality>/<one file>``, where ``<modality>`` is a known key (or ``mask``) in any case.
+    ``root/<subject>/<modality>/<one file>``, where ``<modality>`` is a known key (or ``mask``) in any case;
+    with ``pseudonyms`` only a plain one, or one with a known sequence behind it (``mr_t1gd``).
 
     Args:
         root: the folder to walk, absolute.
@@ -303,7 +304,7 @@ def _join_files(
             subject = next(iter(within[folder.name]))
         for name, path, count in _volume_files(folder):
             sessions = rows.get(subject, [])
-            reason, known = "", name == "mask" or is_modality_key(name)
+            reason, known = "", name == "mask" or (is_modality_key(name) if named is str else _is_plain_key(name))
             if not known:
                 reason = "its name is not a modality"
             elif count > 1:
@@ -320,6 +321,12 @@ def _join_files(
                 row.mask = path
             else:
                 row.images[name] = path
+
+
+def _is_plain_key(name: str) -> bool:
+    """True for a known key, alone or with the name of a known sequence behind it: no other text of a file's name."""
+    key, _, sequence = name.partition("_")
+    return key in MODALITIES and sequence in ("", *(word for word, _ in _SEQUENCES))
 
 
 def _volume_files(folder: Path) -> list[tuple[str, Path, int]]:

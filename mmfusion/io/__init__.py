@@ -10,6 +10,7 @@ from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import sidecar_of
 from mmfusion.io.suv import PET_DETAILS
 from mmfusion.io.suv_dicom import suv_factor
+from mmfusion.io.text_headers import voxels_file_of
 from mmfusion.io.transform_files import load_transform, save_transform
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Series",
     "split_series",
     "sidecar_of",
+    "voxels_file_of",
     "load_mask",
     "save_volume",
     "save_transform",

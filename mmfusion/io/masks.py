@@ -80,8 +80,7 @@ def _only_mask(folder: Path) -> Path:
         if header is not None and header.get("Modality") in ("RTSTRUCT", "SEG"):
             masks.append(entry)
     if len(masks) != 1:
-        names = f": {', '.join(entry.name for entry in masks[:5])}" if masks else ""
-        raise ReadError(f"folder {folder} holds {len(masks)} masks{names}; exactly one is expected, or give the file")
+        raise ReadError(f"folder {folder} holds {len(masks)} masks; exactly one is expected, or give the file")
     return masks[0]
 
 

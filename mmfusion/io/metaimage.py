@@ -42,7 +42,7 @@ def open_metaimage(path: Path, *, kind: str = "", frame: str | int | None = None
         raise ReadError(
             f"{path} has {reader.GetNumberOfComponents()} values a voxel (a vector or color image); one is expected"
         )
-    if path.suffix.lower() == ".nrrd" and not reader.HasMetaDataKey("NRRD_space"):
+    if path.suffix.lower() in (".nrrd", ".nhdr") and not reader.HasMetaDataKey("NRRD_space"):
         raise OrientationError(
             f"{path} names no space; left and right are unknown. Export it with its space (left-posterior-superior)"
         )

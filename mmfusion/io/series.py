@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from pydicom import Dataset
 
-_NEEDED = {*IDENTITY, *GEOMETRY, "RescaleSlope", "RescaleIntercept"}
+_SUV_DEPENDS_ON = ("ActualFrameDuration", "SUVType", "TimezoneOffsetFromUTC")  # absent, they mean something else
+_NEEDED = {*IDENTITY, *GEOMETRY, "RescaleSlope", "RescaleIntercept", *_SUV_DEPENDS_ON}
 _TELLING = ("ImagePositionPatient", *FRAMES, "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime")
 _Files = list[tuple[DicomFile, "Dataset"]]
 

@@ -36,6 +36,7 @@ _SUV_UNITS = {
     "g/ml": "",
     "gml": "",
 }  # "": not said
+_DOSES_MBQ = (0.1, 10_000.0)
 _MBQ = {"bq": 1e-6, "kbq": 1e-3, "mbq": 1.0, "gbq": 1e3}
 HALF_LIVES_S = {
     "C11": 1221.84, "N13": 597.9, "O15": 122.24, "F18": 6586.2, "Cu64": 45723.6, "Ga68": 4062.6, "Br76": 58320.0,
@@ -63,6 +64,21 @@ def sidecar_of(path: Path) -> Path:
     return path.with_name(re.sub(r"(\.nii)?(\.gz)?$|\.(hdr|img)$", "", path.name, flags=re.IGNORECASE) + ".json")
 
 
+def _inherited(source: Path) -> Path | None:
+    """A JSON file of its BIDS tree that applies to a PET file beside its own sidecar, by the inheritance principle."""
+    above = [source.absolute().parent, *source.absolute().parent.parents]
+    roots = [n for n, folder in enumerate(above) if (folder / "dataset_description.json").is_file()]
+    if not source.name.startswith("sub-") or not roots:
+        return None
+    own = sidecar_of(source).stem.split("_")
+    for folder in above[: roots[0] + 1]:
+        for path in sorted(folder.glob("*pet.json")):
+            *entities, suffix = path.stem.split("_")
+            if path.name != sidecar_of(source).name and suffix == own[-1] and set(entities) <= set(own):
+                return path
+    return None
+
+
 def apply_sidecar(opened: Opened, frame: int | None, suv: str, pet: Mapping[str, Any] | None) -> None:
     """Let a PET file come in SUV by what its sidecar says, if it has one; the manifest overrides it.
 
@@ -74,9 +90,15 @@ def apply_sidecar(opened: Opened, frame: int | None, suv: str, pet: Mapping[str,
 
     Raises:
         ReadError: the sidecar is damaged.
-        UnitsError: it lacks something, contradicts itself, or says that the values are another SUV.
+        UnitsError: a JSON further up in its BIDS tree applies, too; or the sidecar lacks something, contradicts
+            itself, or says that the values are another SUV.
     """
     path = sidecar_of(opened.source)
+    if inherited := _inherited(opened.source):
+        raise UnitsError(
+            f"{opened.source}: fields of its PET-BIDS sidecar may be inherited from {inherited}, which is not read. "
+            f"Put all fields into {path}"
+        )
     if not path.is_file():
         return
     try:
@@ -203,12 +225,18 @@ def _body(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _dose_mbq(fields: Mapping[str, Any]) -> float | None:
     dose, units = _number(fields, "InjectedRadioactivity"), str(_value(fields, "InjectedRadioactivityUnits") or "")
-    if not dose:
+    if dose is None:
         return None
     if _lower(units) not in _MBQ:
         found = f"is {units}" if units else "is missing"
         raise ValueError(f"InjectedRadioactivityUnits {found}; Bq, kBq, MBq or GBq is expected")
-    return dose * _MBQ[_lower(units)]
+    dose_mbq = dose * _MBQ[_lower(units)]
+    if not _DOSES_MBQ[0] <= dose_mbq <= _DOSES_MBQ[1]:
+        raise ValueError(
+            f"InjectedRadioactivity is {dose_mbq:g} MBq; {_DOSES_MBQ[0]:g} to {_DOSES_MBQ[1]:g} MBq is expected. "
+            "Correct it or its units, or give dose_mbq in the manifest"
+        )
+    return dose_mbq
 
 
 def _half_life_s(fields: Mapping[str, Any]) -> float | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmfusion.errors import UnitsError
 from mmfusion.io.suv import body_of, given, mean_decay, suv_per_bq
 from mmfusion.io.tags import listed, number, private
-from mmfusion.io.times import MAX_HALF_LIVES, clock, elapsed_s, joined, parse_time
+from mmfusion.io.times import MAX_HALF_LIVES, clock, elapsed_s, has_offset, parse_offset, parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,6 +28,12 @@ _TAG_NAMES = {
     "acquisition_time": "AcquisitionTime (0008,0032)",
     "half_life_s": "RadionuclideHalfLife (0018,1075)",
 }
+# The words of Units (0054,1001) by DICOM PS3.3, C.8.9.1; no other is told, since a damaged tag may hold a name.
+_UNITS = (
+    "CNTS", "NONE", "CM2", "CM2ML", "PCNT", "CPS", "BQML", "MGMINML", "UMOLMINML", "MLMING", "MLG", "1CM", "UMOLML",
+    "PROPCNTS", "PROPCPS", "MLMINML", "MLML", "GML", "STDDEV",
+)  # fmt: skip
+_SUV_TYPES = ("BW", "LBM", "LBMJAMES128", "LBMJANMA", "IBW", "BSA")
 _STORED = {"bw": ("BW",), "lbm": ("LBM", "LBMJANMA"), "bsa": ("BSA",)}  # SUVType (0054,1006) by kind
 
 
@@ -74,7 +80,8 @@ def suv_factor(
             )
         to_bq = philips_bq
     elif units != "BQML":
-        found = f"Units (0054,1001) is {units}" if units else "DICOM lacks Units (0054,1001)"
+        word = units if units in _UNITS else "no word of DICOM"
+        found = f"Units (0054,1001) is {word}" if units else "DICOM lacks Units (0054,1001)"
         raise UnitsError(f"{source}: SUV cannot be computed, {found}; BQML, GML, CM2ML or CNTS is needed")
     try:
         return to_bq * _bq_factor(header, suv, first_acquisition, dict(pet or {}), source)
@@ -92,9 +99,8 @@ def _refuse_other_suv(stored: str, suv: str, source: object) -> None:
     if stored in _STORED[suv]:
         return
     other = next((f"Use --suv {kind}, or export" for kind, words in _STORED.items() if stored in words), "Export")
-    raise UnitsError(
-        f"{source}: values are SUV normalized by {stored}, but SUV{suv} is wanted. {other} the scan as BQML"
-    )
+    by = f"by {stored}" if stored in _SUV_TYPES else "in a way that SUVType (0054,1006) has no word of DICOM for"
+    raise UnitsError(f"{source}: values are SUV normalized {by}, but SUV{suv} is wanted. {other} the scan as BQML")
 
 
 def _philips_factor(header: Dataset, element: int, source: object) -> float:
@@ -107,7 +113,7 @@ def _philips_factor(header: Dataset, element: int, source: object) -> float:
     factor = 0.0 if value in (None, "") else number(value)
     if factor is None or not 0 <= factor < float("inf"):
         raise UnitsError(
-            f"{source}: SUV cannot be computed, Philips' scale factor (7053,10{element:02x}) is '{value}', not a "
+            f"{source}: SUV cannot be computed, Philips' scale factor (7053,10{element:02x}) is not a "
             "positive number. Export it as BQML or SUVbw"
         )
     return factor
@@ -124,8 +130,9 @@ def _bq_factor(
             "attenuation. Give the corrected reconstruction"
         )
     if decay not in ("START", "ADMIN", "NONE") or ("DECY" in corrected) != (decay != "NONE"):
+        word = f"'{decay}'" if decay in ("", "START", "ADMIN", "NONE") else "no word of DICOM"
         raise UnitsError(
-            f"{source}: SUV cannot be computed, DecayCorrection (0054,1102) is '{decay}' and CorrectedImage "
+            f"{source}: SUV cannot be computed, DecayCorrection (0054,1102) is {word} and CorrectedImage "
             f"(0028,0051) {'has' if 'DECY' in corrected else 'lacks'} DECY; it cannot be known to which time the "
             "values refer. Export the scan again"
         )
@@ -150,8 +157,8 @@ def _bq_factor(
         injections = [parse_time(pet.get("injection_time"))]
         if injections[0] is None:
             injections = [
-                parse_time(tracer.get("RadiopharmaceuticalStartDateTime")),
-                parse_time(tracer.get("RadiopharmaceuticalStartTime")),
+                _moment(header, tracer.get("RadiopharmaceuticalStartDateTime"), "RadiopharmaceuticalStartDateTime"),
+                _moment(header, tracer.get("RadiopharmaceuticalStartTime"), "RadiopharmaceuticalStartTime"),
             ]
         if scan is None:
             missing.append("acquisition_time")
@@ -176,15 +183,48 @@ def _bq_factor(
         )
     factor = suv_per_bq(body, suv, dose, half_life, elapsed)
     if decay == "NONE":  # the measured mean over the frame, brought back to the frame's start
-        factor *= mean_decay((number(header.get("ActualFrameDuration")) or 0.0) / 1e3, half_life)
+        duration_ms = number(header.get("ActualFrameDuration"))
+        if not duration_ms or duration_ms < 0:
+            raise UnitsError(
+                f"{source}: SUV cannot be computed, DICOM lacks ActualFrameDuration (0018,1242), over which values "
+                "that are not decay corrected are a mean. Export the scan again"
+            )
+        factor *= mean_decay(duration_ms / 1e3, half_life)
     return factor
 
 
 def _acquired(header: Dataset) -> datetime | timedelta | None:
-    """When the slice was acquired."""
-    return parse_time(header.get("AcquisitionDateTime")) or joined(
-        header.get("AcquisitionDate") or header.get("SeriesDate"), header.get("AcquisitionTime")
-    )
+    """When the slice was acquired; a time with an offset that the others lack counts if there is no other."""
+    full = _moment(header, header.get("AcquisitionDateTime"), "AcquisitionDateTime")
+    if full is not None and not has_offset(full):
+        return full
+    day = header.get("AcquisitionDate") or header.get("SeriesDate")
+    parts = _moment(header, _date_time(day, header.get("AcquisitionTime")), "AcquisitionTime")
+    return full if parts is None else parts
+
+
+def _date_time(day: Any, time: Any) -> str:
+    """A date, which may be absent, and a time as one text; empty without a time."""
+    return f"{day or ''}{' ' if day else ''}{time}" if time else ""
+
+
+def _moment(header: Dataset, value: Any, tag: str) -> datetime | timedelta | None:
+    """A time of a header on its local clock; it keeps an offset from UTC only if the header does not say its own.
+
+    Raises:
+        ValueError: it is no time. The value is not told: that of a damaged tag may be any other, such as a name.
+    """
+    try:
+        when = parse_time(value)
+    except ValueError:
+        raise ValueError(f"{tag} is not a time. Give injection_time and acquisition_time in the manifest") from None
+    try:
+        zone = parse_offset(header.get("TimezoneOffsetFromUTC"))
+    except ValueError:
+        raise ValueError("TimezoneOffsetFromUTC (0008,0201) is not an offset from UTC. Export the scan again") from None
+    if isinstance(when, datetime) and when.tzinfo and zone:
+        return when.astimezone(zone).replace(tzinfo=None)
+    return when
 
 
 def earliest_acquisition(headers: Iterable[Dataset]) -> datetime | timedelta | None:
@@ -195,14 +235,17 @@ def earliest_acquisition(headers: Iterable[Dataset]) -> datetime | timedelta | N
         return None  # suv_factor names the broken tag, if it matters
     # with dates on some slices only, clock times cannot be compared with them
     dated = [time for time in times if isinstance(time, datetime)]
+    dated = [time for time in dated if not has_offset(time)] or dated  # nor those without an offset with the others
     return min(dated) if dated else min((time for time in times if isinstance(time, timedelta)), default=None)
 
 
 def _reference_time(header: Dataset, acquired: datetime | timedelta | None) -> datetime | timedelta | None:
     """The time that START-corrected values refer to."""
-    series = joined(header.get("SeriesDate"), header.get("SeriesTime"))
-    if isinstance(series, datetime) and isinstance(acquired, datetime):
+    series = _moment(header, _date_time(header.get("SeriesDate"), header.get("SeriesTime")), "SeriesTime")
+    if isinstance(series, datetime) and isinstance(acquired, datetime) and not has_offset(acquired):
         late = series > acquired
     else:
         late = series is not None and acquired is not None and clock(series) > clock(acquired)
-    return parse_time(private(header, 0x0009, "GEMS_PETD_01", 0x0D)) or acquired if late or series is None else series
+    if series is not None and not late:
+        return series
+    return _moment(header, private(header, 0x0009, "GEMS_PETD_01", 0x0D), "GE's (0009,100d)") or acquired

@@ -42,6 +42,7 @@ VALUES: tuple[str | int, ...] = (
     "RescaleSlope", "RescaleIntercept", "Units", "SUVType", "CorrectedImage", "DecayCorrection",
     "PatientWeight", "PatientSize", "PatientSex", "RadiopharmaceuticalInformationSequence", "SeriesDate", "SeriesTime",
     "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ActualFrameDuration",
+    "TimezoneOffsetFromUTC",
     *_private_tags(0x0009, 0x0D),  # GE: date and time of the scan
     *_private_tags(0x7053, 0x00, 0x09),  # Philips: SUV, and Bq/mL, per stored value
 )  # fmt: skip

@@ -70,11 +70,21 @@ def check_text_header(path: Path) -> None:
         held = _unpacked_length(voxels)
     if held < needed or held <= 0:
         raise ReadError(
-            f"{path} cannot be read: its header promises {needed:,} bytes of voxels, {voxels.file.name} holds "
+            f"{path} cannot be read: its header promises {needed:,} bytes of voxels, {voxels.file} holds "
             f"{max(0, held):,}. Copy or export it again"
         )
     if voxels.coding == "packed":
         refuse_bomb(voxels.file, voxels.count, voxels.length)
+
+
+def voxels_file_of(path: Path) -> Path:
+    """The file that holds the voxels of a MetaImage or NRRD header: the one it names, or itself if it is damaged."""
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(_LONGEST_HEADER)
+        return (_nrrd(path, raw) if path.suffix.lower() in (".nrrd", ".nhdr") else _meta(path, raw)).file
+    except (KeyError, ValueError, OSError, ReadError):
+        return path
 
 
 def _meta(path: Path, raw: bytes) -> _Voxels:

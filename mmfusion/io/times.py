@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 MAX_HALF_LIVES = 10.0
 """An injection that lies longer before the scan is a mistake in a date or time."""
 
 _DAY_S = 86400.0
-_TIME = re.compile(r"(?:(\d{4})-?(\d\d)-?(\d\d)[ T]?)?(\d\d):?(\d\d)(?::?(\d\d)(\.\d+)?)?\s*(?:[+-]\d\d:?\d\d|Z)?")
+_TIME = re.compile(r"(?:(\d{4})-?(\d\d)-?(\d\d)[ T]?)?(\d\d):?(\d\d)(?::?(\d\d)(\.\d+)?)?\s*([+-]\d\d:?\d\d|Z)?")
 
 
 def parse_time(value: Any) -> datetime | timedelta | None:
     """A clock time (as time since midnight) or a date with time, in DICOM's or ISO form; None if there is none.
 
-    ``084500``, ``08:45``, ``08:45:00.5``, ``20240102084500``, ``2024-01-02T08:45:00``.
+    ``084500``, ``08:45``, ``08:45:00.5``, ``20240102084500``, ``2024-01-02T08:45:00``. A date with time keeps its
+    offset from UTC, if it has one (``+0100``, ``+01:00``, ``Z``).
 
     Raises:
-        ValueError: the text is something else.
+        ValueError: the text is something else, or a clock time with an offset, for which the date is needed.
     """
     text = str(value if value is not None else "").strip()
     if not text:
@@ -27,16 +28,28 @@ def parse_time(value: Any) -> datetime | timedelta | None:
     match = _TIME.fullmatch(text)
     if not match:
         raise ValueError(f"'{text}' is not a time; 08:45:00 or 2024-01-02T08:45:00 is expected")
-    year, month, day, hour, minute, second, fraction = match.groups()
+    year, month, day, hour, minute, second, fraction, offset = match.groups()
     clock = timedelta(hours=int(hour), minutes=int(minute), seconds=int(second or 0) + float(fraction or 0))
+    if not year and offset:
+        raise ValueError(f"'{text}' has an offset from UTC, but no date. Give both, as 2024-01-02T08:45:00+01:00")
     if not year:
         return clock
-    return datetime(int(year), int(month), int(day)) + clock
+    return datetime(int(year), int(month), int(day), tzinfo=parse_offset(offset)) + clock
 
 
-def joined(day: Any, time: Any) -> datetime | timedelta | None:
-    """Two DICOM values, a date and a time, as one; the date may be absent."""
-    return parse_time(f"{day or ''}{' ' if day else ''}{time}") if time else None
+def parse_offset(value: Any) -> tzinfo | None:
+    """An offset from UTC, as ``+0100``, ``-05:00`` or ``Z``; None if there is none.
+
+    Raises:
+        ValueError: the text is something else.
+    """
+    text = str(value if value is not None else "").strip().replace("Z", "+0000")
+    if not text:
+        return None
+    match = re.fullmatch(r"([+-])(\d\d):?(\d\d)", text)
+    if not match:
+        raise ValueError("an offset from UTC must be like +0100")
+    return timezone((1 if match[1] == "+" else -1) * timedelta(hours=int(match[2]), minutes=int(match[3])))
 
 
 def elapsed_s(
@@ -46,20 +59,45 @@ def elapsed_s(
 
     A clock time without a date means the last time before the scan that the clock showed it, so an injection
     before midnight is one of the day before. A full date that lies after the scan or long before it (dates moved by
-    anonymization) is passed over.
+    anonymization) is passed over, and so is one with an offset from UTC if the scan has none, or the other way round.
+
+    Raises:
+        ValueError: the clock alone does not say the day, since the tracer lives longer than one; or only one of the
+            two has an offset.
     """
+    one_offset = False
     for injection in injections:
         if injection is None:
             continue
+        if has_offset(injection) != has_offset(scan):
+            one_offset = True
+            continue
         if isinstance(injection, datetime) and isinstance(scan, datetime):
             seconds = (scan - injection).total_seconds()
+        elif MAX_HALF_LIVES * half_life_s > _DAY_S:
+            raise ValueError(
+                f"a half-life of {half_life_s:g} s lets the injection lie days before the scan, and one of them has no "
+                "date that can be used. Give injection_time and acquisition_time with dates in the manifest"
+            )
         else:
             seconds = (clock(scan) - clock(injection)).total_seconds() % _DAY_S
         if 0 <= seconds <= MAX_HALF_LIVES * half_life_s:
             return seconds
+    if one_offset:
+        raise ValueError(
+            "only one of injection and scan has an offset from UTC. Give injection_time and acquisition_time in the "
+            "manifest, both with it or both without"
+        )
     return None
+
+
+def has_offset(when: datetime | timedelta) -> bool:
+    """Whether it is a date with time that says its offset from UTC."""
+    return isinstance(when, datetime) and when.tzinfo is not None
 
 
 def clock(when: datetime | timedelta) -> timedelta:
     """The time since midnight."""
-    return when - datetime.combine(when.date(), datetime.min.time()) if isinstance(when, datetime) else when
+    return (
+        when - datetime.combine(when.date(), datetime.min.time(), when.tzinfo) if isinstance(when, datetime) else when
+    )
