@@ -146,7 +146,7 @@ def test_frames_corrected_to_the_start_share_one_factor(tmp_path):
 def test_frames_without_decay_correction_are_corrected_one_by_one(tmp_path):
     times = [{"AcquisitionTime": clock} for clock in ("100000", "110000", "120000")]
     frames = [np.abs(stored) for stored in FRAMES]
-    uncorrected = {"DecayCorrection": "NONE", "CorrectedImage": ["ATTN"]}
+    uncorrected = {"DecayCorrection": "NONE", "CorrectedImage": ["ATTN"], "ActualFrameDuration": 1}  # ms
     write_dynamic(tmp_path, None, times, frames, **(pet_tags() | uncorrected))
     suv = [turned(stored) * 70e3 / (350e6 / 2**hours) for hours, stored in enumerate(frames, 1)]
     np.testing.assert_allclose(load_volume(tmp_path, frame="last").array, suv[2], rtol=1e-6)

@@ -97,7 +97,7 @@ def _since_first(found: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], s
         times: list[Any] = [joined(*value) if len(value) == 2 else parse_time(value[0]) for value in found]
     except ValueError:
         return [], _CLOCK
-    if len({type(time) for time in times}) > 1:
+    if len({(type(time), getattr(time, "tzinfo", None) is None) for time in times}) > 1:
         return [], _CLOCK
     last, unit = max(times), _CLOCK
     if isinstance(last, timedelta) and last - min(times) > _HALF_DAY:

@@ -37,6 +37,11 @@ def parse_time(value: Any) -> datetime | timedelta | None:
     return datetime(int(year), int(month), int(day), tzinfo=parse_offset(offset)) + clock
 
 
+def joined(day: Any, time: Any) -> datetime | timedelta | None:
+    """Two DICOM values, a date and a time, as one; the date may be absent."""
+    return parse_time(f"{day or ''}{' ' if day else ''}{time}") if time else None
+
+
 def parse_offset(value: Any) -> tzinfo | None:
     """An offset from UTC, as ``+0100``, ``-05:00`` or ``Z``; None if there is none.
 
