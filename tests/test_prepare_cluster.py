@@ -58,6 +58,7 @@ def troubled(case, order):
     return room._prepare_one(case, order)
 
 
+@pytest.mark.slow
 def test_a_case_that_crashes_harms_no_other_and_no_worker(made, address, tmp_path, monkeypatch):
     with distributed.Client(address, set_as_default=False) as client:
         before = client.run(os.getpid)
@@ -74,6 +75,7 @@ def test_a_job_that_hangs_is_ended(address):
         pool.submit(time.sleep, 600).result()
 
 
+@pytest.mark.slow
 def test_a_lost_worker_gives_its_job_to_another(address):
     with distributed.Client(address, set_as_default=False) as client, Cluster(address) as pool:
         job = pool.submit(time.sleep, 4)

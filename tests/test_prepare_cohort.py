@@ -510,7 +510,7 @@ def troubled(case, order):
     [
         ("import ctypes; ctypes.string_at(0)", "its process was ended by SIGSEGV"),
         ("import os; os.kill(os.getpid(), 9)", "its process was ended by SIGKILL, most likely for lack of memory"),
-        ("import time; time.sleep(600)", "took longer than 30 s"),
+        pytest.param("import time; time.sleep(600)", "took longer than 30 s", marks=pytest.mark.slow),
     ],
     ids=["crash", "kill", "hang"],
 )
