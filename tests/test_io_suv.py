@@ -57,6 +57,13 @@ def test_injection_before_midnight_and_the_full_date_and_time():
     assert suv_factor(header(tracer=full, **night)) == pytest.approx(ONE_HOUR)
 
 
+def test_the_first_slice_of_a_scan_across_midnight_is_that_of_the_evening():
+    clocks = ("000500", "235500", "001000")
+    headers = [header(without=("SeriesDate", "AcquisitionDate"), AcquisitionTime=clock) for clock in clocks]
+    assert earliest_acquisition(headers) == parse_time("235500")
+    assert earliest_acquisition([]) is None
+
+
 def test_a_date_moved_by_anonymization_gives_way_to_the_clock():
     moved = {"RadiopharmaceuticalStartDateTime": "20190501090000"}
     assert suv_factor(header(tracer=moved)) == pytest.approx(ONE_HOUR)

@@ -10,10 +10,9 @@ from typing import Any
 from mmfusion.errors import ReadError
 from mmfusion.io.slices import Slice, frame_tag, places
 from mmfusion.io.tags import number
-from mmfusion.io.times import joined, parse_time
+from mmfusion.io.times import joined, parse_time, past_midnight
 
 _CLOCK = "s after the first"  # dates and times are told by this alone: they identify a patient's visit
-_DAY, _HALF_DAY = timedelta(days=1), timedelta(hours=12)
 _TAGS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     # functional group of a multi-frame object, tags (the last one names the frame), unit
     ("FrameContentSequence", ("TemporalPositionIndex",), ""),
@@ -99,10 +98,9 @@ def _since_first(found: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], s
         return [], _CLOCK
     if len({(type(time), getattr(time, "tzinfo", None) is None) for time in times}) > 1:
         return [], _CLOCK
-    last, unit = max(times), _CLOCK
-    if isinstance(last, timedelta) and last - min(times) > _HALF_DAY:
-        times = [time + _DAY if last - time > _HALF_DAY else time for time in times]
-        unit += ", past midnight"
+    unit = _CLOCK
+    if isinstance(times[0], timedelta) and (moved := past_midnight(times)) != times:
+        times, unit = moved, f"{unit}, past midnight"
     first = min(times)
     return [(f"{(time - first).total_seconds():.10g}",) for time in times], unit
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmfusion.errors import UnitsError
 from mmfusion.io.suv import body_of, given, mean_decay, suv_per_bq
 from mmfusion.io.tags import listed, number, private
-from mmfusion.io.times import MAX_HALF_LIVES, clock, elapsed_s, has_offset, parse_offset, parse_time
+from mmfusion.io.times import MAX_HALF_LIVES, clock, elapsed_s, has_offset, parse_offset, parse_time, past_midnight
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -236,7 +236,7 @@ def earliest_acquisition(headers: Iterable[Dataset]) -> datetime | timedelta | N
     # with dates on some slices only, clock times cannot be compared with them
     dated = [time for time in times if isinstance(time, datetime)]
     dated = [time for time in dated if not has_offset(time)] or dated  # nor those without an offset with the others
-    return min(dated) if dated else min((time for time in times if isinstance(time, timedelta)), default=None)
+    return min(dated or past_midnight([time for time in times if isinstance(time, timedelta)]), default=None)
 
 
 def _reference_time(header: Dataset, acquired: datetime | timedelta | None) -> datetime | timedelta | None:

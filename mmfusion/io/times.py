@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, timezone, tzinfo
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_HALF_LIVES = 10.0
 """An injection that lies longer before the scan is a mistake in a date or time."""
@@ -40,6 +43,12 @@ def parse_time(value: Any) -> datetime | timedelta | None:
 def joined(day: Any, time: Any) -> datetime | timedelta | None:
     """Two DICOM values, a date and a time, as one; the date may be absent."""
     return parse_time(f"{day or ''}{' ' if day else ''}{time}") if time else None
+
+
+def past_midnight(times: Sequence[timedelta]) -> list[timedelta]:
+    """Clock times of one scan with a day added to those after midnight, if they lie more than 12 hours apart."""
+    last = max(times, default=timedelta())
+    return [time + timedelta(days=1) if last - time > timedelta(hours=12) else time for time in times]
 
 
 def parse_offset(value: Any) -> tzinfo | None:
