@@ -19,7 +19,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-from io_dicom import new_file, save, voxels, write_series
+from io_dicom import item, new_file, save, voxels, write_series
 from pydicom import Dataset, dcmread
 from pydicom.uid import EnhancedMRImageStorage, RTStructureSetStorage, SegmentationStorage
 
@@ -90,27 +90,17 @@ def make_seeds(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _item(**groups: dict[str, Any]) -> Dataset:
-    outer = Dataset()
-    for name, tags in groups.items():
-        inner = Dataset()
-        for tag, value in tags.items():
-            setattr(inner, tag, value)
-        setattr(outer, name, [inner])
-    return outer
-
-
 def _frames(dataset: Dataset, count: int, **own: Any) -> Dataset:
     dataset.NumberOfFrames = count
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.SharedFunctionalGroupsSequence = [
-        _item(
+        item(
             PlaneOrientationSequence={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
             PixelMeasuresSequence={"PixelSpacing": [1.1, 0.8], "SliceThickness": 2.5},
         )
     ]
     dataset.PerFrameFunctionalGroupsSequence = [
-        _item(PlanePositionSequence={"ImagePositionPatient": [-10, 20, 30 + 2.5 * n]}, **own) for n in range(count)
+        item(PlanePositionSequence={"ImagePositionPatient": [-10, 20, 30 + 2.5 * n]}, **own) for n in range(count)
     ]
     return dataset
 
@@ -379,8 +369,8 @@ def disagreement(path: Path, array: np.ndarray) -> str:
 
 def _rescaled(dataset: Dataset) -> np.ndarray:
     array = dataset.pixel_array.astype(float)
-    for plane, item in zip(array, dataset.get("PerFrameFunctionalGroupsSequence", []), strict=False):
-        dataset.update(item.PixelValueTransformationSequence[0])
+    for plane, group in zip(array, dataset.get("PerFrameFunctionalGroupsSequence", []), strict=False):
+        dataset.update(group.PixelValueTransformationSequence[0])
         plane[...] = plane * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
     if dataset.get("PerFrameFunctionalGroupsSequence"):
         return array

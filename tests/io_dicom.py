@@ -111,13 +111,13 @@ def write_enhanced(folder: Path, stored: np.ndarray, positions, groups) -> None:
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
     dataset.PixelData = np.ascontiguousarray(stored.T.astype("<i2")).tobytes()
     dataset.SharedFunctionalGroupsSequence = [
-        _item(
+        item(
             PlaneOrientationSequence={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
             PixelMeasuresSequence={"PixelSpacing": [1.1, 0.8], "SliceThickness": 2.5},
         )
     ]
     dataset.PerFrameFunctionalGroupsSequence = [
-        _item(
+        item(
             PlanePositionSequence={"ImagePositionPatient": [-10, 20, 30 + 2.5 * position]},
             PixelValueTransformationSequence={"RescaleSlope": 1, "RescaleIntercept": 0},
             **own,
@@ -127,14 +127,15 @@ def write_enhanced(folder: Path, stored: np.ndarray, positions, groups) -> None:
     save(dataset, folder / "one.dcm")
 
 
-def _item(**groups) -> Dataset:
-    item = Dataset()
+def item(**groups) -> Dataset:
+    """A data set of sequences with one item each, by name: its tags."""
+    outer = Dataset()
     for name, tags in groups.items():
         inner = Dataset()
         for tag, value in tags.items():
             setattr(inner, tag, value)
-        setattr(item, name, [inner])
-    return item
+        setattr(outer, name, [inner])
+    return outer
 
 
 def voxels(shape=(7, 5, 6), seed=0) -> np.ndarray:

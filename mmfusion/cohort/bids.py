@@ -6,7 +6,6 @@ words: ``sub-X/[ses-Y/]ct/*_ct.nii.gz`` and ``derivatives/<any>/sub-X/[ses-Y/]<d
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from mmfusion.cohort.bids_tables import session_facts
 from mmfusion.cohort.found import Index, Unused
 from mmfusion.cohort.manifest import Case
 from mmfusion.errors import ReadError
+from mmfusion.io import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -88,10 +88,7 @@ def is_bids(root: Path) -> bool:
     path = root / "dataset_description.json"
     if not path.is_file():
         return False
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ReadError(f"{path} is not JSON ({error}); correct it, or remove it if this is no BIDS tree.") from None
+    found = read_json(path, "the description of a BIDS tree")
     return isinstance(found, dict) and "BIDSVersion" in found
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.cohort.labels import few
 from mmfusion.cohort.manifest import RESERVED, is_modality_key
 from mmfusion.cohort.table import MISSING, Problem, as_rows, listed, no_column, read_table
-from mmfusion.errors import ManifestError, ReadError
+from mmfusion.errors import ManifestError
+from mmfusion.io import read_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -99,12 +99,7 @@ def _units(path: Path) -> dict[str, str]:
     """Units of columns by the JSON of a table (BIDS, "Tabular files")."""
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ReadError(f"{path} is not JSON ({error}); correct or remove it.") from None
-    if not isinstance(found, dict):
-        raise ReadError(f"{path} holds no fields; an object of columns is expected. Correct or remove it.")
+    found = read_fields(path, "an object of columns")
     return {name: str(about.get("Units", "")) for name, about in found.items() if isinstance(about, dict)}
 
 

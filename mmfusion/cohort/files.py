@@ -43,6 +43,8 @@ def files_of(path: Path) -> list[Path]:
 def without_paths(message: str, case: Case) -> str:
     """The message with the files of a case named by modality and number: paths and names may hold a patient's."""
     known: dict[str, str] = {}
+    if not message:
+        return message
     for name, path in scans_of(case).items():
         files = files_of(path)
         for n, file in enumerate(files, 1):
@@ -52,7 +54,8 @@ def without_paths(message: str, case: Case) -> str:
                 known[file.name] = called
         known |= {str(place): name for place in (path, path.absolute(), path.absolute().parent)}
     before = "|".join(f"{re.escape(name)} (?:file )?" for name in scans_of(case)) + "|folder "
-    for text in sorted(known, key=len, reverse=True):  # a path before those that begin like it
+    there = [text for text in known if text in message]  # a search for each of some hundred names takes long
+    for text in sorted(there, key=len, reverse=True):  # a path before those that begin like it
         pattern = rf"(?:\b(?:{before}))?(?<![\w.-]){re.escape(text)}(?![\w-])(?:/[^\s:;,'\"]*)?"
         message = re.sub(pattern, known[text].replace("\\", r"\\"), message)
     return message

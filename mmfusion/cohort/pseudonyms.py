@@ -57,7 +57,8 @@ def read_pseudonyms(key_file: str | Path, tree: Path) -> Pseudonyms:
         raise OptionError(f"key file {path} lies inside {tree}: who gets the scans gets the key. Keep it elsewhere")
     try:
         if not path.exists():
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # Path.open sets no mode
+            with os.fdopen(handle, "w") as file:
                 file.write(secrets.token_hex(32) + "\n")
         key = path.read_bytes().strip()
     except OSError as error:

@@ -1,6 +1,6 @@
 """Files to volumes in RAS+ mm with physical units, and back."""
 
-from mmfusion.io.files import atomic_path, write_csv, write_json, write_text
+from mmfusion.io.files import atomic_path, read_fields, read_json, write_csv, write_json, write_text
 from mmfusion.io.header import Header, kind_of
 from mmfusion.io.index import Series, find_series
 from mmfusion.io.load import load_volume, read_header
@@ -30,6 +30,8 @@ __all__ = [
     "suv_factor",
     "PET_DETAILS",
     "atomic_path",
+    "read_fields",
+    "read_json",
     "write_csv",
     "write_json",
     "write_text",

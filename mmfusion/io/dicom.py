@@ -181,9 +181,11 @@ def _read_into(
     slopes = np.array([1.0 if piece.slope is None else piece.slope for piece in slices]) * factors
     intercepts = np.array([piece.intercept or 0.0 for piece in slices]) * factors
     for part in slabs(out.shape, voxel_bytes=2):
-        stored = np.empty((len(slices[part]), *out.shape[1::-1]), _plane(slices[part][0], decoded).dtype)
+        stored = np.empty(0)
         for n, piece in enumerate(slices[part]):
             plane = _plane(piece, decoded)
+            if n == 0:
+                stored = np.empty((len(slices[part]), *plane.shape), plane.dtype)
             stored = stored.astype(np.result_type(stored, plane), copy=False)  # slices may differ in it
             stored[n] = plane
         fill(out[:, :, part], stored.T, slopes[part], intercepts[part])

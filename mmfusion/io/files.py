@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and reading JSON that others wrote."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from mmfusion.errors import ReadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +44,32 @@ def write_text(text: str, path: str | Path) -> None:
 def write_json(obj: Any, path: str | Path) -> None:
     """Write JSON, atomically. Arrays become lists, paths text, data classes objects, NaN and infinity null."""
     write_text(json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """What is in a JSON file in UTF-8; ``expected`` says in an error what it should be.
+
+    Raises:
+        ReadError: the file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ReadError(
+            f"{path} is not JSON, or is damaged ({error}); {expected} is expected. Correct or remove it"
+        ) from None
+
+
+def read_fields(path: Path, expected: str) -> dict[str, Any]:
+    """The fields in a JSON file; see :func:`read_json`.
+
+    Raises:
+        ReadError: as there, or it is no object.
+    """
+    found = read_json(path, expected)
+    if not isinstance(found, dict):
+        raise ReadError(f"{path} holds no fields; {expected} is expected. Correct or remove it")
+    return found
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path, columns: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from mmfusion.errors import ReadError
 from mmfusion.io.slices import Slice, frame_tag, places
 from mmfusion.io.tags import number
-from mmfusion.io.times import joined, parse_time, past_midnight
+from mmfusion.io.times import date_time, parse_time, past_midnight
 
 _CLOCK = "s after the first"  # dates and times are told by this alone: they identify a patient's visit
 _TAGS: tuple[tuple[str, tuple[str, ...], str], ...] = (
@@ -93,7 +93,7 @@ def _since_first(found: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], s
     Clock times without a date that lie more than 12 hours apart are believed to lie on both sides of midnight.
     """
     try:
-        times: list[Any] = [joined(*value) if len(value) == 2 else parse_time(value[0]) for value in found]
+        times: list[Any] = [parse_time(date_time(*value) if len(value) == 2 else value[0]) for value in found]
     except ValueError:
         return [], _CLOCK
     if len({(type(time), getattr(time, "tzinfo", None) is None) for time in times}) > 1:

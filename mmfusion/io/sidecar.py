@@ -9,14 +9,14 @@ DICOM's, as converters write them, and ``BodyWeight`` (kg) is understood too.
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.errors import ReadError, UnitsError
+from mmfusion.errors import UnitsError
+from mmfusion.io.files import read_fields
 from mmfusion.io.suv import body_of, given, mean_decay, suv_per_bq
 from mmfusion.io.times import MAX_HALF_LIVES, elapsed_s, parse_time
 
@@ -101,12 +101,7 @@ def apply_sidecar(opened: Opened, frame: int | None, suv: str, pet: Mapping[str,
         )
     if not path.is_file():
         return
-    try:
-        fields = json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ReadError(f"{path} is not JSON, or is damaged ({error})") from None
-    if not isinstance(fields, dict):
-        raise ReadError(f"{path} holds no fields; a PET-BIDS sidecar is expected, or none")
+    fields = read_fields(path, "a PET-BIDS sidecar, or none,")
     try:
         factor, note = _factor(fields, opened.frames, frame, suv, dict(pet or {}))
     except ValueError as error:

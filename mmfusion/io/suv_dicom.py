@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 from mmfusion.errors import UnitsError
 from mmfusion.io.suv import body_of, given, mean_decay, suv_per_bq
 from mmfusion.io.tags import listed, number, private
-from mmfusion.io.times import MAX_HALF_LIVES, clock, elapsed_s, has_offset, parse_offset, parse_time, past_midnight
+from mmfusion.io.times import (
+    MAX_HALF_LIVES,
+    clock,
+    date_time,
+    elapsed_s,
+    has_offset,
+    parse_offset,
+    parse_time,
+    past_midnight,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -199,13 +208,8 @@ def _acquired(header: Dataset) -> datetime | timedelta | None:
     if full is not None and not has_offset(full):
         return full
     day = header.get("AcquisitionDate") or header.get("SeriesDate")
-    parts = _moment(header, _date_time(day, header.get("AcquisitionTime")), "AcquisitionTime")
+    parts = _moment(header, date_time(day, header.get("AcquisitionTime")), "AcquisitionTime")
     return full if parts is None else parts
-
-
-def _date_time(day: Any, time: Any) -> str:
-    """A date, which may be absent, and a time as one text; empty without a time."""
-    return f"{day or ''}{' ' if day else ''}{time}" if time else ""
 
 
 def _moment(header: Dataset, value: Any, tag: str) -> datetime | timedelta | None:
@@ -241,7 +245,7 @@ def earliest_acquisition(headers: Iterable[Dataset]) -> datetime | timedelta | N
 
 def _reference_time(header: Dataset, acquired: datetime | timedelta | None) -> datetime | timedelta | None:
     """The time that START-corrected values refer to."""
-    series = _moment(header, _date_time(header.get("SeriesDate"), header.get("SeriesTime")), "SeriesTime")
+    series = _moment(header, date_time(header.get("SeriesDate"), header.get("SeriesTime")), "SeriesTime")
     if isinstance(series, datetime) and isinstance(acquired, datetime) and not has_offset(acquired):
         late = series > acquired
     else:

@@ -88,7 +88,7 @@ def _import_gdcm() -> None:
     there = sys.modules.pop("dl", None)
     sys.modules["dl"] = None  # type: ignore[assignment]  # the import system's word for "cannot be imported"
     try:
-        import gdcm  # noqa: F401
+        import gdcm  # noqa: F401 (so that it is there when pydicom asks)
     finally:
         del sys.modules["dl"]
         if there is not None:

@@ -40,9 +40,9 @@ def parse_time(value: Any) -> datetime | timedelta | None:
     return datetime(int(year), int(month), int(day), tzinfo=parse_offset(offset)) + clock
 
 
-def joined(day: Any, time: Any) -> datetime | timedelta | None:
-    """Two DICOM values, a date and a time, as one; the date may be absent."""
-    return parse_time(f"{day or ''}{' ' if day else ''}{time}") if time else None
+def date_time(day: Any, time: Any) -> str:
+    """A date, which may be absent, and a time as one text for :func:`parse_time`; empty without a time."""
+    return f"{day or ''}{' ' if day else ''}{time}" if time else ""
 
 
 def past_midnight(times: Sequence[timedelta]) -> list[timedelta]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -164,6 +164,7 @@ def prepare_volumes(
     if not available:
         raise GeometryError(f"none of the modalities {', '.join(modalities)} is there")
     volumes = {name: _bias_corrected(volumes[name], options) for name in available}
+    body_of = cache(lambda name: foreground(volumes[name]))
     reference = choose_reference(available, options["reference"])
     head = options["to"] or (BRAIN_OF if options["brain_mask"] else None)
     registrations = registered(volumes, reference, head, options, device)
@@ -173,7 +174,8 @@ def prepare_volumes(
     if options["to"]:
         transforms = {reference: to_reference} | {name: to_reference.compose(t) for name, t in transforms.items()}
     reasons = [f"{name}: {reason}" for name, r in registrations.items() if r.verdict != "ok" for reason in r.reasons]
-    drawn, body, lesion = None, _body(volumes[reference], transforms.get(reference), options), None
+    body = _body(volumes[reference], partial(body_of, reference), transforms.get(reference), options)
+    drawn, lesion = None, None
     if mask is not None:
         try:
             drawn, owner = mask_and_owner(mask, volumes, reference)
@@ -195,7 +197,7 @@ def prepare_volumes(
     on_grid: dict[str, Volume] = {}
     for name in available:
         volume = volumes[name]
-        scalings[name] = scaling(name, volume, options)
+        scalings[name] = scaling(name, volume, options, partial(body_of, name))
         channel = modalities.index(name)
         moved = resample(volume, grid, transforms.get(name))
         valid[channel] = coverage(volume.grid, grid, transforms.get(name))
@@ -242,10 +244,12 @@ def _bias_corrected(volume: Volume, options: Mapping[str, Any]) -> Volume:
     return correct_bias(volume, foreground(volume))
 
 
-def _body(volume: Volume, transform: Transform | None, options: Mapping[str, Any]) -> Region | None:
+def _body(
+    volume: Volume, body_of: Callable[[], np.ndarray], transform: Transform | None, options: Mapping[str, Any]
+) -> Region | None:
     """The patient in the reference; None if nothing stands out and the grid need not be centered on it."""
     try:
-        return Region.of(foreground(volume), volume.grid, transform)
+        return Region.of(body_of(), volume.grid, transform)
     except VoxelError:
         if options["center"] == "foreground" and not options["to"]:
             raise
@@ -323,5 +327,5 @@ def _pictures(
         from mmfusion.registration import template
 
         volume = template(head).volume
-        shown = volume, to_head, scaling(head, volume, resolve({}, "case"))
+        shown = volume, to_head, scaling(head, volume, resolve({}, "case"), partial(foreground, volume))
     return qc_pictures(volumes, reference, transforms, grid, scalings, shown)

@@ -220,13 +220,18 @@ def checksum(file: Path) -> str:
 
 def read_case(out: Path, case_id: str) -> dict[str, Any] | None:
     """The record of a case that is there with all its files, or None."""
-    folder = out / "cases" / case_id
+    record = _record(out, case_id)
+    names = (f"cases/{case_id}/image.npy", *(record or {}).get("checksums", ()))
+    return record if all((out / name).is_file() for name in names) else None
+
+
+def _record(out: Path, case_id: str) -> dict[str, Any] | None:
+    """``case.json``; None if it is gone or damaged."""
     try:
-        record: dict[str, Any] = json.loads((folder / "case.json").read_text())
+        record: dict[str, Any] = json.loads((out / "cases" / case_id / "case.json").read_text())
     except (OSError, ValueError):
         return None
-    whole = all((out / name).is_file() for name in (f"cases/{case_id}/image.npy", *record.get("checksums", ())))
-    return record if whole else None
+    return record
 
 
 def damaged_files(folder: str | Path) -> list[str]:
@@ -238,13 +243,10 @@ def damaged_files(folder: str | Path) -> list[str]:
     cohort = open_cohort(folder)
     bad = []
     for row in (row for row in cohort.rows if row["status"] != "failed"):
-        record = f"cases/{row['case']}/case.json"
-        try:
-            sums = json.loads((cohort.folder / record).read_text()).get("checksums", {})
-        except (OSError, ValueError):
-            bad.append(record)
-            continue
-        for name, expected in sums.items():
+        record = _record(cohort.folder, row["case"])
+        if record is None:
+            bad.append(f"cases/{row['case']}/case.json")
+        for name, expected in (record or {}).get("checksums", {}).items():
             file = cohort.folder / name
             if not file.is_file() or checksum(file) != expected:
                 bad.append(name)

@@ -157,15 +157,18 @@ def mask_and_owner(
         if same:  # on whose grid the mask is whole
             drawn = {name: read_mask(volumes[name].grid) for name in same}
             owner = max(same, key=lambda name: (drawn[name].array > 0).sum() * float(np.prod(drawn[name].spacing)))
-        elif len(unknown) == 1 or reference in unknown:
-            owner = reference if reference in unknown else unknown[0]
+            mask = drawn[owner]
+        elif reference in unknown:
+            pass  # as it was read
+        elif len(unknown) == 1:
+            owner = unknown[0]
+            mask = read_mask(volumes[owner].grid)
         else:
             raise GeometryError(
                 "the mask was drawn in the frame of reference of a scan that the case does not have"
                 + (f", or in that of one of {', '.join(unknown)}, which do not say theirs" if unknown else "")
                 + ": fill the column of that scan, give another mask, or use --center foreground"
             )
-        mask = read_mask(volumes[owner].grid)
     if not mask.array.any():
         raise GeometryError(
             f"the mask is empty on the grid of {owner}: it lies outside the scan, or belongs to another"

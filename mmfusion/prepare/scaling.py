@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import OptionError
-from mmfusion.volume import Volume, foreground, landmarks, normalize, normalize_mr, standardize
+from mmfusion.volume import Volume, landmarks, normalize, normalize_mr, standardize
 from mmfusion.volume.standardize import PERCENTILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-def scaling(name: str, volume: Volume, options: Mapping[str, Any]) -> Callable[[Volume], np.ndarray]:
+def scaling(
+    name: str, volume: Volume, options: Mapping[str, Any], body_of: Callable[[], np.ndarray]
+) -> Callable[[Volume], np.ndarray]:
     """The map of this scan's values; MR statistics come from the native scan, before any resampling.
 
     Args:
         name: the modality, whose standard scale is taken.
         volume: the native scan.
         options: ``ct_window``, ``suv_max``, ``mr_normalize``, ``mr_standard``.
+        body_of: gives the foreground of the scan, if it is needed.
 
     Raises:
         VoxelError: the foreground of an MR is empty or constant.
@@ -29,7 +32,7 @@ def scaling(name: str, volume: Volume, options: Mapping[str, Any]) -> Callable[[
     """
     mr = (0.0, 1.0)
     if volume.units == "a.u.":
-        body = foreground(volume)
+        body = body_of()
         if options["mr_normalize"] == "histogram":
             own, scale = landmarks(volume.array, body), _scale_of(options["mr_standard"], name)
             return lambda v: standardize(v.array, own, scale)
