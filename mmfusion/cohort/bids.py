@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.bids_tables import session_facts
-from mmfusion.cohort.found import Index, Unused
+from mmfusion.cohort.found import Index, Unused, why_first
 from mmfusion.cohort.manifest import Case
 from mmfusion.errors import ReadError
 from mmfusion.io import read_json
@@ -230,8 +230,7 @@ def _rank(file: _File) -> tuple[bool, bool, int, int, str]:
 
 def _better(best: _File, other: _File) -> str:
     words = ("which is attenuation corrected", "which is static", "which has fewer entities in its name")
-    pairs = zip(words, _rank(best), _rank(other), strict=False)
-    return next((word for word, a, b in pairs if a != b), "which comes first")
+    return why_first(words, _rank(best), _rank(other))
 
 
 def _masks(root: Path, rows: Sequence[Row], others: list[Unused]) -> dict[Row, Path]:

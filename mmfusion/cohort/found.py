@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mmfusion.cohort.manifest import Case, order_modalities, write_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -46,3 +50,8 @@ class Index:
     def write(self, path: str | Path) -> None:
         """Write the rows as a manifest."""
         write_manifest(self.cases, path, self.modalities)
+
+
+def why_first(words: Sequence[str], best: Sequence[Any], other: Sequence[Any]) -> str:
+    """The word for the first place in which two ranks differ; there are words for the first places only."""
+    return next((word for word, a, b in zip(words, best, other, strict=False) if a != b), "which comes first")

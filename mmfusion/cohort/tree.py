@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.cohort.found import Index, Unused
+from mmfusion.cohort.found import Index, Unused, why_first
 from mmfusion.cohort.manifest import MODALITIES, VOLUME_SUFFIXES, Case, is_modality_key
 from mmfusion.errors import ReadError
 from mmfusion.io import find_series
@@ -237,9 +237,7 @@ def _rank(series: Series) -> tuple[bool, bool, int, int, str]:
 
 def _better(best: Series, other: Series) -> str:
     words = ("which is attenuation corrected", "which is original, not derived", "which has more images")
-    pairs = zip(_rank(best), _rank(other), strict=True)
-    first = next((position for position, (a, b) in enumerate(pairs) if a != b), 3)
-    return words[first] if first < len(words) else "which comes first"
+    return why_first(words, _rank(best), _rank(other))
 
 
 def _folders(series: Series) -> set[Path]:
