@@ -170,7 +170,7 @@ _TABLE = (
         str,
         "single_level",
         "where the modalities are fused",
-        choices=("input", "single_level", "decision"),
+        choices=("input", "single_level", "hierarchical", "attention", "decision", "hybrid"),
     ),
     Option(
         "encoder",

@@ -42,7 +42,7 @@ def test_no_batch_norm_is_left(name, norm):
 def test_empty_and_single_batches(name, norm):
     encoder, size = build_encoder(name, 2, 0.06, norm), (61, 33, 35)
     if name == "m3t":
-        encoder = build_encoder(name, 2, 0.06, norm, {"cnn": "resnet10", "slice_stride": 5})
+        encoder = build_encoder(name, 2, 0.06, norm, options={"cnn": "resnet10", "slice_stride": 5})
     encoder.check_size(size)
     for rows in (0, 1):
         vectors = encoder(torch.randn(rows, 2, *size))

@@ -61,7 +61,7 @@ def test_order_of_slices_matters_through_the_embeddings_only():
     shuffled = [v[:, torch.randperm(v.shape[1])] for v in vectors]
 
     def read(planes):
-        return encoder.transformer(encoder.tokens(planes))[:, 0]
+        return encoder.transformer(encoder.sequence(planes))[:, 0]
 
     assert not torch.allclose(read(vectors), read(shuffled), atol=1e-5)
     nn.init.zeros_(encoder.position)
@@ -77,7 +77,7 @@ def test_positions_are_the_table_itself_at_its_own_length():
     for parameter in (encoder.special, encoder.special_position, encoder.plane):
         nn.init.zeros_(parameter)
     with torch.no_grad():
-        tokens = encoder.tokens([torch.zeros(1, n, encoder.slice_cnn.out_features) for n in (6, 12, 3)])[0]
+        tokens = encoder.sequence([torch.zeros(1, n, encoder.slice_cnn.out_features) for n in (6, 12, 3)])[0]
         tokens -= encoder.project(torch.zeros(encoder.slice_cnn.out_features)) * (tokens.abs().sum(1, keepdim=True) > 0)
     table = encoder.position.detach()
     torch.testing.assert_close(tokens[1:7], table[0].T)

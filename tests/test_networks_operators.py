@@ -8,7 +8,8 @@ import torch
 from scipy.special import log_softmax, softmax
 
 from mmfusion.networks import build
-from mmfusion.networks.operators import DECISION_RULES, FEATURE_OPERATORS, ConcatFusion, GatedFusion, MeanRule
+from mmfusion.networks.decision import DECISION_RULES, MeanRule
+from mmfusion.networks.operators import FEATURE_OPERATORS, ConcatFusion, GatedFusion
 
 PRESENT = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]).bool()
 
@@ -19,14 +20,16 @@ def vectors(features=5, requires_grad=False):
 
 
 def test_concat_keeps_the_order_of_the_modalities():
-    fused, weights = ConcatFusion(3, 5)(vectors(), PRESENT)
+    fused, weights = ConcatFusion(3, 5)(vectors().unsqueeze(2), PRESENT)
+    fused = fused.squeeze(1)
     assert np.array_equal(fused.numpy(), np.concatenate(list(vectors().numpy().transpose(1, 0, 2)), 1))
     assert weights is None and not fused[1, 5:10].any()
 
 
 def test_gated_weights_are_a_softmax_over_present_modalities():
     gated, h = GatedFusion(3, 5), vectors()
-    fused, weights = gated(h, PRESENT)
+    fused, weights = gated(h.unsqueeze(2), PRESENT)
+    fused = fused.squeeze(1)
     for b, row in enumerate(PRESENT):
         scores = {}
         for m in torch.nonzero(row).flatten().tolist():
@@ -41,9 +44,9 @@ def test_gated_weights_are_a_softmax_over_present_modalities():
 
 
 def test_gated_weights_can_follow_the_case():
-    weights = GatedFusion(3, 5)(vectors(), PRESENT)[1].detach()
+    weights = GatedFusion(3, 5)(vectors().unsqueeze(2), PRESENT)[1].detach()
     torch.testing.assert_close(weights.sum(1), torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    swapped = GatedFusion(2, 5)(torch.randn(2, 2, 5), torch.ones(2, 2).bool())[1]
+    swapped = GatedFusion(2, 5)(torch.randn(2, 2, 1, 5), torch.ones(2, 2).bool())[1]
     assert not torch.allclose(swapped[0], swapped[1])
 
 
@@ -62,8 +65,15 @@ def test_mean_rule_survives_certain_modalities():
     torch.testing.assert_close(log_probabilities, torch.tensor([[0.0, -400.0]]))
 
 
-@pytest.mark.parametrize("make", [*FEATURE_OPERATORS.values(), *DECISION_RULES.values()])
-def test_gradients_are_finite_also_in_a_row_without_modalities(make):
+@pytest.mark.parametrize("make", FEATURE_OPERATORS.values())
+def test_gradients_of_operators_are_finite_also_in_a_row_without_modalities(make):
+    given = vectors().unsqueeze(2).repeat(1, 1, 7, 1).requires_grad_()
+    make(3, 5)(given, PRESENT)[0].sum().backward()
+    assert given.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("make", DECISION_RULES.values())
+def test_gradients_of_rules_are_finite_also_in_a_row_without_modalities(make):
     given = vectors(requires_grad=True)
     make(3, 5)(given, PRESENT)[0].sum().backward()
     assert given.grad.isfinite().all()
@@ -83,8 +93,8 @@ def test_decision_losses(weight):
         for m in range(3)
         if PRESENT[b, m]
     ]
-    assert len(each) == 6 and sorted(losses) == ["classification", "modality"]
-    for name, terms in (("classification", rows), ("modality", each)):
+    assert len(each) == 6 and sorted(losses) == ["classification", "unimodal"]
+    for name, terms in (("classification", rows), ("unimodal", each)):
         expected = sum(w * t for w, t in terms) / len(terms)
         assert losses[name].item() == pytest.approx(expected, rel=1e-5)
 
@@ -92,7 +102,7 @@ def test_decision_losses(weight):
 def test_decision_loss_of_a_batch_without_any_modality_is_defined():
     net = build("decision", width=0.06)
     losses = net.losses(net.outputs(torch.ones(2, 3, 9, 9, 9), torch.zeros(2, 3)), torch.tensor([0, 1]))
-    assert losses["modality"] == 0 and losses["classification"].item() == pytest.approx(math.log(2))
+    assert losses["unimodal"] == 0 and losses["classification"].item() == pytest.approx(math.log(2))
 
 
 def test_other_strategies_have_the_one_loss():

@@ -191,8 +191,8 @@ def test_decision_fusion_adds_the_loss_of_each_present_modality():
         _, losses = TrainingStep(network, weight.tolist())(image, present, None, label)
         each = network.outputs(image, present).modality_logits.log_softmax(-1)
     picked = [-each[b, m, label[b]] * weight[label[b]] for b, m in present.nonzero().tolist()]
-    torch.testing.assert_close(losses["modality"], torch.stack(picked).mean())
-    torch.testing.assert_close(total_loss(losses), losses["classification"] + losses["modality"])
+    torch.testing.assert_close(losses["unimodal"], torch.stack(picked).mean())
+    torch.testing.assert_close(total_loss(losses), losses["classification"] + losses["unimodal"])
 
 
 def test_weights_count_in_a_batch_of_one_class_too():

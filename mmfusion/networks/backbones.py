@@ -1,9 +1,9 @@
-"""What an encoder is, and the convolutional ones: MONAI's ResNet and DenseNet."""
+"""Convolutional encoders on MONAI's networks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import List, cast  # noqa: UP035 (TorchScript)
 
 import torch
 from monai.networks.nets.densenet import DenseNet
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
 from mmfusion.networks.blocks import replace_batch_norm, scaled
+from mmfusion.networks.encoder import PyramidEncoder, check_last_map, size_text
 
 RESNET_BLOCKS = {  # kind of block, residual blocks of each stage
     "resnet10": ("basic", (1, 1, 1, 1)),
@@ -22,35 +23,7 @@ _DENSENET_MIN = 29  # ceil(ceil(n / 2) / 2) must survive three halvings that rou
 _DENSENET_BLOCKS = {"densenet121": (6, 12, 24, 16)}
 
 
-def _size_text(size: Sequence[int]) -> str:
-    return " x ".join(str(n) for n in size)
-
-
-def _check_last_map(size: Sequence[int], norm: str, largest: int) -> None:
-    """Refuse a volume whose last map has one voxel, where only GroupNorm has a deviation to divide by."""
-    if norm != "group" and max(size) <= largest:
-        raise NetworkError(
-            f"norm '{norm}' needs more than {largest} voxels along at least one axis, found {_size_text(size)}; "
-            "use norm 'group', a finer grid or a larger field of view"
-        )
-
-
-class Encoder(nn.Module):
-    """Base of all encoders: one volume ``[B, C, D, H, W]`` to one vector ``[B, F]``; B may be 0.
-
-    Attributes:
-        out_features: F.
-    """
-
-    out_features = 0  # no annotation: TorchScript cannot read a postponed one
-
-    @torch.jit.unused
-    def check_size(self, size: Sequence[int]) -> None:
-        """Refuse a volume of D, H, W voxels that is too small for this encoder, before any work (NetworkError)."""
-        raise NotImplementedError
-
-
-class ResNetEncoder(ResNet, Encoder):
+class ResNetEncoder(PyramidEncoder, ResNet):
     """ResNet of He et al. (CVPR 2016) in 2D or 3D: ``[B, C, *spatial]`` to ``[B, F]``, for any spatial size.
 
     MONAI's residual blocks in MedicalNet's geometry of the stem (stride 2; stride 1 costs 8 times as much). All
@@ -93,21 +66,23 @@ class ResNetEncoder(ResNet, Encoder):
         replace_batch_norm(self, norm)
         self.norm = norm
         self.last_stride = 16 * stem_stride
+        expansion = 4 if block == "bottleneck" else 1
+        self.pyramid_channels = tuple(expansion * channels for channels in planes)
         self.out_features = self.in_planes
 
     @torch.jit.unused
     def check_size(self, size: Sequence[int]) -> None:
         """Refuse a size that cannot be normalized (NetworkError)."""
-        _check_last_map(size, self.norm, self.last_stride)
+        check_last_map(size, self.norm, self.last_stride)
 
-    def forward(self, image: Tensor) -> Tensor:
-        # MONAI's own forward ends in view(0, -1), which an empty batch cannot have
-        x = self.maxpool(self.act(self.bn1(self.conv1(image))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x.flatten(2).mean(2)
+    def pyramid(self, image: Tensor) -> List[Tensor]:  # noqa: UP006
+        first = self.layer1(self.maxpool(self.act(self.bn1(self.conv1(image)))))
+        second = self.layer2(first)
+        third = self.layer3(second)
+        return [first, second, third, self.layer4(third)]
 
 
-class DenseNetEncoder(DenseNet, Encoder):
+class DenseNetEncoder(PyramidEncoder, DenseNet):
     """DenseNet of Huang et al. (CVPR 2017) in 3D: ``[B, C, D, H, W]`` to ``[B, F]``, from 29 voxels along each axis.
 
     Args:
@@ -119,9 +94,11 @@ class DenseNetEncoder(DenseNet, Encoder):
     F is 1024 at width 1.
     """
 
-    def __init__(self, depth: str, in_channels: int = 1, width: float = 1.0, norm: str = "group") -> None:
+    def __init__(
+        self, depth: str, in_channels: int = 1, width: float = 1.0, norm: str = "group", *, spatial_dims: int = 3
+    ) -> None:
         super().__init__(
-            3,
+            spatial_dims,
             in_channels,
             1,
             init_features=scaled(64, width),
@@ -129,7 +106,11 @@ class DenseNetEncoder(DenseNet, Encoder):
             block_config=_DENSENET_BLOCKS[depth],
         )
         self.out_features = cast(nn.Linear, self.class_layers.out).in_features
-        self.class_layers.out = nn.Identity()
+        del self.class_layers
+        blocks = [self.features.get_submodule(f"transition{i}.norm") for i in (1, 2, 3)]
+        self.pyramid_channels = tuple(int(cast(nn.BatchNorm3d, block).num_features) for block in blocks) + (
+            self.out_features,
+        )
         replace_batch_norm(self, norm)
         self.depth = depth
         self.norm = norm
@@ -140,6 +121,16 @@ class DenseNetEncoder(DenseNet, Encoder):
         if min(size) < _DENSENET_MIN:
             raise NetworkError(
                 f"encoder '{self.depth}' needs at least {_DENSENET_MIN} voxels along each axis, "
-                f"found {_size_text(size)}; use a finer grid, a larger field of view, or encoder 'resnet10'"
+                f"found {size_text(size)}; use a finer grid, a larger field of view, or encoder 'resnet10'"
             )
-        _check_last_map(size, self.norm, 60)
+        check_last_map(size, self.norm, 60)
+
+    def pyramid(self, image: Tensor) -> List[Tensor]:  # noqa: UP006
+        levels: List[Tensor] = []  # noqa: UP006
+        x = image
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i == 4 or i == 6 or i == 8:  # the first three dense blocks; a transition behind each
+                levels.append(x)
+        levels.append(torch.relu(x))
+        return levels

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,6 +64,14 @@ def replace_batch_norm(module: nn.Module, norm: str) -> None:
             replace_batch_norm(child, norm)
 
 
+def counted(present: Tensor) -> Tensor:
+    """``present [B, M]``, or all modalities in a row that has none, so that no softmax runs over an empty set (NaN).
+
+    What is counted then is the zeros that stand for absent modalities.
+    """
+    return present | ~present.any(1, keepdim=True)
+
+
 class Standardize(nn.Module):
     """Each feature to mean 0 and deviation 1 over the cases: vectors ``[B, F]`` to ``[B, F]``.
 
@@ -76,9 +86,9 @@ class Standardize(nn.Module):
         self.norm = nn.BatchNorm1d(features, eps, momentum, affine=False)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        if vectors.shape[0] > 1:
-            return self.norm(vectors)
-        return F.batch_norm(vectors, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
+        if self.training and vectors.shape[0] < 2:
+            return F.batch_norm(vectors, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
+        return self.norm(vectors)  # in evaluation no branch on the batch, which an export could not follow
 
 
 class MLP(nn.Sequential):
@@ -113,7 +123,6 @@ class TransformerBlock(nn.Module):
     def __init__(self, dim: int, heads: int, mlp_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
-        self.dropout = dropout
         self.norm1 = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.project = nn.Linear(dim, dim)
@@ -121,16 +130,96 @@ class TransformerBlock(nn.Module):
         self.mlp = MLP(dim, mlp_dim, dim, dropout=dropout)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, visible: Optional[Tensor] = None) -> Tensor:
+        """``[B, N, dim]``; where bool ``visible [B, N]`` is False a token is not attended to (each row needs one)."""
         batch, count, dim = tokens.shape
+        mask: Optional[Tensor] = None
+        if visible is not None:
+            mask = visible[:, None, None, :]
         qkv = self.qkv(self.norm1(tokens)).reshape(batch, count, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, dim / heads]
-        dropped = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropped)
+        dropped = self.drop.p if self.drop.training else 0.0  # the module's flag: Monte Carlo dropout sets it alone
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropped)
         tokens = tokens + self.drop(self.project(mixed.transpose(1, 2).reshape(batch, count, dim)))
         return tokens + self.drop(self.mlp(self.norm2(tokens)))
+
+    def attention(self, tokens: Tensor, queries: int, visible: Optional[Tensor] = None) -> Tensor:
+        """What the first ``queries`` tokens attend to: ``[B, queries, N]``, the mean over heads; each row sums to 1."""
+        width = tokens.shape[2]
+        qkv = self.qkv(self.norm1(tokens)).unflatten(2, (3, self.heads, width // self.heads))
+        q, k = qkv[:, :queries, 0].transpose(1, 2), qkv[:, :, 1].transpose(1, 2)
+        scores = q @ k.transpose(2, 3) / float(q.shape[3]) ** 0.5
+        if visible is not None:
+            scores = scores.masked_fill(~visible[:, None, None, :], float("-inf"))
+        return torch.softmax(scores, 3).mean(1)
 
 
 def embedding(*shape: int) -> nn.Parameter:
     """A learned table of embeddings, drawn from a truncated normal of deviation 0.02 as in ViT and BERT."""
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(*shape), std=0.02))
+
+
+def axis_positions(maps: Tensor) -> Tensor:
+    """Fixed positions of the voxels of ``maps [B, C, *spatial]``, as ``[1, N, C]`` (N voxels, last axis fastest).
+
+    Sine and cosine of each coordinate at geometric frequencies (Vaswani et al., NeurIPS 2017), an equal share of the
+    channels for each axis; channels that are left over stay 0. Coordinates are counted in voxels of the map.
+    """
+    axes = maps.dim() - 2
+    channels = maps.shape[1]
+    pairs = channels // (2 * axes)
+    frequency = torch.pow(10000.0, -torch.arange(pairs, device=maps.device, dtype=torch.float32) / max(pairs, 1))
+    parts: list[Tensor] = []
+    for axis in range(axes):
+        count = maps.shape[2 + axis]
+        angle = torch.arange(count, device=maps.device, dtype=torch.float32).unsqueeze(1) * frequency  # [n, pairs]
+        along = torch.cat([torch.sin(angle), torch.cos(angle)], 1)  # [n, 2 * pairs]
+        shape = [1] * axes + [2 * pairs]
+        shape[axis] = count
+        full = [maps.shape[2 + i] for i in range(axes)] + [2 * pairs]
+        parts.append(along.reshape(shape).expand(full))
+    table = torch.cat(parts, -1).flatten(0, axes - 1)  # [N, 2 * pairs * axes]
+    return F.pad(table, [0, channels - table.shape[1]]).unsqueeze(0).to(maps.dtype)
+
+
+class MaskedAttention(nn.Module):
+    """Multi-head attention of queries over a context of which a part may be hidden (Vaswani et al., NeurIPS 2017).
+
+    Where nothing is visible the result is 0: not a number of a softmax over nothing, and no voxel's influence.
+
+    Args:
+        dim: width of a token, a multiple of ``heads``.
+        heads: attention heads.
+        dropout: of the attention weights, in training.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.project = nn.Linear(dim, dim)
+        self.drop = nn.Dropout(dropout)  # its training flag decides, so that Monte Carlo dropout can switch it alone
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """``[B, N, dim]`` to ``[B, heads, N, dim / heads]``."""
+        return tokens.unflatten(2, (self.heads, tokens.shape[2] // self.heads)).transpose(1, 2)
+
+    def forward(self, queries: Tensor, context: Tensor, visible: Tensor) -> Tensor:
+        """``[B, Nq, dim]`` queries, ``[B, Nk, dim]`` context and bool ``visible [B, Nk]`` to ``[B, Nq, dim]``."""
+        keys, values = self.key_value(context).chunk(2, 2)
+        some = visible.any(1)[:, None, None]
+        mask = (visible | ~visible.any(1, keepdim=True))[:, None, None, :]
+        dropped = self.drop.p if self.drop.training else 0.0
+        mixed = F.scaled_dot_product_attention(
+            self.split(self.query(queries)), self.split(keys), self.split(values), attn_mask=mask, dropout_p=dropped
+        )
+        return self.project(mixed.transpose(1, 2).flatten(2)) * some
+
+    def weights(self, queries: Tensor, context: Tensor, visible: Tensor) -> Tensor:
+        """The attention ``[B, Nq, Nk]``, mean over heads; rows sum to 1, or are 0 where nothing is visible."""
+        keys = self.split(self.key_value(context).chunk(2, 2)[0])
+        query = self.split(self.query(queries))
+        scores = query @ keys.transpose(2, 3) / float(query.shape[3]) ** 0.5
+        mask = (visible | ~visible.any(1, keepdim=True))[:, None, None, :]
+        return torch.softmax(scores.masked_fill(~mask, float("-inf")), 3).mean(1) * visible.any(1)[:, None, None]

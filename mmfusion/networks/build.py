@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from mmfusion.errors import NetworkError
+from mmfusion.networks.conditioning import CONDITIONINGS
+from mmfusion.networks.decision import DECISION_RULES
+from mmfusion.networks.encoder import Encoder
 from mmfusion.networks.encoders import ENCODERS, build_encoder
-from mmfusion.networks.network import STRATEGIES, FusionNetwork
+from mmfusion.networks.losses import LOSSES
+from mmfusion.networks.network import FusionNetwork, Plan
+from mmfusion.networks.operators import FEATURE_OPERATORS
+from mmfusion.networks.strategies import STRATEGIES, DecisionFusion
+from mmfusion.networks.tokens import TOKEN_OPERATORS
 from mmfusion.options import unknown
+
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {"linear": nn.Linear}
+_OPERATORS: dict[str, Callable[..., nn.Module]] = {**FEATURE_OPERATORS, **TOKEN_OPERATORS}
+_DEFAULT_LOSSES = {"decision": {"unimodal": 1.0}, "hybrid": {"unimodal": 0.5}}
 
 
 def combinations() -> dict[str, dict[str, tuple[str, ...]]]:
@@ -18,53 +32,178 @@ def combinations() -> dict[str, dict[str, tuple[str, ...]]]:
     The first operator of a strategy is its default.
     """
     return {
-        name: {"encoders": tuple(ENCODERS), "fusion": tuple(network.operators)} for name, network in STRATEGIES.items()
+        name: {
+            "encoders": tuple(one for one, kind in ENCODERS.items() if network.view in kind.views),
+            "fusion": tuple(network.operators),
+        }
+        for name, network in STRATEGIES.items()
     }
 
 
 def build(
     strategy: str = "single_level",
-    encoder: str = "resnet10",
+    encoder: str | Mapping[str, str] = "resnet10",
     fusion: str | None = None,
     modalities: Sequence[str] = ("ct", "pet", "mr"),
     num_classes: int = 2,
+    *,
+    spatial_dims: int = 3,
     width: float = 1.0,
     norm: str = "group",
     dropout: float = 0.0,
+    shared: bool = False,
+    absent: str = "zero",
+    decision: str = "mean",
+    head: str = "linear",
+    covariates: int = 0,
+    conditioning: str = "film",
+    losses: Mapping[str, float] | None = None,
+    standardize: bool = True,
     encoder_options: Mapping[str, Any] | None = None,
+    fusion_options: Mapping[str, Any] | None = None,
 ) -> FusionNetwork:
     """A network that classifies several modalities; weights are random, from torch's global generator.
 
     Args:
-        strategy: where the modalities meet: ``input``, ``single_level`` or ``decision``.
-        encoder: ``resnet10``, ``resnet18``, ``densenet121``, ``m3t`` (with ``norm="batch"`` as in its paper) or
-            ``m3t_small``.
-        fusion: operator of the strategy; None takes its first (see :func:`combinations`).
+        strategy: where the modalities meet: a key of :func:`combinations`.
+        encoder: a name of :func:`combinations`, for all modalities; or a name for each modality.
+        fusion: operator of the strategy (of ``decision``: its rule); None takes its first.
         modalities: names of the channels, in their order.
         num_classes: K, at least 2.
+        spatial_dims: 3 for volumes ``[B, M, D, H, W]``, 2 for images ``[B, M, H, W]``.
         width: factor on the encoder's channels.
         norm: ``group``, ``batch`` or ``instance``. BatchNorm and missing modalities do not go well together: a
             batch may leave a modality a single row.
-        dropout: share of the features dropped before the classifier, in [0, 1).
-        encoder_options: the encoder's own options, by name.
+        dropout: share of the features dropped before a classifier, in [0, 1).
+        shared: one encoder for all modalities, with a learned embedding of the modality on what it says.
+        absent: what stands for an absent modality: ``zero``, or a ``learned`` vector, map or token.
+        decision: rule of ``hybrid``, over the fused classifier and the modalities' own.
+        head: of each classifier: ``linear``, or ``bayesian`` (Flipout).
+        covariates: numbers that each case brings beside its image.
+        conditioning: how they act on the encoded features: ``film`` or ``daft``.
+        losses: weight of each further loss by name. ``decision`` has ``unimodal`` 1 and ``hybrid`` ``unimodal`` 0.5
+            unless told otherwise.
+        standardize: standardize each encoded vector over the cases; papers do not, but behind GroupNorm training
+            hardly starts without.
+        encoder_options: the encoder's own options, by name; where ``encoder`` names one a modality, these for each.
+        fusion_options: the operator's own options, by name.
 
     Raises:
         NetworkError: a name is unknown, two of them do not go together, or a number is out of range.
     """
     if strategy not in STRATEGIES:
         raise NetworkError(unknown("strategy", strategy, STRATEGIES))
-    operators = STRATEGIES[strategy].operators
-    fusion = operators[0] if fusion is None else fusion
-    if fusion not in operators:
-        everywhere = dict.fromkeys(name for one in STRATEGIES.values() for name in one.operators)
-        if fusion not in everywhere:
-            raise NetworkError(unknown("fusion", fusion, everywhere))
-        raise NetworkError(f"strategy '{strategy}' takes fusion {' or '.join(operators)}, found '{fusion}'")
+    network = STRATEGIES[strategy]
+    fusion = network.operators[0] if fusion is None else fusion
+    _check_fusion(strategy, fusion)
     if isinstance(modalities, str) or not modalities or len(set(modalities)) < len(modalities):
         raise NetworkError(f"modalities must be a list of at least one name, each once, found {modalities!r}")
     if num_classes < 2:
         raise NetworkError(f"num_classes must be at least 2, found {num_classes}")
+    if spatial_dims not in (2, 3):
+        raise NetworkError(f"spatial_dims must be 2 or 3, found {spatial_dims}")
     if not 0 <= dropout < 1:
         raise NetworkError(f"dropout must lie in [0, 1), found {dropout}")
-    make = partial(build_encoder, encoder, width=width, norm=norm, options=encoder_options)
-    return STRATEGIES[strategy](make, fusion, tuple(modalities), num_classes, dropout)
+    if covariates < 0:
+        raise NetworkError(f"covariates must be a count, found {covariates}")
+    for what, name, known in (
+        ("decision", decision, DECISION_RULES),
+        ("head", head, HEADS),
+        ("conditioning", conditioning, CONDITIONINGS),
+        ("absent", absent, ("zero", "learned")),
+    ):
+        if name not in known:
+            raise NetworkError(unknown(what, name, known))
+    rule = fusion if network is DecisionFusion else decision
+    chosen = dict(_DEFAULT_LOSSES.get(strategy, {}) if losses is None else losses)
+    _check_losses(strategy, fusion, head, chosen)
+    plan = Plan(
+        modalities=tuple(modalities),
+        num_classes=num_classes,
+        spatial_dims=spatial_dims,
+        encoder=_encoder_maker(
+            strategy, encoder, modalities, encoder_options, shared, width=width, norm=norm, spatial_dims=spatial_dims
+        ),
+        operator=_operator_maker(fusion, fusion_options),
+        rule=DECISION_RULES[rule],
+        head=HEADS[head],
+        shared=shared,
+        absent=absent,
+        covariates=covariates,
+        conditioning=conditioning,
+        dropout=dropout,
+        standardize=standardize,
+        losses=chosen,
+    )
+    return network(plan)
+
+
+def _check_fusion(strategy: str, fusion: str) -> None:
+    """Refuse an operator that is unknown, or not of this strategy."""
+    operators = STRATEGIES[strategy].operators
+    if fusion not in operators:
+        everywhere = dict.fromkeys(name for one in STRATEGIES.values() for name in one.operators)
+        if fusion not in everywhere:
+            raise NetworkError(unknown("fusion", fusion, everywhere))
+        raise NetworkError(f"strategy '{strategy}' takes fusion {_either(operators)}, found '{fusion}'")
+
+
+def _check_losses(strategy: str, fusion: str, head: str, losses: Mapping[str, float]) -> None:
+    """Refuse a loss that is unknown, or that this network has nothing to compute it from."""
+    for name, weight in losses.items():
+        if name not in LOSSES:
+            raise NetworkError(unknown("loss", name, LOSSES))
+        if not weight >= 0:
+            raise NetworkError(f"the weight of loss '{name}' must be at least 0, found {weight}")
+        LOSSES[name].check(name, strategy, fusion, head)
+
+
+def _encoder_maker(
+    strategy: str,
+    encoder: str | Mapping[str, str],
+    modalities: Sequence[str],
+    options: Mapping[str, Any] | None,
+    shared: bool,
+    **how: Any,
+) -> Callable[[str | None, int], Encoder]:
+    """From a modality (None: one encoder for all) and its channels to an encoder, with its names checked."""
+    view = STRATEGIES[strategy].view
+    mixed = not isinstance(encoder, str)
+    names: dict[str, str] = {"": encoder} if isinstance(encoder, str) else dict(encoder)
+    if mixed and (shared or strategy == "input"):
+        why = "one encoder is shared" if shared else "strategy 'input' has one encoder"
+        raise NetworkError(f"{why}: give one encoder name, found one for each modality")
+    if mixed and set(names) != set(modalities):
+        raise NetworkError(f"encoder must name one for each of {', '.join(modalities)}, found {dict(names)}")
+    for name in names.values():
+        if name not in ENCODERS:
+            raise NetworkError(unknown("encoder", name, ENCODERS))
+        if view not in ENCODERS[name].views:
+            able = _either(one for one, kind in ENCODERS.items() if view in kind.views)
+            wanted = {"vector": "a vector", "tokens": "tokens", "pyramid": "a pyramid of maps"}[view]
+            raise NetworkError(f"strategy '{strategy}' takes an encoder that gives {wanted} ({able}), found '{name}'")
+    if not mixed:
+        return lambda modality, channels: build_encoder(names[""], channels, options=options, **how)
+    own = options or {}
+    return lambda modality, channels: build_encoder(
+        names[str(modality)], channels, options=own.get(str(modality)), **how
+    )
+
+
+def _operator_maker(fusion: str, options: Mapping[str, Any] | None) -> Callable[..., nn.Module]:
+    """The operator with its own options, of which the names are checked."""
+    if fusion in DECISION_RULES:
+        known: list[str] = []
+    else:
+        parameters = inspect.signature(_OPERATORS[fusion]).parameters
+        known = [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for option in options or {}:
+        if option not in known:
+            if not known:
+                raise NetworkError(f"fusion '{fusion}' has no options, found '{option}'")
+            raise NetworkError(unknown(f"{fusion} option", option, known))
+    return partial(_OPERATORS.get(fusion, nn.Identity), **(options or {}))
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(names)

@@ -4,42 +4,60 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from mmfusion.errors import NetworkError
-from mmfusion.networks.backbones import DenseNetEncoder, Encoder, ResNetEncoder
+from mmfusion.networks.backbones import DenseNetEncoder, ResNetEncoder
 from mmfusion.networks.blocks import NORMS
+from mmfusion.networks.encoder import Encoder, PyramidEncoder
 from mmfusion.networks.m3t import MultiPlaneSliceEncoder
 from mmfusion.options import unknown
 
 
-def _resnet(depth: str, in_channels: int, width: float, norm: str, *, stem_stride: int = 2) -> Encoder:
-    return ResNetEncoder(depth, in_channels, width, norm, stem_stride=stem_stride)
+@dataclass(frozen=True)
+class EncoderKind:
+    """A row of the table of encoders.
+
+    Attributes:
+        make: takes ``in_channels``, ``width``, ``norm`` and ``spatial_dims``, and the encoder's own options by keyword
+            only.
+        views: what it gives, see :class:`~mmfusion.networks.encoder.Encoder`.
+        spatial_dims: 3 for volumes, 2 for images; or both.
+    """
+
+    make: Callable[..., Encoder]
+    views: tuple[str, ...]
+    spatial_dims: tuple[int, ...] = (2, 3)
 
 
-# each takes in_channels, width and norm, and the encoder's own options by keyword only
-ENCODERS: dict[str, Callable[..., Encoder]] = {
-    "resnet10": partial(_resnet, "resnet10"),
-    "resnet18": partial(_resnet, "resnet18"),
-    "densenet121": partial(DenseNetEncoder, "densenet121"),
-    "m3t": MultiPlaneSliceEncoder,
-    # the same parts, small enough to train on volumes of some 48 voxels without a GPU
-    "m3t_small": partial(
-        MultiPlaneSliceEncoder,
-        stem_channels=8,
-        stem_kernel=3,
-        slice_stride=2,  # the stem mixes 5 neighboring slices, so every second one still sees all
-        cnn="resnet10",
-        cnn_width=0.25,
-        hidden=64,
-        dim=64,
-        layers=2,
-        heads=4,
-        mlp_dim=128,
-        positions=48,
-    ),
+_M3T_SMALL: dict[str, Any] = {  # small enough to train on volumes of some 48 voxels without a GPU
+    "stem_channels": 8,
+    "stem_kernel": 3,
+    "slice_stride": 2,  # the stem mixes 5 neighboring slices, so every second one still sees all
+    "cnn": "resnet10",
+    "cnn_width": 0.25,
+    "hidden": 64,
+    "dim": 64,
+    "layers": 2,
+    "heads": 4,
+    "mlp_dim": 128,
+    "positions": 48,
 }
+_PYRAMID = PyramidEncoder.views
+_TOKENS = ("vector", "tokens")
+
+ENCODERS: dict[str, EncoderKind] = {
+    "resnet10": EncoderKind(partial(ResNetEncoder, "resnet10"), _PYRAMID),
+    "resnet18": EncoderKind(partial(ResNetEncoder, "resnet18"), _PYRAMID),
+    "densenet121": EncoderKind(partial(DenseNetEncoder, "densenet121"), _PYRAMID),
+    "m3t": EncoderKind(MultiPlaneSliceEncoder, _TOKENS, (3,)),
+    "m3t_small": EncoderKind(partial(MultiPlaneSliceEncoder, **_M3T_SMALL), _TOKENS, (3,)),
+}
+
+
+_IMAGES = {2: "images (spatial_dims 2)", 3: "volumes (spatial_dims 3)"}
 
 
 def build_encoder(
@@ -47,6 +65,7 @@ def build_encoder(
     in_channels: int = 1,
     width: float = 1.0,
     norm: str = "group",
+    spatial_dims: int = 3,
     options: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """The encoder of that name.
@@ -56,6 +75,7 @@ def build_encoder(
         in_channels: channels of the volume, one for a single modality.
         width: factor on all channels.
         norm: ``group``, ``batch`` or ``instance``.
+        spatial_dims: 2 or 3.
         options: the encoder's own options: ``stem_stride`` of the ResNets, those of
             :class:`~mmfusion.networks.m3t.MultiPlaneSliceEncoder`.
 
@@ -68,10 +88,15 @@ def build_encoder(
         raise NetworkError(unknown("norm", norm, NORMS))
     if not width > 0:
         raise NetworkError(f"width must be positive, found {width}")
-    known = [key for key, p in inspect.signature(ENCODERS[name]).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    kind = ENCODERS[name]
+    if spatial_dims not in kind.spatial_dims:
+        raise NetworkError(f"encoder '{name}' takes {_IMAGES[kind.spatial_dims[0]]}, found spatial_dims {spatial_dims}")
+    parameters = inspect.signature(kind.make).parameters
+    known = [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY and key != "spatial_dims"]
     for option in options or {}:
         if option not in known:
             if not known:
                 raise NetworkError(f"encoder '{name}' has no options, found '{option}'")
             raise NetworkError(unknown(f"{name} option", option, known))
-    return ENCODERS[name](in_channels=in_channels, width=width, norm=norm, **(options or {}))
+    how = {**(options or {}), "in_channels": in_channels, "width": width, "norm": norm, "spatial_dims": spatial_dims}
+    return kind.make(**how)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmfusion.errors import NetworkError
-from mmfusion.networks.backbones import RESNET_BLOCKS, Encoder, ResNetEncoder
+from mmfusion.networks.backbones import RESNET_BLOCKS, ResNetEncoder
 from mmfusion.networks.blocks import MLP, TransformerBlock, embedding, norm_layer, scaled
+from mmfusion.networks.encoder import Encoder
 from mmfusion.options import unknown
 
 PLANES = {"coronal": 3, "sagittal": 2, "axial": 4}  # in the paper's order: the axis of [B, C, D, H, W] to cut
@@ -63,6 +64,8 @@ class MultiPlaneSliceEncoder(Encoder):
         NetworkError: the 2D CNN is unknown, or a number is out of range.
     """
 
+    views = ("vector", "tokens")
+
     def __init__(
         self,
         in_channels: int = 1,
@@ -83,8 +86,10 @@ class MultiPlaneSliceEncoder(Encoder):
         slice_stride: int = 1,
         slice_chunk: int = 32,
         checkpoint: bool = False,
+        spatial_dims: int = 3,
     ) -> None:
         super().__init__()
+        assert spatial_dims == 3
         counts = {"layers": layers, "heads": heads, "positions": positions}
         for name, value in {**counts, "slice_stride": slice_stride, "slice_chunk": slice_chunk}.items():
             if value < 1:
@@ -142,7 +147,7 @@ class MultiPlaneSliceEncoder(Encoder):
             return checkpoint(self.slice_cnn, slices, use_reentrant=False)
         return self.slice_cnn(slices)
 
-    def tokens(self, planes: list[Tensor]) -> Tensor:
+    def sequence(self, planes: list[Tensor]) -> Tensor:
         """Vectors of the coronal, sagittal and axial slices to tokens ``[B, slices + 4, F]`` with embeddings."""
         batch = planes[0].shape[0]
         special = [self.special[0], self.special[1], self.special[1], self.special[1]]
@@ -154,7 +159,15 @@ class MultiPlaneSliceEncoder(Encoder):
             sequence.append(marks[i + 1] + self.plane[i])
         return torch.cat(sequence, 1)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def read(self, image: Tensor) -> Tensor:
+        """The transformer's output ``[B, slices + 4, F]``: the tokens of :meth:`sequence`."""
         features = self.stem(image)
         planes = [self.slice_vectors(features, axis) for axis in (3, 2, 4)]
-        return self.transformer(self.tokens(planes))[:, 0]
+        return self.transformer(self.sequence(planes))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.read(image)[:, 0]
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """All tokens but the class token, ``[B, slices + 3, F]``."""
+        return self.read(image)[:, 1:]

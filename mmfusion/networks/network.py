@@ -1,40 +1,105 @@
-"""The contract of every network, and the strategies: where in the network the modalities are fused."""
+"""The contract of every network: one forward, all outputs, all losses; and how absent modalities are skipped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Optional, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, List, NamedTuple, Optional, cast  # noqa: UP035 (TorchScript)
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
-from mmfusion.networks.backbones import Encoder
-from mmfusion.networks.blocks import Standardize
-from mmfusion.networks.operators import DECISION_RULES, FEATURE_OPERATORS
+from mmfusion.networks.blocks import Standardize, embedding
+from mmfusion.networks.conditioning import CONDITIONINGS, Unconditioned
+from mmfusion.networks.encoder import Encoder
+from mmfusion.networks.losses import LOSSES, classification
 
 
 class FusionOutput(NamedTuple):
     """What a network says about a batch.
 
     Attributes:
-        logits: ``[B, K]``; of decision fusion log-probabilities, which softmax leaves as they are.
+        logits: ``[B, K]``; of decision and hybrid fusion log-probabilities, which softmax leaves as they are.
         present: ``[B, M]`` bool, the modalities that were used.
-        modality_logits: ``[B, M, K]`` of each modality alone, 0 where absent; decision fusion only.
-        features: ``[B, F]``, what the classifier saw; None for decision fusion.
-        weights: ``[B, M]``, share of each modality, 0 where absent; None where the operator has none.
+        modality_logits: ``[B, M, K]`` of each modality's own classifier, 0 where absent; None without these.
+        modality_features: ``[B, M, F]``, one vector a modality, 0 where absent: what its encoder says, or what
+            attention made of it; None for input fusion.
+        fused_logits: ``[B, K]`` of the fused features alone; None where these are the logits, or there are none.
+        features: ``[B, F']``, what the classifier saw; None for decision fusion.
+        weights: ``[B, M]``, share of each modality in the fusion, 0 where absent; None where the operator has none.
+        attention: ``[B, M, N]``, share of the attention that each token of each modality gets, all of a case summing
+            to 1; None without tokens.
     """
 
     logits: Tensor
     present: Tensor
     modality_logits: Optional[Tensor] = None
+    modality_features: Optional[Tensor] = None
+    fused_logits: Optional[Tensor] = None
     features: Optional[Tensor] = None
     weights: Optional[Tensor] = None
+    attention: Optional[Tensor] = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The choices of :func:`mmfusion.networks.build`, checked; what every strategy is made from.
+
+    Attributes:
+        modalities: names of the channels, in their order.
+        num_classes: K.
+        spatial_dims: 2 or 3.
+        encoder: from a modality's name (None: all channels in one) and its channels to an encoder.
+        operator: from the strategy's own arguments to its fusion operator.
+        rule: from M and K to a decision rule.
+        head: from features and K to a classifier.
+        shared: one encoder for all modalities.
+        absent: ``zero`` or ``learned``.
+        covariates: how many a case has.
+        conditioning: a key of ``CONDITIONINGS``.
+        dropout: share of the features dropped before a classifier.
+        standardize: standardize the vectors over the cases.
+        losses: weight of each further loss, by its name in ``LOSSES``.
+    """
+
+    modalities: tuple[str, ...]
+    num_classes: int
+    spatial_dims: int
+    encoder: Callable[[str | None, int], Encoder]
+    operator: Callable[..., Any]
+    rule: Callable[[int, int], nn.Module]
+    head: Callable[[int, int], nn.Module]
+    shared: bool = False
+    absent: str = "zero"
+    covariates: int = 0
+    conditioning: str = "film"
+    dropout: float = 0.0
+    standardize: bool = True
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def alone(self) -> bool:
+        """Whether a loss needs each modality's own classifier."""
+        return any(LOSSES[name].alone for name in self.losses)
+
+    def classifier(self, features: int) -> nn.Sequential:
+        """Dropout and a head: ``[B, features]`` to ``[B, K]``."""
+        return nn.Sequential(nn.Dropout(self.dropout), self.head(features, self.num_classes))
+
+    def standard(self, features: int) -> nn.Module:
+        """Standardization over the cases, or nothing where it is not wanted."""
+        return Standardize(features) if self.standardize else nn.Identity()
+
+    def condition(self, features: int) -> nn.Module:
+        """Conditioning of ``features`` channels on the covariates, or nothing where a case has none."""
+        if self.covariates == 0:
+            return Unconditioned()
+        return CONDITIONINGS[self.conditioning](features, self.covariates)
 
 
 class FusionNetwork(nn.Module):
-    """Base of all networks: ``forward(image [B, M, D, H, W], present [B, M], covariates) -> logits [B, K]``.
+    """Base of all networks: ``forward(image [B, M, *spatial], present [B, M], covariates [B, C]) -> logits [B, K]``.
 
     What an absent modality's channel holds, be it NaN, never reaches the output, and a case without any modality
     gets a finite answer that no voxel influenced. Whether voxels can be used at all is checked where batches are made.
@@ -42,18 +107,21 @@ class FusionNetwork(nn.Module):
     Attributes:
         modalities: names of the channels, in their order.
         num_classes: K.
+        covariates: C, numbers that each case brings beside its image.
         strategy: name of the strategy.
+        loss_weights: weight of each further loss, by name.
     """
 
     strategy = ""
 
-    def __init__(self, encoders: Sequence[Encoder], modalities: Sequence[str], num_classes: int) -> None:
+    def __init__(self, plan: Plan) -> None:
         super().__init__()
-        self.encoders = nn.ModuleList(encoders)
-        self.encoded_features = encoders[0].out_features
-        self.standardize = nn.ModuleList(Standardize(encoder.out_features) for encoder in encoders)
-        self.modalities = tuple(modalities)
-        self.num_classes = num_classes
+        self.modalities = plan.modalities
+        self.num_classes = plan.num_classes
+        self.spatial_dims = plan.spatial_dims
+        self.covariates = plan.covariates
+        self.loss_weights = dict(plan.losses)
+        self.encoders = nn.ModuleList()
 
     def forward(
         self,
@@ -73,30 +141,34 @@ class FusionNetwork(nn.Module):
         """All that the network says about a batch.
 
         Args:
-            image: ``[B, M, D, H, W]``, one channel a modality.
+            image: ``[B, M, *spatial]``, one channel a modality.
             present: ``[B, M]``, bool or 0 and 1. None derives it: a channel of zeros only is absent.
-            covariates: must be None; no strategy here takes any.
+            covariates: ``[B, C]``, standardized by the caller; NaN where one is not known. Must be None where the
+                network takes none.
 
         Raises:
-            NetworkError: a shape does not fit, or the volume is too small for the encoder.
+            NetworkError: a shape does not fit, or the image is too small for the encoder.
         """
         if not torch.jit.is_scripting() and not torch.jit.is_tracing():
             self.check_input(image, present, covariates)
         if present is None:
             present = (image != 0).flatten(2).any(2)
-        return self.fuse(image, present != 0)
+        if covariates is None:
+            covariates = torch.full((image.shape[0], self.covariates), float("nan"), device=image.device)
+        return self.fuse(image, present != 0, covariates)
 
-    def fuse(self, image: Tensor, present: Tensor) -> FusionOutput:
-        """The strategy: ``image [B, M, D, H, W]`` and bool ``present [B, M]`` to all outputs."""
+    def fuse(self, image: Tensor, present: Tensor, covariates: Tensor) -> FusionOutput:
+        """The strategy: ``image [B, M, *spatial]``, bool ``present [B, M]``, ``covariates [B, C]`` to all outputs."""
         raise NotImplementedError
 
     @torch.jit.unused
     def check_input(self, image: Tensor, present: Tensor | None, covariates: Tensor | None) -> None:
         """Refuse tensors that do not fit this network (NetworkError)."""
         count = len(self.modalities)
-        if image.ndim != 5 or image.shape[1] != count:
+        if image.ndim != 2 + self.spatial_dims or image.shape[1] != count:
+            axes = ", D, H, W" if self.spatial_dims == 3 else ", H, W"
             raise NetworkError(
-                f"the network takes image [B, {count}, D, H, W] with the channels {', '.join(self.modalities)}, "
+                f"the network takes image [B, {count}{axes}] with the channels {', '.join(self.modalities)}, "
                 f"found shape {list(image.shape)}"
             )
         if present is not None and present.shape != image.shape[:2]:
@@ -104,9 +176,15 @@ class FusionNetwork(nn.Module):
                 f"present must have shape {list(image.shape[:2])}, a row a case and a column a modality "
                 f"({', '.join(self.modalities)}), found {list(present.shape)}"
             )
-        if covariates is not None:
-            raise NetworkError(f"strategy '{self.strategy}' takes no covariates, found {list(covariates.shape)}")
-        cast(Encoder, self.encoders[0]).check_size([int(n) for n in image.shape[2:]])
+        if covariates is not None and not self.covariates:
+            raise NetworkError(f"this network takes no covariates, found {list(covariates.shape)}")
+        if self.covariates and (covariates is None or covariates.shape != (len(image), self.covariates)):
+            found = "none" if covariates is None else list(covariates.shape)
+            raise NetworkError(
+                f"covariates must have shape {[len(image), self.covariates]}, NaN where one is not known, found {found}"
+            )
+        for encoder in self.encoders:
+            cast(Encoder, encoder).check_size([int(n) for n in image.shape[2:]])
 
     @torch.jit.unused
     def losses(
@@ -124,161 +202,144 @@ class FusionNetwork(nn.Module):
 
         Returns:
             ``classification``: cross entropy of the logits (of log-probabilities: their negative log-likelihood),
-            averaged over the cases.
+            averaged over the cases; where the fused features have a classifier of their own, of that one. And each
+            further loss of ``loss_weights``, times its weight.
         """
-        return {"classification": _cross_entropy(output.logits, label, class_weight)}
+        terms = {"classification": classification(output, label, class_weight)}
+        for name, weight in self.loss_weights.items():
+            terms[name] = weight * LOSSES[name].term(output, label, class_weight, self)
+        return terms
 
 
-class InputFusion(FusionNetwork):
-    """Input fusion: the channels enter one encoder together.
-
-    The encoder runs whatever is present: an absent modality's channel is set to zero, not skipped.
+class Place(nn.Module):
+    """Puts what an encoder said of the present cases back among all cases, for one modality and one level.
 
     Args:
-        encoder: from the number of channels to an encoder.
-        operator: ``concat``.
-        modalities: names of the channels.
-        num_classes: K.
-        dropout: share of the features dropped before the classifier.
+        modalities: M.
+        channels: C of the encoded rows.
+        axis: their channel axis.
+        marked: add a learned embedding of the modality, which tells a shared encoder's modalities apart.
+        learned: an absent modality is a learned vector, not zero.
     """
 
-    strategy = "input"
-    operators = ("concat",)
+    def __init__(self, modalities: int, channels: int, axis: int, marked: bool, learned: bool) -> None:
+        super().__init__()
+        self.axis = axis
+        self.mark = embedding(modalities, channels) if marked else None
+        self.absent = embedding(modalities, channels) if learned else None
 
-    def __init__(
-        self,
-        encoder: Callable[[int], Encoder],
-        operator: str,
-        modalities: Sequence[str],
-        num_classes: int,
-        dropout: float,
-    ) -> None:
-        super().__init__([encoder(len(modalities))], modalities, num_classes)
-        self.classifier = _classifier(self.encoded_features, num_classes, dropout)
-
-    def fuse(self, image: Tensor, present: Tensor) -> FusionOutput:
-        mask = present[:, :, None, None, None]
-        features = self.standardize[0](self.encoders[0](image.masked_fill(~mask, 0.0)))
-        # a case without any modality is answered by the classifier's bias alone, as in the other strategies
-        features = features * present.any(1, keepdim=True)
-        return FusionOutput(self.classifier(features), present, None, features, None)
+    def forward(self, encoded: Tensor, rows: Tensor, present: Tensor, m: int) -> Tensor:
+        """``encoded [R, ...]`` of the cases ``rows [R]``, where ``present [B]`` is true, to ``[B, ...]``."""
+        shape = [1] * encoded.dim()
+        shape[self.axis] = encoded.shape[self.axis]
+        if self.mark is not None:
+            encoded = encoded + self.mark[m].reshape(shape)
+        out = encoded.new_zeros([present.shape[0]] + list(encoded.shape[1:])).index_copy(0, rows, encoded)
+        if self.absent is not None:
+            there = present.reshape([present.shape[0]] + [1] * (encoded.dim() - 1))
+            out = torch.where(there, out, self.absent[m].reshape(shape))
+        return out
 
 
 class PerModalityNetwork(FusionNetwork):
-    """Base of the strategies with an encoder a modality: the one place where absent modalities are skipped."""
+    """Base of the strategies that encode each modality by itself: the one place where absent modalities are skipped.
 
-    def encode(self, image: Tensor, present: Tensor) -> Tensor:
-        """Vectors ``[B, M, F]``: only rows where a modality is present pass its encoder, the others are zero.
+    Only rows in which a modality is present pass its encoder. An encoder that is left without a row still runs, on an
+    empty batch, so that every parameter has a gradient (of zero), which distributed training needs. Gathering by
+    ``index_select`` and scattering by ``index_copy`` is the form that can be scripted, traced and exported.
 
-        An encoder that is left without a row still runs, on an empty batch, so that every parameter has a gradient
-        (of zero), which distributed training needs.
+    Attributes:
+        view: what the strategy takes from its encoders: ``vector``, ``tokens`` or ``pyramid``.
+        encoded_features: F, the widest of the encoders; narrower ones are widened by a linear layer.
+        level_channels: C_l of each level (one for vectors and tokens).
+    """
+
+    view = "vector"
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        count = len(plan.modalities)
+        encoders = [plan.encoder(None, 1)] if plan.shared else [plan.encoder(name, 1) for name in plan.modalities]
+        each = encoders * count if plan.shared else encoders
+        width = max(encoder.out_features for encoder in encoders)
+        self.shared = plan.shared
+        self.view = type(self).view  # TorchScript sees no attributes of the class
+        self.encoders = nn.ModuleList(encoders)
+        self.encoded_features = width
+        self.level_channels = tuple(encoders[0].pyramid_channels) if self.view == "pyramid" else (width,)
+        tokens = self.view == "tokens"
+        self.standardize = nn.ModuleList(nn.Identity() if tokens else plan.standard(one.out_features) for one in each)
+        self.widen = nn.ModuleList(
+            nn.Identity() if one.out_features == width else nn.Linear(one.out_features, width) for one in each
+        )
+        self.condition = nn.ModuleList(plan.condition(width) for _ in each)
+        learned = plan.absent == "learned" and not tokens  # token operators have an absent token of their own
+        channels = [*self.level_channels, width] if self.view == "pyramid" else self.level_channels
+        self.place = nn.ModuleList(Place(count, c, 2 if tokens else 1, plan.shared, learned) for c in channels)
+        self.classifiers = nn.ModuleList()
+
+    def encode(self, image: Tensor, present: Tensor, covariates: Tensor) -> List[List[Tensor]]:  # noqa: UP006
+        """For each modality what its encoder says, zero (or the learned vector) where the modality is absent.
+
+        Vectors: one ``[B, F]``. Tokens: one ``[B, N, F]``. Pyramid: the maps ``[B, C_l, *spatial_l]`` and, last, the
+        vector ``[B, F]``. Vectors are standardized over the cases; the last level is conditioned on the covariates.
         """
-        vectors: list[Tensor] = []
-        for m, (encoder, standardize) in enumerate(zip(self.encoders, self.standardize)):  # noqa: B905 (not scriptable)
+        given: List[Tensor] = []  # noqa: UP006
+        flags = present.t().flatten()
+        if self.shared:  # all present images in one batch
+            images = image.transpose(0, 1).flatten(0, 1).unsqueeze(1)
+            given.append(images.index_select(0, torch.nonzero(flags).squeeze(1)))
+        else:
+            for m in range(image.shape[1]):
+                rows = torch.nonzero(present[:, m]).squeeze(1)
+                given.append(image[:, m : m + 1].index_select(0, rows))
+        seen: List[List[Tensor]] = []  # noqa: UP006
+        for i, encoder in enumerate(self.encoders):
+            if self.view == "vector":
+                seen.append([encoder(given[i])])
+            elif self.view == "tokens":
+                seen.append([encoder.tokens(given[i])])  # type: ignore[operator]
+            else:
+                seen.append(encoder.pyramid(given[i]))  # type: ignore[operator]
+        order = (torch.cumsum(flags.to(torch.int64), 0) - 1).reshape(image.shape[1], image.shape[0])
+        out: List[List[Tensor]] = []  # noqa: UP006
+        layers = zip(self.standardize, self.widen, self.condition)  # noqa: B905 (not scriptable)
+        for m, (standardize, widen, condition) in enumerate(layers):
             rows = torch.nonzero(present[:, m]).squeeze(1)
-            encoded = standardize(encoder(image[:, m : m + 1].index_select(0, rows)))
-            empty = torch.zeros((image.shape[0], encoded.shape[1]), dtype=encoded.dtype, device=encoded.device)
-            vectors.append(empty.index_copy(0, rows, encoded))
-        return torch.stack(vectors, 1)
-
-
-class SingleLevelFusion(PerModalityNetwork):
-    """Single-level feature fusion: an encoder a modality, one operator on their vectors, one classifier.
-
-    Args:
-        encoder: from the number of channels (1) to an encoder.
-        operator: a key of ``FEATURE_OPERATORS``.
-        modalities: names of the channels.
-        num_classes: K.
-        dropout: share of the fused features dropped before the classifier.
-    """
-
-    strategy = "single_level"
-    operators = tuple(FEATURE_OPERATORS)
-
-    def __init__(
-        self,
-        encoder: Callable[[int], Encoder],
-        operator: str,
-        modalities: Sequence[str],
-        num_classes: int,
-        dropout: float,
-    ) -> None:
-        super().__init__([encoder(1) for _ in modalities], modalities, num_classes)
-        self.operator = FEATURE_OPERATORS[operator](len(modalities), self.encoded_features)
-        self.classifier = _classifier(self.operator.out_features, num_classes, dropout)
-
-    def fuse(self, image: Tensor, present: Tensor) -> FusionOutput:
-        features, weights = self.operator(self.encode(image, present), present)
-        return FusionOutput(self.classifier(features), present, None, features, weights)
-
-
-class DecisionFusion(PerModalityNetwork):
-    """Decision fusion: an encoder and a classifier a modality, one rule on their answers.
-
-    Args:
-        encoder: from the number of channels (1) to an encoder.
-        operator: a key of ``DECISION_RULES``.
-        modalities: names of the channels.
-        num_classes: K.
-        dropout: share of each modality's features dropped before its classifier.
-    """
-
-    strategy = "decision"
-    operators = tuple(DECISION_RULES)
-
-    def __init__(
-        self,
-        encoder: Callable[[int], Encoder],
-        operator: str,
-        modalities: Sequence[str],
-        num_classes: int,
-        dropout: float,
-    ) -> None:
-        super().__init__([encoder(1) for _ in modalities], modalities, num_classes)
-        self.classifiers = nn.ModuleList(_classifier(self.encoded_features, num_classes, dropout) for _ in modalities)
-        self.rule = DECISION_RULES[operator](len(modalities), num_classes)
-
-    def fuse(self, image: Tensor, present: Tensor) -> FusionOutput:
-        vectors = self.encode(image, present)
-        each: list[Tensor] = []
-        for m, classifier in enumerate(self.classifiers):
-            each.append(classifier(vectors[:, m]))
-        modality_logits = torch.stack(each, 1).masked_fill(~present.unsqueeze(2), 0.0)
-        logits, weights = self.rule(modality_logits, present)
-        return FusionOutput(logits, present, modality_logits, None, weights)
+            levels = seen[0] if self.shared else seen[m]
+            if self.shared:
+                levels = [level.index_select(0, order[m].index_select(0, rows)) for level in levels]
+            known = covariates.index_select(0, rows)
+            if self.view == "vector":
+                vector = widen(standardize(levels[0]))
+                levels = [condition(vector.unsqueeze(1), known).squeeze(1)]
+            elif self.view == "tokens":
+                levels = [condition(widen(levels[0]), known)]
+            else:
+                last = levels[-1]
+                voxels = condition(last.flatten(2).transpose(1, 2), known)
+                last = voxels.transpose(1, 2).reshape(last.shape)
+                levels = levels[:-1] + [last, standardize(voxels.mean(1))]
+            placed: List[Tensor] = []  # noqa: UP006
+            for i, place in enumerate(self.place):
+                placed.append(place(levels[i], rows, present[:, m], m))
+            out.append(placed)
+        return out
 
     @torch.jit.unused
-    def losses(
-        self,
-        output: FusionOutput,
-        label: Tensor,
-        class_weight: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """As in the base class, and ``modality``: cross entropy of each present modality alone, averaged.
+    def add_classifiers(self, plan: Plan, features: int) -> None:
+        """A classifier a modality, for vectors of that width."""
+        self.classifiers.extend(plan.classifier(features) for _ in plan.modalities)
 
-        Without it a modality that is right enough would leave the others untrained.
-        """
-        assert output.modality_logits is not None
-        case, modality = torch.nonzero(output.present, as_tuple=True)
-        logits, labels = output.modality_logits[case, modality], label[case]
-        alone = _cross_entropy(logits, labels, class_weight)
-        return {**super().losses(output, label, class_weight), "modality": alone}
+    def alone_logits(self, features: Tensor, present: Tensor) -> Tensor:
+        """Each modality's own logits ``[B, M, K]`` from ``features [B, M, F]``, 0 where absent."""
+        each: List[Tensor] = []  # noqa: UP006
+        for m, classifier in enumerate(self.classifiers):
+            each.append(classifier(features[:, m]))
+        return torch.stack(each, 1) * present.unsqueeze(2)
 
-
-def _cross_entropy(logits: Tensor, label: Tensor, class_weight: Tensor | None) -> Tensor:
-    """Weighted cross entropy of ``[N, K]`` and ``[N]``, averaged over the rows; 0 of no row.
-
-    torch's own mean divides by the weights of the batch, so that a small batch keeps its class shares: the network
-    would not learn the prior that the weights stand for, and correcting it would spoil the probabilities.
-    """
-    return F.cross_entropy(logits, label, class_weight, reduction="sum") / max(len(label), 1)
-
-
-def _classifier(features: int, num_classes: int, dropout: float) -> nn.Module:
-    return nn.Sequential(nn.Dropout(dropout), nn.Linear(features, num_classes))
-
-
-STRATEGIES: dict[str, type[InputFusion | SingleLevelFusion | DecisionFusion]] = {
-    network.strategy: network for network in (InputFusion, SingleLevelFusion, DecisionFusion)
-}
+    def alone(self, features: Tensor, present: Tensor) -> Optional[Tensor]:
+        """:meth:`alone_logits`, or None in a network whose modalities have no classifiers."""
+        if len(self.classifiers) == 0:
+            return None
+        return self.alone_logits(features, present)

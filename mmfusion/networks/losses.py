@@ -1,0 +1,71 @@
+"""Losses: cross entropy that suits class weights, and the further terms that papers add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmfusion.errors import NetworkError
+
+if TYPE_CHECKING:
+    from mmfusion.networks.network import FusionNetwork, FusionOutput
+
+
+def cross_entropy(logits: Tensor, label: Tensor, class_weight: Tensor | None) -> Tensor:
+    """Weighted cross entropy of ``[N, K]`` and ``[N]``, averaged over the rows; 0 of no row.
+
+    torch's own mean divides by the weights of the batch, so that a small batch keeps its class shares: the network
+    would not learn the prior that the weights stand for, and correcting it would spoil the probabilities.
+    """
+    return F.cross_entropy(logits, label, class_weight, reduction="sum") / max(len(label), 1)
+
+
+def classification(output: FusionOutput, label: Tensor, class_weight: Tensor | None) -> Tensor:
+    """Cross entropy of the fused features' own classifier, or of the logits where there is no such one."""
+    logits = output.logits if output.fused_logits is None else output.fused_logits
+    return cross_entropy(logits, label, class_weight)
+
+
+def unimodal(output: FusionOutput, label: Tensor, class_weight: Tensor | None, network: FusionNetwork) -> Tensor:
+    """Cross entropy of each present modality alone, averaged over them.
+
+    Without it a modality that is right enough would leave the others untrained.
+    """
+    assert output.modality_logits is not None
+    case, modality = torch.nonzero(output.present, as_tuple=True)
+    return cross_entropy(output.modality_logits[case, modality], label[case], class_weight)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A further loss.
+
+    Attributes:
+        term: from output ``FusionOutput``, label ``[B]``, class weight ``[K]`` or None, and the network to a number.
+        strategies: those that give what it needs.
+        alone: it needs each modality's own classifier.
+        fusion, head: the operator or head that it belongs to; empty for any.
+    """
+
+    term: Callable[[FusionOutput, Tensor, Tensor | None, FusionNetwork], Tensor]
+    strategies: tuple[str, ...] = ("single_level", "hierarchical", "attention", "decision", "hybrid")
+    alone: bool = False
+    fusion: str = ""
+    head: str = ""
+
+    def check(self, name: str, strategy: str, fusion: str, head: str) -> None:
+        """Refuse a network that has nothing to compute this loss from (NetworkError)."""
+        if strategy not in self.strategies:
+            raise NetworkError(f"loss '{name}' needs strategy {' or '.join(self.strategies)}, found '{strategy}'")
+        if self.fusion and fusion != self.fusion:
+            raise NetworkError(f"loss '{name}' needs fusion '{self.fusion}', found '{fusion}'")
+        if self.head and head != self.head:
+            raise NetworkError(f"loss '{name}' needs head '{self.head}', found '{head}'")
+
+
+LOSSES = {"unimodal": Loss(unimodal, alone=True)}
