@@ -5,7 +5,7 @@ from scipy.stats import ttest_rel
 
 
 def assert_better(scores, others, margin=0.0, level=0.01):
-    """``scores`` are greater than ``others``, seed by seed: mean difference above ``margin``, paired t-test (one-sided).
+    """``scores`` are greater than ``others``, seed by seed: by ``margin`` on average, by a paired t-test.
 
     With three seeds, where a t-test has little power, every seed must be better.
     """
