@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Option:
 
     Attributes:
         name: as in Python, YAML and JSON; on the command line with dashes.
-        kind: ``str``, ``int``, ``float`` or ``bool``: the type of the value, or of each value of a list.
+        kind: ``str``, ``int``, ``float`` or ``bool``: the type of the value, or of each value of a list; ``dict``: a
+            table of names and values, checked where it is used.
         default: the value when none is given; None means "not set".
         help: one line for people.
         unit: physical unit of the number, if it has one.
@@ -32,6 +34,7 @@ class Option:
         low, high: allowed range of a number, both ends included.
         rising: the values of a list must rise.
         point: beside the choices, a point as text: ``x,y,z``.
+        each: one value for all modalities, or a table with one for each.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Option:
     high: float = float("inf")
     rising: bool = False
     point: bool = False
+    each: bool = False
 
     @property
     def flag(self) -> str:
@@ -59,6 +63,8 @@ class Option:
         """
         if value is None:
             return None
+        if self.each and isinstance(value, Mapping):
+            return {str(name): self._check_one(one) for name, one in value.items()}
         if self.count is None:
             return self._check_one(value)
         values = list(value) if isinstance(value, (list, tuple)) else [value]
@@ -73,7 +79,7 @@ class Option:
         return checked
 
     def _check_one(self, value: Any) -> Any:
-        wanted: Any = (int, float) if self.kind is float else self.kind
+        wanted: Any = {float: (int, float), dict: Mapping}.get(self.kind, self.kind)
         if not isinstance(value, wanted) or (isinstance(value, bool) and self.kind is not bool):
             raise OptionError(
                 f"option {self.name} takes {_KIND_WORDS[self.kind]}, found {value!r} ({type(value).__name__})"
@@ -102,7 +108,13 @@ def _as_point(text: str) -> str | None:
     return ",".join(map(repr, numbers)) if len(numbers) == 3 and all(map(math.isfinite, numbers)) else None
 
 
-_KIND_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
+_KIND_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    dict: "a table of names and values",
+}
 
 _KINDS = ("translation", "rigid", "similarity", "affine", "deformable", "none")  # registration.KINDS, without torch
 
@@ -178,11 +190,20 @@ _TABLE = (
         "resnet10",
         "what turns a volume into features",
         choices=("resnet10", "resnet18", "densenet121", "m3t", "m3t_small"),
+        each=True,
     ),
     Option("fusion", str, None, "fusion operator or rule (default: the strategy's first)"),
     Option("width", float, 1.0, "multiplies the encoder's channels", low=0.01, high=4),
     Option("norm", str, "group", "normalization layers", choices=("group", "batch", "instance")),
     Option("dropout", float, 0.0, "share of features dropped before the classifier", low=0, high=0.95),
+    Option("shared", bool, False, "one encoder for all modalities"),
+    Option("absent", str, "zero", "what stands for an absent modality", choices=("zero", "learned")),
+    Option("decision", str, "mean", "decision rule of strategy hybrid"),
+    Option("head", str, "linear", "classifier: linear, or bayesian for uncertainty", choices=("linear", "bayesian")),
+    Option("standardize", bool, True, "standardize the encoded vectors over the cases"),
+    Option("losses", dict, None, "weight of each further loss by name (default: the strategy's)"),
+    Option("encoder_options", dict, None, "the encoder's own options"),
+    Option("fusion_options", dict, None, "the fusion operator's own options"),
     # training
     Option("cohort", str, None, "cohort folder that mmfusion prepare wrote"),
     Option("manifest", str, None, "manifest to prepare first, or to predict on"),
@@ -246,7 +267,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("ct_window", "suv", "suv_max", "mr_normalize", "mr_standard", "bias_correction"),
         *("frame", "assume_orientation"),
     ),
-    "network": ("strategy", "encoder", "fusion", "width", "norm", "dropout"),
+    "network": (
+        *("strategy", "encoder", "fusion", "width", "norm", "dropout", "shared", "absent", "decision", "head"),
+        *("standardize", "losses", "encoder_options", "fusion_options"),
+    ),
     "training": (
         *(
             "epochs",

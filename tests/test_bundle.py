@@ -49,7 +49,9 @@ def test_defaults_of_the_other_configurations(name):
 def test_null_stands_only_for_what_has_no_plain_default():
     null = {name for name, value in options_of("train").items() if value is None}
     decided_by_the_cohort = set(mmfusion.options.GROUPS["case"])
-    assert null - decided_by_the_cohort == {"cohort", "manifest", "run_dir", "classes", "fusion"}
+    assert null - decided_by_the_cohort == {
+        *("cohort", "manifest", "run_dir", "classes", "fusion", "losses", "encoder_options", "fusion_options"),
+    }
 
 
 def test_metadata_is_complete():

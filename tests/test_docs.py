@@ -9,6 +9,11 @@ import yaml
 
 from mmfusion import errors
 from mmfusion.networks import combinations
+from mmfusion.networks.build import HEADS
+from mmfusion.networks.conditioning import CONDITIONINGS
+from mmfusion.networks.encoders import ENCODERS
+from mmfusion.networks.losses import LOSSES
+from mmfusion.networks.strategies import STRATEGIES
 from mmfusion.options import GROUPS, OPTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -120,9 +125,16 @@ def test_the_table_of_networks_is_complete():
     text = (ROOT / "docs" / "networks.md").read_text()
     for strategy, parts in combinations().items():
         operators = ", ".join(f"`{name}`" for name in parts["fusion"])
-        assert f"| `{strategy}` | all | {operators} |" in text
-        assert all(f"| `{encoder}` |" in text for encoder in parts["encoders"])
-    assert {len(parts["encoders"]) for parts in combinations().values()} == {len(OPTIONS["encoder"].choices)}
+        assert f"| `{strategy}` | {_VIEW_WORDS[STRATEGIES[strategy].view]} | {operators} |" in text
+        assert all(f"| `{name}` |" in text for name in parts["fusion"])
+    for encoder, kind in ENCODERS.items():
+        gives = ", ".join(view for view in ("vector", "tokens", "pyramid") if view in kind.views)
+        assert re.search(rf"^\| `{encoder}` \|.*\| {gives} \|", text, flags=re.MULTILINE), f"{encoder}: {gives}"
+    for table in (LOSSES, CONDITIONINGS, HEADS):
+        assert all(f"`{name}`" in text for name in table)
+
+
+_VIEW_WORDS = {"vector": "a vector", "tokens": "tokens", "pyramid": "a pyramid"}
 
 
 def test_pictures_are_small():
