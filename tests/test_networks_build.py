@@ -44,7 +44,7 @@ def test_the_table_of_combinations():
             {"strategy": "decision", "fusion": "concat"},
             "strategy 'decision' takes fusion mean",
         ),
-        ({"fusion": "mean"}, "strategy 'single_level' takes fusion concat or gated"),
+        ({"fusion": "mean"}, "strategy 'single_level' takes fusion concat or add or "),
         ({"modalities": "ct"}, "modalities must be a list of at least one name, each once, found 'ct'"),
         ({"modalities": ()}, "found ()"),
         ({"modalities": ("ct", "ct")}, "found ('ct', 'ct')"),
