@@ -144,7 +144,7 @@ class CrossFusion(TokenOperator):
         received = [torch.zeros_like(part[:, :, 0]) for part in parts]
         for i, layer in enumerate(self.layers):
             made: List[Tensor] = []  # noqa: UP006
-            for m, block in enumerate(layer):  # type: ignore[arg-type, var-annotated]
+            for m, block in enumerate(layer):  # type: ignore
                 others, visible = parts[:m] + parts[m + 1 :], seen[:m] + seen[m + 1 :]
                 own, weights = block(parts[m], others, visible, i + 1 == len(self.layers))
                 made.append(own)
@@ -211,7 +211,7 @@ class IntraInterFusion(TokenOperator):
         for i, layer in enumerate(self.layers):
             made: List[Tensor] = []  # noqa: UP006
             context = torch.cat(parts, 1)
-            for m, block in enumerate(layer):  # type: ignore[arg-type, var-annotated]
+            for m, block in enumerate(layer):  # type: ignore
                 own, visible = parts[m], seen[m]
                 others = torch.cat(seen[:m] + [hidden[m]] + seen[m + 1 :], 1)
                 made.append(block(own, visible, context, others))
@@ -280,7 +280,7 @@ class BottleneckFusion(TokenOperator):
         received: List[Tensor] = []  # noqa: UP006
         for i, layer in enumerate(self.layers):
             exchanged: List[Tensor] = []  # noqa: UP006
-            for m, block in enumerate(layer):  # type: ignore[arg-type, var-annotated]
+            for m, block in enumerate(layer):  # type: ignore
                 sequence, count = torch.cat([parts[m], shared], 1), parts[m].shape[1]
                 if i + 1 == len(self.layers):
                     received.append(block.attention(sequence, 1, visible[m])[:, 0, 1:count])
