@@ -143,7 +143,7 @@ def test_an_encoder_runs_once_unless_something_in_it_is_random(strategy, dropout
     next(net.encoders[0].children()).register_forward_hook(lambda *_: calls.append(1))
     first, other = (predict_with_uncertainty(net, batch(seed=seed), samples=5) for seed in range(2))
     assert len(calls) == 2 * runs
-    assert not torch.allclose(first.probabilities, other.probabilities)  # nothing is remembered beyond a call
+    assert not torch.equal(first.probabilities, other.probabilities)  # nothing is remembered beyond a call
 
 
 def test_seeds_repeat_and_nothing_is_left_behind():
@@ -182,7 +182,8 @@ def test_members_that_agree_leave_no_epistemic_part_and_their_order_plays_no_rol
 
 def test_covariates_reach_the_network_and_an_empty_batch_is_answered():
     net = bayesian(covariates=1)
-    nn.init.ones_(next(net.condition[0].parameters()))
+    for parameter in net.condition.parameters():  # at the start it has no effect
+        nn.init.normal_(parameter)
     answers = [predict_with_uncertainty(net, batch(), covariates=torch.full((3, 1), c)) for c in (-1.0, 1.0)]
     assert not torch.allclose(answers[0].probabilities, answers[1].probabilities)
     none = predict_with_uncertainty(net, batch(0), torch.zeros(0, 2), torch.zeros(0, 1), samples=2)
