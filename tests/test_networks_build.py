@@ -102,6 +102,8 @@ def test_public_surface():
         "FusionNetwork",
         "FusionOutput",
         "MultiPlaneSliceEncoder",
+        "Uncertainty",
+        "predict_with_uncertainty",
     ]
     assert all(inspect.getdoc(getattr(networks, name)) for name in networks.__all__)
 

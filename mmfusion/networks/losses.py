@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmfusion.errors import NetworkError
 from mmfusion.networks.blocks import counted
+from mmfusion.networks.heads import FlipoutLinear
 
 if TYPE_CHECKING:
     from mmfusion.networks.network import FusionNetwork, FusionOutput
@@ -122,6 +123,15 @@ def _compactness(features: Tensor, label: Tensor, delta: float = 1.0) -> Tensor:
     return within + F.relu(delta - distance).square().sum()
 
 
+def kl(output: FusionOutput, label: Tensor, class_weight: Tensor | None, network: FusionNetwork) -> Tensor:
+    """KL divergence of all Bayesian layers from their prior, in nats.
+
+    Weighted by 1 / (number of training cases), beside the mean cross entropy, it makes the negative evidence lower
+    bound of a case.
+    """
+    return torch.stack([layer.kl() for layer in network.modules() if isinstance(layer, FlipoutLinear)]).sum()
+
+
 @dataclass(frozen=True)
 class Loss:
     """A further loss.
@@ -155,4 +165,7 @@ LOSSES = {
     "shared_specific": Loss(shared_specific, strategies=("single_level", "hybrid"), fusion="shared_specific"),
     "adaptive": Loss(adaptive, alone=True),
     "discriminative": Loss(discriminative),
+    "kl": Loss(
+        kl, strategies=("input", "single_level", "hierarchical", "attention", "decision", "hybrid"), head="bayesian"
+    ),
 }
