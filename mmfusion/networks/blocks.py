@@ -86,9 +86,12 @@ class Standardize(nn.Module):
         self.norm = nn.BatchNorm1d(features, eps, momentum, affine=False)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        if self.training and vectors.shape[0] < 2:
-            return F.batch_norm(vectors, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
-        return self.norm(vectors)  # in evaluation no branch on the batch, which an export could not follow
+        if self.training and vectors.shape[0] > 1:
+            return self.norm(vectors)
+        # spelled out: torch's own layer asks how many rows there are, which torch.export cannot know
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and variance is not None
+        return (vectors - mean) * torch.rsqrt(variance + self.norm.eps)
 
 
 class MLP(nn.Sequential):
