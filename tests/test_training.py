@@ -16,13 +16,14 @@ from mmfusion.errors import CohortError, LeakageError, ManifestError, MmfusionEr
 from mmfusion.evaluation import choose_threshold
 from mmfusion.networks import build
 from mmfusion.options import GROUPS
-from mmfusion.predict import infer, load_model, probabilities, read_predictions
+from mmfusion.predict import PrepareFusionBatch, infer, load_model, probabilities, read_predictions
 from mmfusion.training import (
     TrainingStep,
     ValidationScore,
     evaluation_items,
     finish,
     open_study,
+    out_of_fold,
     single_runs,
     total_loss,
     update,
@@ -482,3 +483,49 @@ def test_tensorboard_events_where_asked_for(train, tmp_path):
 def test_evaluate_names_a_run_without_model(tmp_path):
     with pytest.raises(CohortError, match="has no model.json: it is not a finished run"):
         run_config("evaluate", run_dir=str(tmp_path))
+
+
+# covariates and folds
+
+
+def test_covariates_of_a_batch_reach_the_network():
+    network = build("single_level", width=0.06, covariates=2)
+    trainer, seen = engine(network), []
+    trainer.data_loader[0]["covariates"] = given = torch.tensor([[0.5, torch.nan]] * 6, dtype=torch.float64)
+    whole = network.outputs
+    network.outputs = lambda image, present, covariates: seen.append(covariates) or whole(image, present, covariates)
+    trainer.run()
+    torch.testing.assert_close(seen[0], given.float(), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("covariates", "words"),
+    [
+        (torch.zeros(5, 2), r"covariates must have shape \[6, C\], found \[5, 2\]"),
+        (torch.tensor([[0.0], [torch.inf], [torch.nan], [0.0], [0.0], [0.0]]), "^row 1: covariates hold infinite"),
+    ],
+)
+def test_covariates_that_cannot_be_used_are_refused(covariates, words):
+    image, present, _ = batch()
+    with pytest.raises(CohortError, match=words):
+        PrepareFusionBatch()({"image": image, "present": present, "covariates": covariates}, "cpu")
+
+
+def test_out_of_fold_shows_no_model_a_subject_that_it_trained_on():
+    subjects, predicted = np.array(list("abcaddefcbgga")), []
+
+    def predict(trained, rows):
+        assert not set(subjects[trained]) & set(subjects[rows])
+        assert len(trained) + len(rows) == len(subjects)
+        predicted.extend(rows)
+        return rows[:, None] * 10.0
+
+    said = out_of_fold(lambda rows: rows, predict, subjects, folds=3, seed=1)
+    assert sorted(predicted) == list(range(13))
+    np.testing.assert_array_equal(said[:, 0], np.arange(13) * 10.0)
+
+
+@pytest.mark.parametrize("folds", [1, 4])
+def test_out_of_fold_needs_subjects_for_its_folds(folds):
+    with pytest.raises(CohortError, match=rf"from 2 to the number of subjects \(3\), found {folds}"):
+        out_of_fold(len, len, ["a", "b", "c", "c"], folds)
