@@ -3,5 +3,14 @@
 from mmfusion.networks.build import build, combinations
 from mmfusion.networks.m3t import MultiPlaneSliceEncoder
 from mmfusion.networks.network import FusionNetwork, FusionOutput
+from mmfusion.networks.uncertainty import Uncertainty, predict_with_uncertainty
 
-__all__ = ["build", "combinations", "FusionNetwork", "FusionOutput", "MultiPlaneSliceEncoder"]
+__all__ = [
+    "build",
+    "combinations",
+    "FusionNetwork",
+    "FusionOutput",
+    "MultiPlaneSliceEncoder",
+    "Uncertainty",
+    "predict_with_uncertainty",
+]
