@@ -1,5 +1,6 @@
 """From a cohort folder to a run folder: parts, losses, seeds, the best model, calibration, and what is refused."""
 
+import copy
 import csv
 import json
 import re
@@ -27,6 +28,7 @@ from mmfusion.training import (
     single_runs,
     total_loss,
     update,
+    voices,
     write_metrics,
 )
 from mmfusion.transforms import LoadPreparedCased
@@ -316,6 +318,29 @@ def test_finish_takes_the_best_weights_and_a_threshold_of_the_validation(tiny_co
     assert all(torch.equal(value, best.state_dict()[name]) for name, value in network.state_dict().items())
     shares = probabilities(infer(best, loader(items, study.modalities)), about)[:, 1]
     assert about.threshold == choose_threshold(np.array([item["label"] for item in items]), shares)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [("decision", {"fusion": "product"}), ("decision", {"fusion": "stacking"}), ("hybrid", {"decision": "weighted"})],
+)
+def test_finish_fits_the_decision_rule_and_the_weights_hold_it(tiny_cohort, tmp_path, strategy, options):
+    study = open_study(tmp_path, cohort=tiny_cohort, encoder="resnet10", width=0.125, strategy=strategy)
+    network = build(strategy, modalities=study.modalities, width=0.125, **options)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(network.state_dict(), tmp_path / "checkpoints" / "best.pt")
+    before = {name: value.clone() for name, value in network.rule.state_dict().items()}
+    load = loader(study.items("validation"), study.modalities)
+    finish(study, network, load)
+    logits, present, label = voices(network, load)
+    assert logits.shape[1] == present.shape[1] == len(study.modalities) + (strategy == "hybrid")
+    again = copy.deepcopy(network.rule)
+    again.load_state_dict(before)
+    again.set_prior(study.model().training_prior)
+    again.fit(logits, present, label, study.class_weight)
+    saved = torch.load(tmp_path / "model.pt", weights_only=True)
+    for name, value in again.state_dict().items():
+        torch.testing.assert_close(saved[f"rule.{name}"], value)
 
 
 def test_best_checkpoint_belongs_to_the_best_epoch(train, tmp_path):

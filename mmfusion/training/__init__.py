@@ -2,7 +2,7 @@
 
 from mmfusion.training.engine import History, TrainingStep, ValidationScore, total_loss, update
 from mmfusion.training.folds import out_of_fold
-from mmfusion.training.results import finish, single_runs, write_metrics
+from mmfusion.training.results import finish, single_runs, voices, write_metrics
 from mmfusion.training.study import Study, evaluation_items, open_study
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ValidationScore",
     "History",
     "finish",
+    "voices",
     "out_of_fold",
     "write_metrics",
     "single_runs",
