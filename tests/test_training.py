@@ -1,5 +1,6 @@
 """From a cohort folder to a run folder: parts, losses, seeds, the best model, calibration, and what is refused."""
 
+import copy
 import csv
 import json
 import re
@@ -16,16 +17,18 @@ from mmfusion.errors import CohortError, LeakageError, ManifestError, MmfusionEr
 from mmfusion.evaluation import choose_threshold
 from mmfusion.networks import build
 from mmfusion.options import GROUPS
-from mmfusion.predict import infer, load_model, probabilities, read_predictions
+from mmfusion.predict import PrepareFusionBatch, infer, load_model, probabilities, read_predictions
 from mmfusion.training import (
     TrainingStep,
     ValidationScore,
     evaluation_items,
     finish,
     open_study,
+    out_of_fold,
     single_runs,
     total_loss,
     update,
+    voices,
     write_metrics,
 )
 from mmfusion.transforms import LoadPreparedCased
@@ -317,6 +320,29 @@ def test_finish_takes_the_best_weights_and_a_threshold_of_the_validation(tiny_co
     assert about.threshold == choose_threshold(np.array([item["label"] for item in items]), shares)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [("decision", {"fusion": "product"}), ("decision", {"fusion": "stacking"}), ("hybrid", {"decision": "weighted"})],
+)
+def test_finish_fits_the_decision_rule_and_the_weights_hold_it(tiny_cohort, tmp_path, strategy, options):
+    study = open_study(tmp_path, cohort=tiny_cohort, encoder="resnet10", width=0.125, strategy=strategy)
+    network = build(strategy, modalities=study.modalities, width=0.125, **options)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(network.state_dict(), tmp_path / "checkpoints" / "best.pt")
+    before = {name: value.clone() for name, value in network.rule.state_dict().items()}
+    load = loader(study.items("validation"), study.modalities)
+    finish(study, network, load)
+    logits, present, label = voices(network, load)
+    assert logits.shape[1] == present.shape[1] == len(study.modalities) + (strategy == "hybrid")
+    again = copy.deepcopy(network.rule)
+    again.load_state_dict(before)
+    again.set_prior(study.model().training_prior)
+    again.fit(logits, present, label, study.class_weight)
+    saved = torch.load(tmp_path / "model.pt", weights_only=True)
+    for name, value in again.state_dict().items():
+        torch.testing.assert_close(saved[f"rule.{name}"], value)
+
+
 def test_best_checkpoint_belongs_to_the_best_epoch(train, tmp_path):
     run = train(tmp_path, epochs=3, learning_rate=0.1)  # jumps about
     history = [float(row["validation_loss"]) for row in rows_of(run / "history.csv")]
@@ -482,3 +508,49 @@ def test_tensorboard_events_where_asked_for(train, tmp_path):
 def test_evaluate_names_a_run_without_model(tmp_path):
     with pytest.raises(CohortError, match="has no model.json: it is not a finished run"):
         run_config("evaluate", run_dir=str(tmp_path))
+
+
+# covariates and folds
+
+
+def test_covariates_of_a_batch_reach_the_network():
+    network = build("single_level", width=0.06, covariates=2)
+    trainer, seen = engine(network), []
+    trainer.data_loader[0]["covariates"] = given = torch.tensor([[0.5, torch.nan]] * 6, dtype=torch.float64)
+    whole = network.outputs
+    network.outputs = lambda image, present, covariates: seen.append(covariates) or whole(image, present, covariates)
+    trainer.run()
+    torch.testing.assert_close(seen[0], given.float(), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("covariates", "words"),
+    [
+        (torch.zeros(5, 2), r"covariates must have shape \[6, C\], found \[5, 2\]"),
+        (torch.tensor([[0.0], [torch.inf], [torch.nan], [0.0], [0.0], [0.0]]), "^row 1: covariates hold infinite"),
+    ],
+)
+def test_covariates_that_cannot_be_used_are_refused(covariates, words):
+    image, present, _ = batch()
+    with pytest.raises(CohortError, match=words):
+        PrepareFusionBatch()({"image": image, "present": present, "covariates": covariates}, "cpu")
+
+
+def test_out_of_fold_shows_no_model_a_subject_that_it_trained_on():
+    subjects, predicted = np.array(list("abcaddefcbgga")), []
+
+    def predict(trained, rows):
+        assert not set(subjects[trained]) & set(subjects[rows])
+        assert len(trained) + len(rows) == len(subjects)
+        predicted.extend(rows)
+        return rows[:, None] * 10.0
+
+    said = out_of_fold(lambda rows: rows, predict, subjects, folds=3, seed=1)
+    assert sorted(predicted) == list(range(13))
+    np.testing.assert_array_equal(said[:, 0], np.arange(13) * 10.0)
+
+
+@pytest.mark.parametrize("folds", [1, 4])
+def test_out_of_fold_needs_subjects_for_its_folds(folds):
+    with pytest.raises(CohortError, match=rf"from 2 to the number of subjects \(3\), found {folds}"):
+        out_of_fold(len, len, ["a", "b", "c", "c"], folds)

@@ -39,13 +39,16 @@ class DecisionRule(nn.Module):
         raise NotImplementedError
 
     @torch.jit.unused
-    def fit(self, modality_logits: Tensor, present: Tensor, label: Tensor) -> None:
+    def fit(
+        self, modality_logits: Tensor, present: Tensor, label: Tensor, class_weight: Sequence[float] | None = None
+    ) -> None:
         """Learn from cases that the network was not trained on; a rule with nothing to learn does nothing.
 
         Args:
             modality_logits: ``[N, M, K]``.
             present: ``[N, M]`` bool.
             label: ``[N]`` class numbers, each class at least once.
+            class_weight: ``[K]``, of the training loss; so that the rule keeps the prior that the network learned.
 
         Raises:
             NetworkError: a class has no case.
@@ -110,9 +113,12 @@ class WeightedRule(DecisionRule):
         return _weighted_mean(modality_logits, present, weights), weights
 
     @torch.jit.unused
-    def fit(self, modality_logits: Tensor, present: Tensor, label: Tensor) -> None:
+    def fit(
+        self, modality_logits: Tensor, present: Tensor, label: Tensor, class_weight: Sequence[float] | None = None
+    ) -> None:
         _check_classes(label, self.num_classes)
         logits = modality_logits.detach().double()
+        weight = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float64)
         score = torch.zeros(self.modalities, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.LBFGS([score], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -121,7 +127,9 @@ class WeightedRule(DecisionRule):
             raw = torch.softmax(score, 0) * present
             weights = raw / raw.sum(1, keepdim=True).clamp_min(1e-12)
             said = _weighted_mean(logits, present, weights)
-            loss = torch.nn.functional.nll_loss(said, label) + 1e-4 * score.square().sum()  # bounded, where one is all
+            loss = (
+                torch.nn.functional.nll_loss(said, label, weight) + 1e-4 * score.square().sum()
+            )  # bounded, where one is all
             loss.backward()
             return loss
 
@@ -190,12 +198,16 @@ class StackingRule(DecisionRule):
         return torch.log_softmax(scores * some, 1), None
 
     @torch.jit.unused
-    def fit(self, modality_logits: Tensor, present: Tensor, label: Tensor) -> None:
+    def fit(
+        self, modality_logits: Tensor, present: Tensor, label: Tensor, class_weight: Sequence[float] | None = None
+    ) -> None:
         from sklearn.linear_model import LogisticRegression
 
         _check_classes(label, self.num_classes)
         read = self.columns(modality_logits.detach().double(), present).cpu().numpy()
-        found = LogisticRegression(C=self.strength, max_iter=2000).fit(read, label.cpu().numpy())
+        weights = None if class_weight is None else dict(enumerate(class_weight))
+        model = LogisticRegression(C=self.strength, max_iter=2000, class_weight=weights)
+        found = model.fit(read, label.cpu().numpy())
         weight, bias = found.coef_, found.intercept_
         if self.num_classes == 2:  # scikit-learn gives the difference of the two classes
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

@@ -47,16 +47,20 @@ def dataset_items(
     return items
 
 
-def check_batch(image: torch.Tensor, present: torch.Tensor, cases: Sequence[str] = ()) -> None:
+def check_batch(
+    image: torch.Tensor, present: torch.Tensor, cases: Sequence[str] = (), covariates: torch.Tensor | None = None
+) -> None:
     """Refuse values that would spoil a result silently.
 
     Args:
         image: ``[B, M, D, H, W]``.
         present: ``[B, M]`` bool.
         cases: names for the message.
+        covariates: ``[B, C]``, NaN where one is not known; or None.
 
     Raises:
         VoxelError: a case has no modality, or voxels that are not finite.
+        CohortError: covariates have another shape, or are infinite.
     """
     names = list(cases) or [f"row {row}" for row in range(len(image))]
     empty = [names[row] for row in (~present.any(1)).nonzero().flatten().tolist()]
@@ -65,12 +69,19 @@ def check_batch(image: torch.Tensor, present: torch.Tensor, cases: Sequence[str]
     broken = [names[row] for row in (~image.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()]
     if broken:
         raise VoxelError(f"{', '.join(broken)}: the image holds NaN or infinite values; prepare the case again")
+    if covariates is None:
+        return
+    if covariates.ndim != 2 or len(covariates) != len(image):
+        raise CohortError(f"covariates must have shape [{len(image)}, C], found {list(covariates.shape)}")
+    endless = [names[row] for row in covariates.isinf().any(1).nonzero().flatten().tolist()]
+    if endless:
+        raise CohortError(f"{', '.join(endless)}: covariates hold infinite values; write NaN where one is not known")
 
 
 class PrepareFusionBatch:
     """MONAI's ``prepare_batch``: ``(image, label, (), {"present": ...})`` on the device, checked.
 
-    ``label`` is None where the data has none.
+    ``label`` is None where the data has none; where a batch has ``covariates [B, C]``, they stand beside ``present``.
     """
 
     def __call__(
@@ -78,7 +89,11 @@ class PrepareFusionBatch:
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[()], dict[str, torch.Tensor]]:
         image, present, label = batchdata["image"], batchdata["present"], batchdata.get("label")
         image = image.as_tensor() if hasattr(image, "as_tensor") else image
-        check_batch(image, present, batchdata.get("case", ()))
+        covariates = batchdata.get("covariates")
+        check_batch(image, present, batchdata.get("case", ()), covariates)
         moved = image.to(device, non_blocking=non_blocking, **to)
         label = None if label is None else label.to(device, non_blocking=non_blocking)
-        return moved, label, (), {"present": present.to(device, non_blocking=non_blocking)}
+        extra = {"present": present.to(device, non_blocking=non_blocking)}
+        if covariates is not None:
+            extra["covariates"] = covariates.to(device, dtype=image.dtype, non_blocking=non_blocking)
+        return moved, label, (), extra

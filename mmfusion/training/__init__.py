@@ -1,7 +1,8 @@
 """From a cohort folder to a run folder: who is in which part, the training step, and what is written on the way."""
 
 from mmfusion.training.engine import History, TrainingStep, ValidationScore, total_loss, update
-from mmfusion.training.results import finish, single_runs, write_metrics
+from mmfusion.training.folds import out_of_fold
+from mmfusion.training.results import finish, single_runs, voices, write_metrics
 from mmfusion.training.study import Study, evaluation_items, open_study
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "ValidationScore",
     "History",
     "finish",
+    "voices",
+    "out_of_fold",
     "write_metrics",
     "single_runs",
 ]

@@ -67,7 +67,7 @@ def update(engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
     engine.network.train()
     engine.optimizer.zero_grad()
     with torch.autocast(torch.device(engine.state.device).type, enabled=engine.amp):
-        logits, losses = engine.network(image, extra["present"], None, label)
+        logits, losses = engine.network(image, extra["present"], extra.get("covariates"), label)
         loss = engine.loss_function(losses)
     engine.state.output = {"label": label, "pred": logits.detach(), "loss": loss.detach()}
     engine.fire_event(IterationEvents.FORWARD_COMPLETED)

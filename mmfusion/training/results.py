@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -11,16 +11,18 @@ import torch
 from mmfusion.errors import CohortError
 from mmfusion.evaluation import choose_threshold, classification_metrics, compare
 from mmfusion.io import write_json
-from mmfusion.predict import infer, load_model, probabilities, read_predictions, save_model
+from mmfusion.predict import PrepareFusionBatch, infer, load_model, probabilities, read_predictions, save_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from mmfusion.networks import FusionNetwork
+    from mmfusion.networks.decision import DecisionRule
     from mmfusion.training.study import Study
 
 
 def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str, Any]], device: Any = "cpu") -> Path:
-    """Load the best weights, choose the decision threshold on validation, and write the finished model.
+    """Load the best weights, fit the decision rule and choose the threshold on validation, write the finished model.
 
     Args:
         study: what was trained on.
@@ -38,6 +40,11 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
         )
     network.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
     network.to(device)
+    if hasattr(network, "rule"):
+        # class weights make the classifiers learn the weighted prior, which the probabilities are corrected from
+        rule = cast("DecisionRule", network.rule)
+        rule.set_prior(study.model().training_prior)
+        rule.fit(*voices(cast("FusionNetwork", network), loader, device), study.class_weight)
     threshold = None
     if len(study.classes) == 2:
         shares = probabilities(infer(network, loader, device), study.model())[:, 1]
@@ -45,6 +52,29 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
         threshold = choose_threshold(labels, shares)
     save_model(study.run, network, study.model(threshold))
     return study.run
+
+
+def voices(
+    network: FusionNetwork, loader: Iterable[Mapping[str, Any]], device: Any = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the decision rule of a network hears: logits ``[N, V, K]``, present ``[N, V]`` and labels ``[N]``.
+
+    V is M for decision fusion; for hybrid fusion 1 + M, the fused classifier first, which is always present.
+    """
+    prepare, said, there, labels = PrepareFusionBatch(), [], [], []
+    network.eval()
+    with torch.no_grad():
+        for batch in loader:
+            image, label, _, extra = prepare(batch, device)
+            output = network.outputs(image, **extra)
+            logits, present = cast(torch.Tensor, output.modality_logits), output.present
+            if output.fused_logits is not None:
+                logits = torch.cat([output.fused_logits.unsqueeze(1), logits], 1)
+                present = torch.cat([torch.ones_like(present[:, :1]), present], 1)
+            said.append(logits.float().cpu())
+            there.append(present.cpu())
+            labels.append(cast(torch.Tensor, label).cpu())
+    return torch.cat(said), torch.cat(there), torch.cat(labels)
 
 
 def single_runs(run: str | Path) -> dict[str, Path]:
