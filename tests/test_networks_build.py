@@ -102,6 +102,7 @@ def test_public_surface():
         "FusionNetwork",
         "FusionOutput",
         "MultiPlaneSliceEncoder",
+        "load_medicalnet",
     ]
     assert all(inspect.getdoc(getattr(networks, name)) for name in networks.__all__)
 

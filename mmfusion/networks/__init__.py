@@ -2,6 +2,7 @@
 
 from mmfusion.networks.build import build, combinations
 from mmfusion.networks.m3t import MultiPlaneSliceEncoder
+from mmfusion.networks.medicalnet import load_medicalnet
 from mmfusion.networks.network import FusionNetwork, FusionOutput
 
-__all__ = ["build", "combinations", "FusionNetwork", "FusionOutput", "MultiPlaneSliceEncoder"]
+__all__ = ["build", "combinations", "FusionNetwork", "FusionOutput", "MultiPlaneSliceEncoder", "load_medicalnet"]
