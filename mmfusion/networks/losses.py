@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from mmfusion.errors import NetworkError
 
 if TYPE_CHECKING:
     from mmfusion.networks.network import FusionNetwork, FusionOutput
+    from mmfusion.networks.operators import SharedSpecificFusion
 
 
 def cross_entropy(logits: Tensor, label: Tensor, class_weight: Tensor | None) -> Tensor:
@@ -39,6 +40,30 @@ def unimodal(output: FusionOutput, label: Tensor, class_weight: Tensor | None, n
     assert output.modality_logits is not None
     case, modality = torch.nonzero(output.present, as_tuple=True)
     return cross_entropy(output.modality_logits[case, modality], label[case], class_weight)
+
+
+def similarity(output: FusionOutput, label: Tensor, class_weight: Tensor | None, network: FusionNetwork) -> Tensor:
+    """Mean squared distance between the features, scaled to length 1, of each pair of modalities that a case has.
+
+    Le et al. (Phys Med Biol 2017) draw what two networks say of the same case together; that the distance is squared
+    and taken at length 1 is reconstructed, and so is the mean over the pairs of more than two modalities.
+    """
+    assert output.modality_features is not None
+    unit = F.normalize(output.modality_features, dim=2)
+    total, count = unit.sum() * 0, 0
+    for i in range(unit.shape[1]):
+        for j in range(i + 1, unit.shape[1]):
+            both = output.present[:, i] & output.present[:, j]
+            total = total + (unit[both, i] - unit[both, j]).square().sum()
+            count += int(both.sum())
+    return total / max(count, 1)
+
+
+def shared_specific(output: FusionOutput, label: Tensor, class_weight: Tensor | None, network: FusionNetwork) -> Tensor:
+    """How far the shared and the specific parts are from being so, see ``SharedSpecificFusion.separation``."""
+    operator = cast("SharedSpecificFusion", network.operator)
+    assert output.modality_features is not None
+    return operator.separation(output.modality_features, output.present)
 
 
 @dataclass(frozen=True)
@@ -68,4 +93,8 @@ class Loss:
             raise NetworkError(f"loss '{name}' needs head '{self.head}', found '{head}'")
 
 
-LOSSES = {"unimodal": Loss(unimodal, alone=True)}
+LOSSES = {
+    "unimodal": Loss(unimodal, alone=True),
+    "similarity": Loss(similarity),
+    "shared_specific": Loss(shared_specific, strategies=("single_level", "hybrid"), fusion="shared_specific"),
+}

@@ -4,6 +4,10 @@ An operator takes ``values [B, M, N, F]`` (zero where absent, or a learned vecto
 ``present [B, M]`` to ``[B, N, out_features]`` and the weight of each modality ``[B, M]``, or None where there is none.
 So the same operators fuse vectors (single-level fusion) and the maps of a pyramid (hierarchical fusion). New ones are
 new rows of ``FEATURE_OPERATORS``.
+
+``concat``, ``tensor``, ``low_rank`` and ``bilinear`` have a slot for each modality, which holds zeros, or the learned
+vector, where it is absent. ``add``, ``gated``, ``squeeze_excitation``, ``moments`` and ``shared_specific`` look at the
+present modalities only, whatever the others hold.
 """
 
 from __future__ import annotations
@@ -12,9 +16,14 @@ from collections.abc import Callable
 from typing import Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmfusion.errors import NetworkError
 from mmfusion.networks.blocks import counted
+from mmfusion.options import unknown
+
+MOST_PRODUCTS = 1_000_000  # entries of a tensor fusion
 
 
 class FeatureOperator(nn.Module):
@@ -73,4 +82,230 @@ class GatedFusion(FeatureOperator):
         return (weights[:, :, None, None] * values).sum(1), weights
 
 
-FEATURE_OPERATORS: dict[str, Callable[..., FeatureOperator]] = {"concat": ConcatFusion, "gated": GatedFusion}
+class AddFusion(FeatureOperator):
+    """Sum of linear maps: ``z = f(sum_m W_m v_m + b)``, ``[B, M, N, F]`` to ``[B, N, out]``.
+
+    An absent modality is left out and the sum scaled by M over the number that is present, so that its size does not
+    tell how many there are (reconstruction: the formula knows no absence).
+
+    Args:
+        out: width of the result; None takes ``features``.
+        activation: ``relu`` or ``identity``, f of the formula.
+    """
+
+    def __init__(self, modalities: int, features: int, *, out: int | None = None, activation: str = "relu") -> None:
+        super().__init__(modalities, features)
+        if activation not in ("relu", "identity"):
+            raise NetworkError(unknown("add option activation", activation, ("relu", "identity")))
+        self.out_features = features if out is None else out
+        self.maps = nn.ModuleList(nn.Linear(features, self.out_features, bias=False) for _ in range(modalities))
+        self.bias = nn.Parameter(torch.zeros(self.out_features))
+        self.relu = activation == "relu"
+
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+        total = torch.zeros_like(values[:, 0, :, :1])
+        for m, linear in enumerate(self.maps):
+            total = total + linear(values[:, m]) * present[:, m, None, None]
+        scale = present.shape[1] / present.sum(1).clamp_min(1)
+        total = total * scale[:, None, None] + self.bias
+        return torch.relu(total) if self.relu else total, None
+
+
+class TensorFusion(FeatureOperator):
+    """Outer product of all modalities: ``[v_1; 1] (x) ... (x) [v_M; 1]``, flattened (Zadeh et al., EMNLP 2017).
+
+    ``[B, M, N, F]`` to ``[B, N, (F + 1) ** M]``: every product of one entry a modality. An absent modality is 0, but
+    its 1 stays, so that the products of the others are all there, unchanged.
+
+    Raises:
+        NetworkError: the result would have more than a million entries.
+    """
+
+    def __init__(self, modalities: int, features: int) -> None:
+        super().__init__(modalities, features)
+        self.out_features = (features + 1) ** modalities
+        if self.out_features > MOST_PRODUCTS:
+            raise NetworkError(
+                f"fusion 'tensor' of {modalities} modalities with {features} features makes {self.out_features:,} "
+                f"products, more than {MOST_PRODUCTS:,}; use fusion 'low_rank', or a smaller width"
+            )
+
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+        extended = F.pad(values, [0, 1], value=1.0)  # [B, M, N, F + 1]
+        product = extended[:, 0]
+        for m in range(1, values.shape[1]):
+            product = (product.unsqueeze(3) * extended[:, m].unsqueeze(2)).flatten(2)
+        return product, None
+
+
+class LowRankFusion(FeatureOperator):
+    """Tensor fusion whose weight has low rank (Liu et al., ACL 2018): ``[B, M, N, F]`` to ``[B, N, out]``.
+
+    ``h = sum_r w_r prod_m (U_mr [v_m; 1]) + b``, the product entry by entry: the linear layer behind
+    :class:`TensorFusion`, with the weight ``sum_r w_r U_1r (x) ... (x) U_Mr``, without the tensor. Initialized as in
+    the authors' code: Xavier normal, b zero.
+
+    Args:
+        rank: R, number of terms.
+        out: width of the result; None takes ``features``.
+    """
+
+    def __init__(self, modalities: int, features: int, *, rank: int = 4, out: int | None = None) -> None:
+        super().__init__(modalities, features)
+        if rank < 1:
+            raise NetworkError(f"low_rank option rank must be at least 1, found {rank}")
+        self.out_features = features if out is None else out
+        self.factors = nn.Parameter(torch.empty(modalities, rank, features + 1, self.out_features))
+        self.rank_weight = nn.Parameter(torch.empty(1, rank))
+        self.bias = nn.Parameter(torch.zeros(self.out_features))
+        for factor in self.factors.data.flatten(0, 1):
+            nn.init.xavier_normal_(factor)
+        nn.init.xavier_normal_(self.rank_weight)
+
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+        extended = F.pad(values, [0, 1], value=1.0).unsqueeze(2)  # [B, M, 1, N, F + 1]
+        terms = torch.matmul(extended, self.factors.unsqueeze(0)).prod(1)  # [B, R, N, out]
+        return (terms * self.rank_weight[0, :, None, None]).sum(1) + self.bias, None
+
+
+class BilinearFusion(FeatureOperator):
+    """Bilinear pooling of every pair of modalities: ``[B, M, N, F]`` to ``[B, N, pairs * rank ** 2]``.
+
+    Each modality is projected to ``rank`` features (its own layer); a pair's outer product is flattened, its signed
+    square root taken, and scaled to length 1 (Lin et al., ICCV 2015). Ge et al. (MICCAI 2017) pool the joint network's
+    map in this way, weighted by its class activation map; the weighting is not part of this operator.
+
+    Args:
+        rank: features of each modality before the product.
+    """
+
+    def __init__(self, modalities: int, features: int, *, rank: int = 16) -> None:
+        super().__init__(modalities, features)
+        if modalities < 2:
+            raise NetworkError("fusion 'bilinear' needs at least 2 modalities, found 1")
+        if rank < 1:
+            raise NetworkError(f"bilinear option rank must be at least 1, found {rank}")
+        self.project = nn.ModuleList(nn.Linear(features, rank) for _ in range(modalities))
+        self.out_features = modalities * (modalities - 1) // 2 * rank**2
+
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+        projected: list[Tensor] = []
+        for m, project in enumerate(self.project):
+            projected.append(project(values[:, m]))
+        pairs: list[Tensor] = []
+        for i in range(len(projected)):
+            for j in range(i + 1, len(projected)):
+                product = (projected[i].unsqueeze(3) * projected[j].unsqueeze(2)).flatten(2)
+                # the small number keeps the root's gradient finite at 0
+                rooted = torch.sign(product) * (torch.sqrt(product.abs() + 1e-6) - 1e-3)
+                pairs.append(F.normalize(rooted, dim=2))
+        return torch.cat(pairs, 2), None
+
+
+class SqueezeExcitationFusion(FeatureOperator):
+    """Each modality's channels scaled by what all of them say (MMTM: Joze et al., CVPR 2020).
+
+    The mean over the positions of every present modality (squeeze) is read by one layer of ``F M / reduction``
+    features; from it, a layer a modality makes gates ``2 sigmoid(...)`` for its channels (excitation), which are 1 at
+    an undecided 0. The gated values stand side by side: ``[B, M, N, F]`` to ``[B, N, M F]``.
+
+    Args:
+        reduction: how much narrower the joint layer is.
+    """
+
+    def __init__(self, modalities: int, features: int, *, reduction: int = 4) -> None:
+        super().__init__(modalities, features)
+        if reduction < 1:
+            raise NetworkError(f"squeeze_excitation option reduction must be at least 1, found {reduction}")
+        joint = max(4, modalities * features // reduction)
+        self.squeeze = nn.Linear(modalities * features, joint)
+        self.excite = nn.ModuleList(nn.Linear(joint, features) for _ in range(modalities))
+        self.out_features = modalities * features
+
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+        values = values * present[:, :, None, None]
+        joint = torch.relu(self.squeeze(values.mean(2).flatten(1)))
+        gated: list[Tensor] = []
+        for m, excite in enumerate(self.excite):
+            gated.append(values[:, m] * (2 * torch.sigmoid(excite(joint))).unsqueeze(1))
+        return torch.cat(gated, 2), None
+
+
+class MomentFusion(FeatureOperator):
+    """Mean and variance over the present modalities (HeMIS: Havaei et al., MICCAI 2016).
+
+    ``[B, M, N, F]`` to ``[B, N, 2 F]``. The variance of one modality is 0, of more the unbiased one. The order of the
+    modalities does not matter, so their features must mean the same: training makes them.
+    """
+
+    def __init__(self, modalities: int, features: int) -> None:
+        super().__init__(modalities, features)
+        self.out_features = 2 * features
+
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+        there = present[:, :, None, None]
+        count = present.sum(1)[:, None, None]
+        mean = (values * there).sum(1) / count.clamp_min(1)
+        squares = (values - mean.unsqueeze(1)).square() * there
+        return torch.cat([mean, squares.sum(1) / (count - 1).clamp_min(1)], 2), None
+
+
+class SharedSpecificFusion(FeatureOperator):
+    """What the modalities share and what is each one's own, apart (after Wang et al., CVPR 2023).
+
+    One layer for all modalities finds what they share, averaged over the present ones; a layer a modality finds the
+    rest, side by side: ``[B, M, N, F]`` to ``[B, N, F + M F]``. Loss ``shared_specific`` makes the two differ. That the
+    shared parts of all modalities agree, that shared and specific parts are orthogonal, and that the specific part
+    tells the modality is from the paper; widths, the mean and the exact terms are reconstructed.
+    """
+
+    def __init__(self, modalities: int, features: int) -> None:
+        super().__init__(modalities, features)
+        self.shared = nn.Linear(features, features)
+        self.specific = nn.ModuleList(nn.Linear(features, features) for _ in range(modalities))
+        self.modality = nn.Linear(features, modalities)
+        self.out_features = features + modalities * features
+
+    def parts(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, M, N, F]`` to the shared and the specific parts, each ``[B, M, N, F]``."""
+        specific: list[Tensor] = []
+        for m, layer in enumerate(self.specific):
+            specific.append(layer(values[:, m]))
+        return self.shared(values), torch.stack(specific, 1)
+
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+        shared, specific = self.parts(values)
+        there = present[:, :, None, None]
+        mean = (shared * there).sum(1) / present.sum(1).clamp_min(1)[:, None, None]
+        return torch.cat([mean, (specific * there).transpose(1, 2).flatten(2)], 2), None
+
+    @torch.jit.unused
+    def separation(self, vectors: Tensor, present: Tensor) -> Tensor:
+        """How far the parts are from what they should be, for ``vectors [B, M, F]``: a number, 0 at best.
+
+        The mean squared distance of each shared part from the case's mean, the mean squared cosine between a
+        modality's two parts, and the cross entropy of a linear classifier that tells the modality from the specific
+        part; each over the present modalities.
+        """
+        shared, specific = (part.squeeze(2) for part in self.parts(vectors.unsqueeze(2)))
+        there = present.unsqueeze(2)
+        mean = (shared * there).sum(1, keepdim=True) / present.sum(1).clamp_min(1)[:, None, None]
+        case, modality = torch.nonzero(present, as_tuple=True)
+        rows = max(len(case), 1)
+        apart = (shared - mean)[case, modality].square().mean(1).sum() / rows
+        cosine = F.cosine_similarity(shared[case, modality], specific[case, modality]).square().sum() / rows
+        told = F.cross_entropy(self.modality(specific[case, modality]), modality, reduction="sum") / rows
+        return apart + cosine + told
+
+
+FEATURE_OPERATORS: dict[str, Callable[..., FeatureOperator]] = {
+    "concat": ConcatFusion,
+    "add": AddFusion,
+    "tensor": TensorFusion,
+    "low_rank": LowRankFusion,
+    "bilinear": BilinearFusion,
+    "gated": GatedFusion,
+    "squeeze_excitation": SqueezeExcitationFusion,
+    "moments": MomentFusion,
+    "shared_specific": SharedSpecificFusion,
+}
