@@ -9,9 +9,9 @@ import yaml
 
 from mmfusion import errors
 from mmfusion.networks import combinations
-from mmfusion.networks.build import HEADS
 from mmfusion.networks.conditioning import CONDITIONINGS
 from mmfusion.networks.encoders import ENCODERS
+from mmfusion.networks.heads import HEADS
 from mmfusion.networks.losses import LOSSES
 from mmfusion.networks.strategies import STRATEGIES
 from mmfusion.options import GROUPS, OPTIONS

@@ -44,7 +44,7 @@ def test_the_table_of_combinations():
             {"strategy": "decision", "fusion": "concat"},
             "strategy 'decision' takes fusion mean",
         ),
-        ({"fusion": "mean"}, "strategy 'single_level' takes fusion concat or gated"),
+        ({"fusion": "mean"}, "strategy 'single_level' takes fusion concat or add or "),
         ({"modalities": "ct"}, "modalities must be a list of at least one name, each once, found 'ct'"),
         ({"modalities": ()}, "found ()"),
         ({"modalities": ("ct", "ct")}, "found ('ct', 'ct')"),
@@ -102,7 +102,9 @@ def test_public_surface():
         "FusionNetwork",
         "FusionOutput",
         "MultiPlaneSliceEncoder",
+        "Uncertainty",
         "load_medicalnet",
+        "predict_with_uncertainty",
     ]
     assert all(inspect.getdoc(getattr(networks, name)) for name in networks.__all__)
 

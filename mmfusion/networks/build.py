@@ -14,6 +14,7 @@ from mmfusion.networks.conditioning import CONDITIONINGS
 from mmfusion.networks.decision import DECISION_RULES
 from mmfusion.networks.encoder import Encoder
 from mmfusion.networks.encoders import ENCODERS, build_encoder
+from mmfusion.networks.heads import HEADS
 from mmfusion.networks.losses import LOSSES
 from mmfusion.networks.network import FusionNetwork, Plan
 from mmfusion.networks.operators import FEATURE_OPERATORS
@@ -21,7 +22,6 @@ from mmfusion.networks.strategies import STRATEGIES, DecisionFusion
 from mmfusion.networks.tokens import TOKEN_OPERATORS
 from mmfusion.options import unknown
 
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {"linear": nn.Linear}
 _OPERATORS: dict[str, Callable[..., nn.Module]] = {**FEATURE_OPERATORS, **TOKEN_OPERATORS}
 _DEFAULT_LOSSES = {"decision": {"unimodal": 1.0}, "hybrid": {"unimodal": 0.5}}
 
@@ -78,7 +78,8 @@ def build(
         shared: one encoder for all modalities, with a learned embedding of the modality on what it says.
         absent: what stands for an absent modality: ``zero``, or a ``learned`` vector, map or token.
         decision: rule of ``hybrid``, over the fused classifier and the modalities' own.
-        head: of each classifier: ``linear``, or ``bayesian`` (Flipout).
+        head: of each classifier: ``linear``, or ``bayesian`` (Flipout), which needs the loss ``kl``, weighted by 1 over
+            the number of training cases.
         covariates: numbers that each case brings beside its image.
         conditioning: how they act on the encoded features: ``film`` or ``daft``.
         losses: weight of each further loss by name. ``decision`` has ``unimodal`` 1 and ``hybrid`` ``unimodal`` 0.5
@@ -156,6 +157,11 @@ def _check_losses(strategy: str, fusion: str, head: str, losses: Mapping[str, fl
         if not weight >= 0:
             raise NetworkError(f"the weight of loss '{name}' must be at least 0, found {weight}")
         LOSSES[name].check(name, strategy, fusion, head)
+    if head == "bayesian" and "kl" not in losses:
+        raise NetworkError(
+            "head 'bayesian' needs the loss 'kl' with the weight 1 / number of training cases, without which its "
+            f"uncertainty is trained away, found the losses {dict(losses)}"
+        )
 
 
 def _encoder_maker(

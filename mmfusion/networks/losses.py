@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmfusion.errors import NetworkError
+from mmfusion.networks.blocks import counted
+from mmfusion.networks.heads import FlipoutLinear
 
 if TYPE_CHECKING:
     from mmfusion.networks.network import FusionNetwork, FusionOutput
@@ -66,6 +68,70 @@ def shared_specific(output: FusionOutput, label: Tensor, class_weight: Tensor | 
     return operator.separation(output.modality_features, output.present)
 
 
+def modality_losses(output: FusionOutput, label: Tensor, class_weight: Tensor | None) -> Tensor:
+    """Cross entropy L_m ``[M]`` of each modality's own classifier over the cases that have it; 0 where none has."""
+    assert output.modality_logits is not None
+    rows = [torch.nonzero(there).squeeze(1) for there in output.present.t()]
+    return torch.stack(
+        [cross_entropy(output.modality_logits[row, m], label[row], class_weight) for m, row in enumerate(rows)]
+    )
+
+
+def adaptive_weights(
+    output: FusionOutput, label: Tensor, class_weight: Tensor | None = None, tau: float = 0.5
+) -> Tensor:
+    """What weight :func:`adaptive` gives each modality: ``[M]``, 0 for one that no case of the batch has.
+
+    ``softmax(-L_m / tau)`` over the modalities that some case has, without a gradient: greater where the modality's own
+    classifier errs less (AGDAF: CMIG 2022, 97:102050; the softmax and tau are reconstructed from its abstract).
+    """
+    there = output.present.any(0)
+    scores = -modality_losses(output, label, class_weight).detach() / tau
+    return torch.softmax(scores.masked_fill(~counted(there.unsqueeze(0))[0], float("-inf")), 0) * there
+
+
+def adaptive(output: FusionOutput, label: Tensor, class_weight: Tensor | None, network: FusionNetwork) -> Tensor:
+    """Adaptive modality weighting (AGDAF: CMIG 2022, 97:102050): sum of w_m L_m, see :func:`adaptive_weights`."""
+    weights = adaptive_weights(output, label, class_weight)
+    return (weights * modality_losses(output, label, class_weight)).sum()
+
+
+def discriminative(output: FusionOutput, label: Tensor, class_weight: Tensor | None, network: FusionNetwork) -> Tensor:
+    """Discriminative loss (AGDAF: CMIG 2022, 97:102050): near the own class's center, centers of classes apart.
+
+    For each modality that some case has ``mean_i ||f_i - c_{y_i}||^2 + sum_{j<k} max(0, delta - ||c_j - c_k||)^2``,
+    averaged over these modalities. f is ``modality_features`` scaled to length 1, c_k its mean over the cases of class
+    k in the batch, over the classes that are there. From the abstract: the same class pulled together, others pushed
+    apart, in each modality; the formula, the length of 1, centers of the batch and delta = 1 are reconstructed.
+    """
+    assert output.modality_features is not None
+    terms = [
+        _compactness(output.modality_features[there, m], label[there]) for m, there in enumerate(output.present.t())
+    ]
+    return torch.stack(terms).sum() / output.present.any(0).sum().clamp_min(1)
+
+
+def _compactness(features: Tensor, label: Tensor, delta: float = 1.0) -> Tensor:
+    """The discriminative loss of one modality's ``features [N, F]``, ``label [N]``; 0 of no row."""
+    features = F.normalize(features, dim=1, eps=1e-6)
+    classes, number = torch.unique(label, return_inverse=True)
+    members = F.one_hot(number, max(len(classes), 1)).to(features.dtype)  # [N, K]
+    centers = members.t() @ features / members.sum(0).clamp_min(1).unsqueeze(1)
+    within = (features - centers[number]).square().sum() / max(len(features), 1)
+    j, k = torch.triu_indices(len(classes), len(classes), 1, device=label.device)
+    distance = (centers[j] - centers[k]).square().sum(1).clamp_min(1e-12).sqrt()  # the root of 0 has no gradient
+    return within + F.relu(delta - distance).square().sum()
+
+
+def kl(output: FusionOutput, label: Tensor, class_weight: Tensor | None, network: FusionNetwork) -> Tensor:
+    """KL divergence of all Bayesian layers from their prior, in nats.
+
+    Weighted by 1 / (number of training cases), beside the mean cross entropy, it makes the negative evidence lower
+    bound of a case.
+    """
+    return torch.stack([layer.kl() for layer in network.modules() if isinstance(layer, FlipoutLinear)]).sum()
+
+
 @dataclass(frozen=True)
 class Loss:
     """A further loss.
@@ -97,4 +163,9 @@ LOSSES = {
     "unimodal": Loss(unimodal, alone=True),
     "similarity": Loss(similarity),
     "shared_specific": Loss(shared_specific, strategies=("single_level", "hybrid"), fusion="shared_specific"),
+    "adaptive": Loss(adaptive, alone=True),
+    "discriminative": Loss(discriminative),
+    "kl": Loss(
+        kl, strategies=("input", "single_level", "hierarchical", "attention", "decision", "hybrid"), head="bayesian"
+    ),
 }
