@@ -189,7 +189,10 @@ _TABLE = (
         str,
         "resnet10",
         "what turns a volume into features",
-        choices=("resnet10", "resnet18", "densenet121", "m3t", "m3t_small"),
+        choices=(
+            *("resnet10", "resnet18", "resnet34", "resnet50", "densenet121", "se_resnet50", "efficientnet_b0", "cnn"),
+            *("m3t", "m3t_small"),
+        ),
         each=True,
     ),
     Option("fusion", str, None, "fusion operator or rule (default: the strategy's first)"),

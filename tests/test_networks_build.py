@@ -103,6 +103,7 @@ def test_public_surface():
         "FusionOutput",
         "MultiPlaneSliceEncoder",
         "Uncertainty",
+        "load_medicalnet",
         "predict_with_uncertainty",
     ]
     assert all(inspect.getdoc(getattr(networks, name)) for name in networks.__all__)

@@ -2,6 +2,7 @@
 
 from mmfusion.networks.build import build, combinations
 from mmfusion.networks.m3t import MultiPlaneSliceEncoder
+from mmfusion.networks.medicalnet import load_medicalnet
 from mmfusion.networks.network import FusionNetwork, FusionOutput
 from mmfusion.networks.uncertainty import Uncertainty, predict_with_uncertainty
 
@@ -12,5 +13,6 @@ __all__ = [
     "FusionOutput",
     "MultiPlaneSliceEncoder",
     "Uncertainty",
+    "load_medicalnet",
     "predict_with_uncertainty",
 ]

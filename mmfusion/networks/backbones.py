@@ -1,4 +1,4 @@
-"""Convolutional encoders on MONAI's networks."""
+"""ResNet and DenseNet encoders on MONAI's networks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import List, cast  # noqa: UP035 (TorchScript)
 
 import torch
+import torch.nn.functional as F
 from monai.networks.nets.densenet import DenseNet
 from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
@@ -13,22 +14,41 @@ from torch import Tensor, nn
 from mmfusion.errors import NetworkError
 from mmfusion.networks.blocks import replace_batch_norm, scaled
 from mmfusion.networks.encoder import PyramidEncoder, check_last_map, size_text
+from mmfusion.options import unknown
 
 RESNET_BLOCKS = {  # kind of block, residual blocks of each stage
     "resnet10": ("basic", (1, 1, 1, 1)),
     "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
     "resnet50": ("bottleneck", (3, 4, 6, 3)),
 }
 _DENSENET_MIN = 29  # ceil(ceil(n / 2) / 2) must survive three halvings that round down
 _DENSENET_BLOCKS = {"densenet121": (6, 12, 24, 16)}
 
 
+class PaddedShortcut(nn.Module):
+    """Shortcut without parameters (type A of He et al., CVPR 2016): ``[B, C, *spatial]`` to ``[B, C + extra, *]``.
+
+    Every ``stride``-th voxel, with channels of zeros behind. MONAI's and MedicalNet's own cut the gradient here and
+    cannot be scripted; this one does neither.
+    """
+
+    def __init__(self, extra: int, stride: int, spatial_dims: int) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(1, stride) if spatial_dims == 2 else nn.MaxPool3d(1, stride)
+        self.padding = [0, 0] * spatial_dims + [0, extra]
+
+    def forward(self, image: Tensor) -> Tensor:
+        return F.pad(self.pool(image), self.padding)
+
+
 class ResNetEncoder(PyramidEncoder, ResNet):
     """ResNet of He et al. (CVPR 2016) in 2D or 3D: ``[B, C, *spatial]`` to ``[B, F]``, for any spatial size.
 
-    MONAI's residual blocks in MedicalNet's geometry of the stem (stride 2; stride 1 costs 8 times as much). All
-    depths use the projection shortcut (type B): MONAI's type A cuts the gradient of the shortcut and cannot be
-    scripted. Channels are the published ones (64 to 512) times ``width``.
+    MONAI's residual blocks with a stem of stride 2 (stride 1 costs 8 times as much) and bottlenecks that stride in
+    their convolution of 3 voxels. Channels are the published ones (64 to 512) times ``width``. ``dilated`` is the
+    geometry of MedicalNet (Chen et al., arXiv 1904.00625, 2019), made for segmentation: the last two stages keep the
+    resolution of the second and dilate their convolutions by 2 and 4.
 
     Args:
         depth: a key of :data:`RESNET_BLOCKS`.
@@ -36,6 +56,8 @@ class ResNetEncoder(PyramidEncoder, ResNet):
         width: factor on all channels.
         norm: ``group``, ``batch`` or ``instance``.
         stem_stride: stride of the first convolution.
+        dilated: the last two stages dilated instead of strided; costs some 16 times as much there.
+        shortcut: ``B``, a convolution where size or channels change, or ``A``, see :class:`PaddedShortcut`.
         spatial_dims: 2 or 3.
 
     F is ``512 * width``, times 4 for bottleneck blocks.
@@ -49,8 +71,12 @@ class ResNetEncoder(PyramidEncoder, ResNet):
         norm: str = "group",
         *,
         stem_stride: int = 2,
+        dilated: bool = False,
+        shortcut: str = "B",
         spatial_dims: int = 3,
     ) -> None:
+        if shortcut not in ("A", "B"):
+            raise NetworkError(unknown(f"{depth} option shortcut", shortcut, ("A", "B")))
         block, layers = RESNET_BLOCKS[depth]
         planes = [scaled(channels, width) for channels in (64, 128, 256, 512)]
         super().__init__(
@@ -63,9 +89,17 @@ class ResNetEncoder(PyramidEncoder, ResNet):
             feed_forward=False,
             bias_downsample=False,
         )
+        if dilated:
+            _dilate(self.layer3, 2)
+            _dilate(self.layer4, 4)
+        if shortcut == "A":
+            _pad_shortcuts(self, spatial_dims)
         replace_batch_norm(self, norm)
         self.norm = norm
-        self.last_stride = 16 * stem_stride
+        self.stem_stride = stem_stride
+        self.dilated = dilated
+        self.shortcut = shortcut
+        self.last_stride = (4 if dilated else 16) * stem_stride
         expansion = 4 if block == "bottleneck" else 1
         self.pyramid_channels = tuple(expansion * channels for channels in planes)
         self.out_features = self.in_planes
@@ -80,6 +114,25 @@ class ResNetEncoder(PyramidEncoder, ResNet):
         second = self.layer2(first)
         third = self.layer3(second)
         return [first, second, third, self.layer4(third)]
+
+
+def _dilate(stage: nn.Module, dilation: int) -> None:
+    """Take the stride out of a stage and dilate its convolutions of 3 voxels."""
+    for layer in stage.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+            axes = len(layer.kernel_size)
+            layer.stride = (1,) * axes
+            if layer.kernel_size[0] == 3:
+                layer.dilation = layer.padding = (dilation,) * axes
+
+
+def _pad_shortcuts(network: nn.Module, spatial_dims: int) -> None:
+    """Put shortcuts of type A in the place of those of type B."""
+    for block in network.modules():
+        if isinstance(getattr(block, "downsample", None), nn.Sequential):
+            projection = cast(nn.Conv3d, cast(nn.Sequential, block.downsample)[0])
+            extra = projection.out_channels - projection.in_channels
+            block.downsample = PaddedShortcut(extra, int(projection.stride[0]), spatial_dims)
 
 
 class DenseNetEncoder(PyramidEncoder, DenseNet):

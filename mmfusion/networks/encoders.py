@@ -11,8 +11,11 @@ from typing import Any
 from mmfusion.errors import NetworkError
 from mmfusion.networks.backbones import DenseNetEncoder, ResNetEncoder
 from mmfusion.networks.blocks import NORMS
+from mmfusion.networks.cnn import PlainEncoder
+from mmfusion.networks.efficientnet import EfficientNetEncoder
 from mmfusion.networks.encoder import Encoder, PyramidEncoder
 from mmfusion.networks.m3t import MultiPlaneSliceEncoder
+from mmfusion.networks.senet import SEResNetEncoder
 from mmfusion.options import unknown
 
 
@@ -51,7 +54,12 @@ _TOKENS = ("vector", "tokens")
 ENCODERS: dict[str, EncoderKind] = {
     "resnet10": EncoderKind(partial(ResNetEncoder, "resnet10"), _PYRAMID),
     "resnet18": EncoderKind(partial(ResNetEncoder, "resnet18"), _PYRAMID),
+    "resnet34": EncoderKind(partial(ResNetEncoder, "resnet34"), _PYRAMID),
+    "resnet50": EncoderKind(partial(ResNetEncoder, "resnet50"), _PYRAMID),
     "densenet121": EncoderKind(partial(DenseNetEncoder, "densenet121"), _PYRAMID),
+    "se_resnet50": EncoderKind(SEResNetEncoder, _PYRAMID),
+    "efficientnet_b0": EncoderKind(EfficientNetEncoder, _PYRAMID),
+    "cnn": EncoderKind(PlainEncoder, _PYRAMID),
     "m3t": EncoderKind(MultiPlaneSliceEncoder, _TOKENS, (3,)),
     "m3t_small": EncoderKind(partial(MultiPlaneSliceEncoder, **_M3T_SMALL), _TOKENS, (3,)),
 }
@@ -76,8 +84,7 @@ def build_encoder(
         width: factor on all channels.
         norm: ``group``, ``batch`` or ``instance``.
         spatial_dims: 2 or 3.
-        options: the encoder's own options: ``stem_stride`` of the ResNets, those of
-            :class:`~mmfusion.networks.m3t.MultiPlaneSliceEncoder`.
+        options: the encoder's own options, which the class of its row of :data:`ENCODERS` documents.
 
     Raises:
         NetworkError: a name or an option is unknown, or ``width`` is not positive.
