@@ -189,7 +189,7 @@ _TABLE = (
         str,
         "resnet10",
         "what turns a volume into features",
-        choices=("resnet10", "resnet18", "densenet121", "m3t", "m3t_small"),
+        choices=("resnet10", "resnet18", "densenet121", "vit", "swin", "slices", "m3t", "m3t_small"),
         each=True,
     ),
     Option("fusion", str, None, "fusion operator or rule (default: the strategy's first)"),

@@ -13,6 +13,9 @@ from mmfusion.networks.backbones import DenseNetEncoder, ResNetEncoder
 from mmfusion.networks.blocks import NORMS
 from mmfusion.networks.encoder import Encoder, PyramidEncoder
 from mmfusion.networks.m3t import MultiPlaneSliceEncoder
+from mmfusion.networks.slices import SliceEncoder
+from mmfusion.networks.swin import SwinEncoder
+from mmfusion.networks.vit import ViTEncoder
 from mmfusion.options import unknown
 
 
@@ -52,6 +55,9 @@ ENCODERS: dict[str, EncoderKind] = {
     "resnet10": EncoderKind(partial(ResNetEncoder, "resnet10"), _PYRAMID),
     "resnet18": EncoderKind(partial(ResNetEncoder, "resnet18"), _PYRAMID),
     "densenet121": EncoderKind(partial(DenseNetEncoder, "densenet121"), _PYRAMID),
+    "vit": EncoderKind(ViTEncoder, _TOKENS),
+    "swin": EncoderKind(SwinEncoder, _PYRAMID),
+    "slices": EncoderKind(SliceEncoder, _TOKENS, (3,)),
     "m3t": EncoderKind(MultiPlaneSliceEncoder, _TOKENS, (3,)),
     "m3t_small": EncoderKind(partial(MultiPlaneSliceEncoder, **_M3T_SMALL), _TOKENS, (3,)),
 }
