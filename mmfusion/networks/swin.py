@@ -77,7 +77,8 @@ class WindowBlock(nn.Module):
 
     def relative(self, window: List[int], device: torch.device) -> Tensor:  # noqa: UP006
         """The bias of each pair of voxels of a window: ``[heads, n, n]``."""
-        grid = torch.ones(window, device=device).nonzero()  # coordinates [n, axes]
+        places = [torch.arange(n, device=device) for n in window]
+        grid = torch.stack(torch.meshgrid(places, indexing="ij"), -1).flatten(0, -2)  # coordinates [n, axes]
         offset = grid[:, None] - grid[None] + self.window - 1  # [n, n, axes], from 0
         index = torch.zeros(offset.shape[:2], dtype=torch.long, device=device)
         for axis in range(len(window)):
