@@ -191,7 +191,7 @@ _TABLE = (
         "what turns a volume into features",
         choices=(
             *("resnet10", "resnet18", "resnet34", "resnet50", "densenet121", "se_resnet50", "efficientnet_b0", "cnn"),
-            *("m3t", "m3t_small"),
+            *("vit", "swin", "slices", "m3t", "m3t_small"),
         ),
         each=True,
     ),

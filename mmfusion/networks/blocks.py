@@ -133,10 +133,13 @@ class TransformerBlock(nn.Module):
         self.mlp = MLP(dim, mlp_dim, dim, dropout=dropout)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, visible: Optional[Tensor] = None) -> Tensor:
-        """``[B, N, dim]``; where bool ``visible [B, N]`` is False a token is not attended to (each row needs one)."""
+    def forward(self, tokens: Tensor, visible: Optional[Tensor] = None, bias: Optional[Tensor] = None) -> Tensor:
+        """``[B, N, dim]``; where bool ``visible [B, N]`` is False a token is not attended to (each row needs one).
+
+        ``bias [B, heads, N, N]``, in place of ``visible``, is added to the scores of the attention.
+        """
         batch, count, dim = tokens.shape
-        mask: Optional[Tensor] = None
+        mask = bias
         if visible is not None:
             mask = visible[:, None, None, :]
         qkv = self.qkv(self.norm1(tokens)).reshape(batch, count, 3, self.heads, dim // self.heads)

@@ -16,6 +16,9 @@ from mmfusion.networks.efficientnet import EfficientNetEncoder
 from mmfusion.networks.encoder import Encoder, PyramidEncoder
 from mmfusion.networks.m3t import MultiPlaneSliceEncoder
 from mmfusion.networks.senet import SEResNetEncoder
+from mmfusion.networks.slices import SliceEncoder
+from mmfusion.networks.swin import SwinEncoder
+from mmfusion.networks.vit import ViTEncoder
 from mmfusion.options import unknown
 
 
@@ -60,6 +63,9 @@ ENCODERS: dict[str, EncoderKind] = {
     "se_resnet50": EncoderKind(SEResNetEncoder, _PYRAMID),
     "efficientnet_b0": EncoderKind(EfficientNetEncoder, _PYRAMID),
     "cnn": EncoderKind(PlainEncoder, _PYRAMID),
+    "vit": EncoderKind(ViTEncoder, _TOKENS),
+    "swin": EncoderKind(SwinEncoder, _PYRAMID),
+    "slices": EncoderKind(SliceEncoder, _TOKENS, (3,)),
     "m3t": EncoderKind(MultiPlaneSliceEncoder, _TOKENS, (3,)),
     "m3t_small": EncoderKind(partial(MultiPlaneSliceEncoder, **_M3T_SMALL), _TOKENS, (3,)),
 }
