@@ -315,7 +315,7 @@ class SharedSpecificFusion(FeatureOperator):
         shared, specific = (part.squeeze(2) for part in self.parts(vectors.unsqueeze(2)))
         case, modality = torch.nonzero(present, as_tuple=True)
         cosine = F.cosine_similarity(shared[case, modality], specific[case, modality]).square().sum()
-        told = cross_entropy(specific[case, modality] @ self.directions, modality, None)
+        told = cross_entropy(specific[case, modality] @ self.get_buffer("directions"), modality, None)
         return pair_distance(shared, present) + cosine / max(len(case), 1) + told
 
 
