@@ -123,7 +123,8 @@ class AddFusion(FeatureOperator):
         total = torch.zeros_like(values[:, 0, :, :1])
         for m, linear in enumerate(self.maps):
             total = total + linear(values[:, m]) * present[:, m, None, None]
-        scale = present.shape[1] / present.sum(1).clamp_min(1)
+        # a number over a tensor is rounded in another way by TorchScript
+        scale = torch.reciprocal(present.sum(1).clamp_min(1).to(total.dtype)) * present.shape[1]
         total = total * scale[:, None, None]
         return torch.relu(total) if self.relu else total, None
 
