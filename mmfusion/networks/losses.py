@@ -44,21 +44,25 @@ def unimodal(output: FusionOutput, label: Tensor, class_weight: Tensor | None, n
     return cross_entropy(output.modality_logits[case, modality], label[case], class_weight)
 
 
+def pair_distance(vectors: Tensor, present: Tensor) -> Tensor:
+    """Mean of ``|v_i / |v_i| - v_j / |v_j||^2`` over all cases and the pairs i < j that are present; 0 without a pair.
+
+    Of ``vectors [B, M, F]`` and ``present [B, M]``. At length 1, shrinking the vectors does not bring them together.
+    """
+    unit = F.normalize(vectors, dim=2)
+    distance = (unit.unsqueeze(1) - unit.unsqueeze(2)).square().sum(3)
+    pairs = torch.triu(present.unsqueeze(1) & present.unsqueeze(2), 1)
+    return (distance * pairs).sum() / pairs.sum().clamp_min(1)
+
+
 def similarity(output: FusionOutput, label: Tensor, class_weight: Tensor | None, network: FusionNetwork) -> Tensor:
-    """Mean squared distance between the features, scaled to length 1, of each pair of modalities that a case has.
+    """How far apart the features of a case's modalities are, see :func:`pair_distance`.
 
     Le et al. (Phys Med Biol 2017) draw what two networks say of the same case together; that the distance is squared
     and taken at length 1 is reconstructed, and so is the mean over the pairs of more than two modalities.
     """
     assert output.modality_features is not None
-    unit = F.normalize(output.modality_features, dim=2)
-    total, count = unit.sum() * 0, 0
-    for i in range(unit.shape[1]):
-        for j in range(i + 1, unit.shape[1]):
-            both = output.present[:, i] & output.present[:, j]
-            total = total + (unit[both, i] - unit[both, j]).square().sum()
-            count += int(both.sum())
-    return total / max(count, 1)
+    return pair_distance(output.modality_features, output.present)
 
 
 def shared_specific(output: FusionOutput, label: Tensor, class_weight: Tensor | None, network: FusionNetwork) -> Tensor:

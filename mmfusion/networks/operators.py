@@ -7,7 +7,24 @@ new rows of ``FEATURE_OPERATORS``.
 
 ``concat``, ``tensor``, ``low_rank`` and ``bilinear`` have a slot for each modality, which holds zeros, or the learned
 vector, where it is absent. ``add``, ``gated``, ``squeeze_excitation``, ``moments`` and ``shared_specific`` look at the
-present modalities only, whatever the others hold.
+present modalities only, whatever the others hold:
+
+=====================  ==================================================================  =================
+operator               what an absent modality is                                          learned vector
+=====================  ==================================================================  =================
+``concat``             its slot, zeros                                                     in its slot
+``add``                left out, the sum rescaled                                          not looked at
+``tensor``             zeros and the 1: the products of the others stay                    a factor
+``low_rank``           zeros and the 1: a constant factor                                  a factor
+``bilinear``           a constant factor: of a pair, the other one is left                 a factor
+``gated``              weight 0                                                            not looked at
+``squeeze_excitation`` its slot, zeros, and zeros in the joint layer                       not looked at
+``moments``            left out of mean and variance                                       not looked at
+``shared_specific``    left out of the shared mean; zeros as its specific part             not looked at
+=====================  ==================================================================  =================
+
+A case without any modality is 0 everywhere but in ``concat`` with learned vectors, so that the classifier's bias
+alone answers it.
 """
 
 from __future__ import annotations
@@ -21,6 +38,7 @@ from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
 from mmfusion.networks.blocks import counted
+from mmfusion.networks.losses import cross_entropy, pair_distance
 from mmfusion.options import unknown
 
 MOST_PRODUCTS = 1_000_000  # entries of a tensor fusion
@@ -83,7 +101,7 @@ class GatedFusion(FeatureOperator):
 
 
 class AddFusion(FeatureOperator):
-    """Sum of linear maps: ``z = f(sum_m W_m v_m + b)``, ``[B, M, N, F]`` to ``[B, N, out]``.
+    """Sum of linear maps: ``z = f(sum_m W_m v_m)``, ``[B, M, N, F]`` to ``[B, N, out]``.
 
     An absent modality is left out and the sum scaled by M over the number that is present, so that its size does not
     tell how many there are (reconstruction: the formula knows no absence).
@@ -97,17 +115,17 @@ class AddFusion(FeatureOperator):
         super().__init__(modalities, features)
         if activation not in ("relu", "identity"):
             raise NetworkError(unknown("add option activation", activation, ("relu", "identity")))
-        self.out_features = features if out is None else out
+        self.out_features = _at_least_one("add option out", features if out is None else out)
         self.maps = nn.ModuleList(nn.Linear(features, self.out_features, bias=False) for _ in range(modalities))
-        self.bias = nn.Parameter(torch.zeros(self.out_features))
         self.relu = activation == "relu"
 
     def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
         total = torch.zeros_like(values[:, 0, :, :1])
         for m, linear in enumerate(self.maps):
             total = total + linear(values[:, m]) * present[:, m, None, None]
-        scale = present.shape[1] / present.sum(1).clamp_min(1)
-        total = total * scale[:, None, None] + self.bias
+        # a number over a tensor is rounded in another way by TorchScript
+        scale = torch.reciprocal(present.sum(1).clamp_min(1).to(total.dtype)) * present.shape[1]
+        total = total * scale[:, None, None]
         return torch.relu(total) if self.relu else total, None
 
 
@@ -117,25 +135,33 @@ class TensorFusion(FeatureOperator):
     ``[B, M, N, F]`` to ``[B, N, (F + 1) ** M]``: every product of one entry a modality. An absent modality is 0, but
     its 1 stays, so that the products of the others are all there, unchanged.
 
+    Args:
+        out: features that each modality is brought to first by its own layer without a bias, as the paper's small
+            networks do; None takes them as they are.
+
     Raises:
         NetworkError: the result would have more than a million entries.
     """
 
-    def __init__(self, modalities: int, features: int) -> None:
+    def __init__(self, modalities: int, features: int, *, out: int | None = None) -> None:
         super().__init__(modalities, features)
-        self.out_features = (features + 1) ** modalities
+        width = _at_least_one("tensor option out", features if out is None else out)
+        self.out_features = (width + 1) ** modalities
         if self.out_features > MOST_PRODUCTS:
             raise NetworkError(
-                f"fusion 'tensor' of {modalities} modalities with {features} features makes {self.out_features:,} "
-                f"products, more than {MOST_PRODUCTS:,}; use fusion 'low_rank', or a smaller width"
+                f"fusion 'tensor' of {modalities} modalities with {width} features makes {self.out_features:,} "
+                f"products, more than {MOST_PRODUCTS:,}; use fusion 'low_rank', or a smaller option out"
             )
+        self.project = nn.ModuleList(
+            nn.Identity() if out is None else nn.Linear(features, width, bias=False) for _ in range(modalities)
+        )
 
     def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
-        extended = F.pad(values, [0, 1], value=1.0)  # [B, M, N, F + 1]
-        product = extended[:, 0]
-        for m in range(1, values.shape[1]):
-            product = (product.unsqueeze(3) * extended[:, m].unsqueeze(2)).flatten(2)
-        return product, None
+        product = torch.ones_like(values[:, 0, :, :1])
+        for m, project in enumerate(self.project):
+            extended = F.pad(project(values[:, m]), [0, 1], value=1.0)  # [B, N, F + 1]
+            product = (product.unsqueeze(3) * extended.unsqueeze(2)).flatten(2)
+        return product * present.any(1)[:, None, None], None
 
 
 class LowRankFusion(FeatureOperator):
@@ -152,9 +178,8 @@ class LowRankFusion(FeatureOperator):
 
     def __init__(self, modalities: int, features: int, *, rank: int = 4, out: int | None = None) -> None:
         super().__init__(modalities, features)
-        if rank < 1:
-            raise NetworkError(f"low_rank option rank must be at least 1, found {rank}")
-        self.out_features = features if out is None else out
+        rank = _at_least_one("low_rank option rank", rank)
+        self.out_features = _at_least_one("low_rank option out", features if out is None else out)
         self.factors = nn.Parameter(torch.empty(modalities, rank, features + 1, self.out_features))
         self.rank_weight = nn.Parameter(torch.empty(1, rank))
         self.bias = nn.Parameter(torch.zeros(self.out_features))
@@ -163,9 +188,11 @@ class LowRankFusion(FeatureOperator):
         nn.init.xavier_normal_(self.rank_weight)
 
     def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
-        extended = F.pad(values, [0, 1], value=1.0).unsqueeze(2)  # [B, M, 1, N, F + 1]
-        terms = torch.matmul(extended, self.factors.unsqueeze(0)).prod(1)  # [B, R, N, out]
-        return (terms * self.rank_weight[0, :, None, None]).sum(1) + self.bias, None
+        extended = F.pad(values, [0, 1], value=1.0)  # [B, M, N, F + 1]
+        # einsum, as matmul would copy the factors for each case
+        terms = torch.einsum("bmnf,mrfd->bmrnd", extended, self.factors).prod(1)  # [B, R, N, out]
+        fused = (terms * self.rank_weight[0, :, None, None]).sum(1) + self.bias
+        return fused * present.any(1)[:, None, None], None
 
 
 class BilinearFusion(FeatureOperator):
@@ -173,7 +200,8 @@ class BilinearFusion(FeatureOperator):
 
     Each modality is projected to ``rank`` features (its own layer); a pair's outer product is flattened, its signed
     square root taken, and scaled to length 1 (Lin et al., ICCV 2015). Ge et al. (MICCAI 2017) pool the joint network's
-    map in this way, weighted by its class activation map; the weighting is not part of this operator.
+    map in this way, weighted by its class activation map; the weighting is not part of this operator. Reconstructed:
+    the projections, whose bias lets a lone modality through, and all pairs of more than two modalities.
 
     Args:
         rank: features of each modality before the product.
@@ -183,8 +211,7 @@ class BilinearFusion(FeatureOperator):
         super().__init__(modalities, features)
         if modalities < 2:
             raise NetworkError("fusion 'bilinear' needs at least 2 modalities, found 1")
-        if rank < 1:
-            raise NetworkError(f"bilinear option rank must be at least 1, found {rank}")
+        rank = _at_least_one("bilinear option rank", rank)
         self.project = nn.ModuleList(nn.Linear(features, rank) for _ in range(modalities))
         self.out_features = modalities * (modalities - 1) // 2 * rank**2
 
@@ -198,8 +225,8 @@ class BilinearFusion(FeatureOperator):
                 product = (projected[i].unsqueeze(3) * projected[j].unsqueeze(2)).flatten(2)
                 # the small number keeps the root's gradient finite at 0
                 rooted = torch.sign(product) * (torch.sqrt(product.abs() + 1e-6) - 1e-3)
-                pairs.append(F.normalize(rooted, dim=2))
-        return torch.cat(pairs, 2), None
+                pairs.append(F.normalize(rooted, dim=2, eps=1e-3))
+        return torch.cat(pairs, 2) * present.any(1)[:, None, None], None
 
 
 class SqueezeExcitationFusion(FeatureOperator):
@@ -215,9 +242,7 @@ class SqueezeExcitationFusion(FeatureOperator):
 
     def __init__(self, modalities: int, features: int, *, reduction: int = 4) -> None:
         super().__init__(modalities, features)
-        if reduction < 1:
-            raise NetworkError(f"squeeze_excitation option reduction must be at least 1, found {reduction}")
-        joint = max(4, modalities * features // reduction)
+        joint = max(4, modalities * features // _at_least_one("squeeze_excitation option reduction", reduction))
         self.squeeze = nn.Linear(modalities * features, joint)
         self.excite = nn.ModuleList(nn.Linear(joint, features) for _ in range(modalities))
         self.out_features = modalities * features
@@ -263,7 +288,8 @@ class SharedSpecificFusion(FeatureOperator):
         super().__init__(modalities, features)
         self.shared = nn.Linear(features, features)
         self.specific = nn.ModuleList(nn.Linear(features, features) for _ in range(modalities))
-        self.modality = nn.Linear(features, modalities)
+        # fixed, as the layer before it learns: a network without the loss would have a layer without a gradient
+        self.register_buffer("directions", F.normalize(torch.randn(features, modalities), dim=0))
         self.out_features = features + modalities * features
 
     def parts(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,19 +311,22 @@ class SharedSpecificFusion(FeatureOperator):
     def separation(self, vectors: Tensor, present: Tensor) -> Tensor:
         """How far the parts are from what they should be, for ``vectors [B, M, F]``: a number, 0 at best.
 
-        The mean squared distance of each shared part from the case's mean, the mean squared cosine between a
-        modality's two parts, and the cross entropy of a linear classifier that tells the modality from the specific
-        part; each over the present modalities.
+        The distance of the shared parts of a case (see ``losses.pair_distance``), the mean squared cosine between a
+        modality's two parts, and the cross entropy of a linear classifier, with fixed random directions as weights,
+        that tells the modality from the specific part; each over the present modalities.
         """
         shared, specific = (part.squeeze(2) for part in self.parts(vectors.unsqueeze(2)))
-        there = present.unsqueeze(2)
-        mean = (shared * there).sum(1, keepdim=True) / present.sum(1).clamp_min(1)[:, None, None]
         case, modality = torch.nonzero(present, as_tuple=True)
-        rows = max(len(case), 1)
-        apart = (shared - mean)[case, modality].square().mean(1).sum() / rows
-        cosine = F.cosine_similarity(shared[case, modality], specific[case, modality]).square().sum() / rows
-        told = F.cross_entropy(self.modality(specific[case, modality]), modality, reduction="sum") / rows
-        return apart + cosine + told
+        cosine = F.cosine_similarity(shared[case, modality], specific[case, modality]).square().sum()
+        told = cross_entropy(specific[case, modality] @ self.get_buffer("directions"), modality, None)
+        return pair_distance(shared, present) + cosine / max(len(case), 1) + told
+
+
+def _at_least_one(what: str, number: int) -> int:
+    """``number``, or NetworkError below 1."""
+    if number < 1:
+        raise NetworkError(f"{what} must be at least 1, found {number}")
+    return number
 
 
 FEATURE_OPERATORS: dict[str, Callable[..., FeatureOperator]] = {
