@@ -23,7 +23,11 @@ from mmfusion.networks.tokens import TOKEN_OPERATORS
 from mmfusion.options import unknown
 
 _OPERATORS: dict[str, Callable[..., nn.Module]] = {**FEATURE_OPERATORS, **TOKEN_OPERATORS}
-_DEFAULT_LOSSES = {"decision": {"unimodal": 1.0}, "hybrid": {"unimodal": 0.5}}
+
+
+def default_losses(strategy: str) -> dict[str, float]:
+    """The further losses, with their weights, of a strategy that is not told any."""
+    return {"decision": {"unimodal": 1.0}, "hybrid": {"unimodal": 0.5}}.get(strategy, {})
 
 
 def combinations() -> dict[str, dict[str, tuple[str, ...]]]:
@@ -116,7 +120,7 @@ def build(
         if name not in known:
             raise NetworkError(unknown(what, name, known))
     rule = fusion if network is DecisionFusion else decision
-    chosen = dict(_DEFAULT_LOSSES.get(strategy, {}) if losses is None else losses)
+    chosen = default_losses(strategy) if losses is None else dict(losses)
     _check_losses(strategy, fusion, head, chosen)
     plan = Plan(
         modalities=tuple(modalities),

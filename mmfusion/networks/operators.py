@@ -303,9 +303,7 @@ class SharedSpecificFusion(FeatureOperator):
         shared, specific = self.parts(values)
         there = present[:, :, None, None]
         mean = (shared * there).sum(1) / present.sum(1).clamp_min(1)[:, None, None]
-        # only the loss reads the modality's classifier: zero times it, so that it has a gradient without that loss too
-        unread = 0 * (self.modality.weight.sum() + self.modality.bias.sum())
-        return torch.cat([mean, (specific * there).transpose(1, 2).flatten(2)], 2) + unread, None
+        return torch.cat([mean, (specific * there).transpose(1, 2).flatten(2)], 2), None
 
     @torch.jit.unused
     def separation(self, vectors: Tensor, present: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from mmfusion.errors import CohortError
 from mmfusion.io import atomic_path, write_json
 from mmfusion.networks import build
+from mmfusion.networks.decision import DecisionRule
 from mmfusion.prepare import prepare_cohort
 from mmfusion.progress import progress_line
 
@@ -45,8 +46,11 @@ class Model:
     threshold: float | None = None
 
     def build(self) -> torch.nn.Module:
-        """The network, untrained."""
-        return build(modalities=self.modalities, num_classes=len(self.classes), **self.network)
+        """The network, untrained; its decision rule, if it has one, knows the prior that the loss sees."""
+        network = build(modalities=self.modalities, num_classes=len(self.classes), **self.network)
+        if isinstance(rule := getattr(network, "rule", None), DecisionRule):
+            rule.set_prior(self.training_prior)
+        return network
 
 
 def save_model(folder: str | Path, network: torch.nn.Module, model: Model) -> None:

@@ -41,10 +41,9 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
     network.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
     network.to(device)
     if hasattr(network, "rule"):
-        # class weights make the classifiers learn the weighted prior, which the probabilities are corrected from
-        rule = cast("DecisionRule", network.rule)
-        rule.set_prior(study.model().training_prior)
-        rule.fit(*voices(cast("FusionNetwork", network), loader, device), study.class_weight)
+        cast("DecisionRule", network.rule).fit(
+            *voices(cast("FusionNetwork", network), loader, device), study.class_weight
+        )
     threshold = None
     if len(study.classes) == 2:
         shares = probabilities(infer(network, loader, device), study.model())[:, 1]

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from mmfusion.cohort import refuse_leakage, split_cases
 from mmfusion.errors import CohortError, ManifestError, OptionError
 from mmfusion.io import write_csv, write_json
+from mmfusion.networks.build import default_losses
 from mmfusion.options import OPTIONS, resolve, unknown
 from mmfusion.predict import Model, dataset_items
 from mmfusion.prepare import Cohort, PreparedCase, open_cohort, prepare_cohort, refuse_contradictions, versions
@@ -162,6 +163,8 @@ def open_study(
     names = tuple(modalities or opened.modalities)
     study_classes, parts = _parts(opened, names, classes, chosen)
     study = Study(run, opened, names, study_classes, parts, chosen)
+    if chosen["head"] == "bayesian" and chosen["losses"] is None:
+        chosen["losses"] = {**default_losses(chosen["strategy"]), "kl": 1 / max(len(study.cases("train")), 1)}
     for part in ("train", "validation"):
         found = {one.case.label for one in study.cases(part)}
         if lost := [name for name in study_classes if name not in found]:
