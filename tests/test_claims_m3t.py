@@ -65,7 +65,6 @@ def test_m3t_finds_what_one_plane_shows_and_slices_of_another_plane_do_not(plane
     m3t = [accuracy("m3t_small", M3T, plane, seed) for seed in range(SEEDS)]
     own = [accuracy("slices", {"plane": plane, "cnn": "resnet10"}, plane, seed) for seed in range(SEEDS)]
     blind = [accuracy("slices", {"plane": other, "cnn": "resnet10"}, plane, seed) for seed in range(SEEDS)]
-    print(plane, m3t, own, blind)
     assert_better(m3t, blind, margin=0.3)
     assert_better(own, blind, margin=0.3)  # the encoder can, in the right plane
     assert abs(sum(blind) / SEEDS - 0.5) < 0.12
