@@ -21,14 +21,14 @@ def cohort(plane, cases, seed):
     label = torch.arange(cases) % 2
     image = torch.randn(cases, 1, SIZE, SIZE, SIZE, generator=draw)
     place = torch.arange(SIZE)
-    for volume in image[label == 1]:
+    for volume in image[1::2]:
         stripes = torch.randn(SLAB, 2 * SIZE - 1, generator=draw)[:, place[None] - place[:, None] + SIZE - 1]
-        first = int(torch.randint(SIZE - SLAB + 1, (1,), generator=draw))
+        first = int(torch.randint(1, SIZE - SLAB, (1,), generator=draw))
         volume[0].movedim(PLANES[plane] - 2, 0)[first : first + SLAB] = stripes
     return image, label
 
 
-def accuracy(encoder, options, plane, seed, shuffled=False, steps=40):
+def accuracy(encoder, options, plane, seed, shuffled=False, steps=80):
     """Of new cases, after training on 192."""
     image, label = cohort(plane, 192, seed)
     torch.manual_seed(seed)
@@ -65,7 +65,6 @@ def test_m3t_finds_what_one_plane_shows_and_slices_of_another_plane_do_not(plane
     m3t = [accuracy("m3t_small", M3T, plane, seed) for seed in range(SEEDS)]
     own = [accuracy("slices", {"plane": plane, "cnn": "resnet10"}, plane, seed) for seed in range(SEEDS)]
     blind = [accuracy("slices", {"plane": other, "cnn": "resnet10"}, plane, seed) for seed in range(SEEDS)]
-    print(plane, m3t, own, blind)
     assert_better(m3t, blind, margin=0.3)
     assert_better(own, blind, margin=0.3)  # the encoder can, in the right plane
     assert abs(sum(blind) / SEEDS - 0.5) < 0.12
@@ -74,5 +73,4 @@ def test_m3t_finds_what_one_plane_shows_and_slices_of_another_plane_do_not(plane
 @pytest.mark.slow
 def test_m3t_finds_nothing_where_labels_are_shuffled():
     shuffled = [accuracy("m3t_small", M3T, "axial", seed, shuffled=True) for seed in range(SEEDS)]
-    print(shuffled)
     assert abs(sum(shuffled) / SEEDS - 0.5) < 0.12
