@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmfusion.errors import NetworkError
 from mmfusion.io.files import atomic_path
@@ -44,8 +44,8 @@ def export_torchscript(network: FusionNetwork, path: str | Path, size: Sequence[
 def export_onnx(network: FusionNetwork, path: str | Path, size: Sequence[int], *, with_present: bool = True) -> None:
     """Write the network as ONNX: inputs ``image [B, M, *size]``, ``present [B, M]`` float, ``covariates [B, C]``.
 
-    B is free, ``size`` is fixed; the output ``pred [B, K]`` holds the logits. An absent modality costs no encoder
-    time, since its rows are gathered away in the graph. The metadata name the modalities, K and the strategy.
+    B is free, ``size`` is fixed; the output ``pred [B, K]`` holds the logits. Only rows with the modality
+    pass its encoder, and one row of zeros more. The metadata name the modalities, K and the strategy.
 
     Args:
         network: stays as it is; the file holds it in evaluation mode.
@@ -60,10 +60,10 @@ def export_onnx(network: FusionNetwork, path: str | Path, size: Sequence[int], *
         raise NetworkError("writing ONNX needs the package onnx, which is not installed: pip install 'mmfusion[onnx]'")
     network = _evaluated(network)
     given = dict(zip(_names(network, with_present), _example(network, size, with_present), strict=True))
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.GroupNorm:
-                setattr(parent, name, _GroupNorm(child))
+    for encoder in network.encoders if network.strategy != "input" else ():
+        for view in ("forward", "tokens", "pyramid"):
+            if hasattr(encoder, view):
+                setattr(encoder, view, _never_empty(getattr(encoder, view)))
     with atomic_path(path) as part, warnings.catch_warnings():
         # the tracing exporter is the one that keeps row counts free; its warnings are of constants such as sizes
         warnings.simplefilter("ignore")
@@ -107,24 +107,14 @@ def export_program(
     return program
 
 
-class _GroupNorm(nn.Module):
-    """GroupNorm spelled out: the exporter's own asks onnxruntime to reshape no rows at all to ``[0, G, -1]``."""
+def _never_empty(encode: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """Encode one more row, of zeros, and drop it: onnxruntime cannot reshape no rows at all to ``[0, G, -1]``."""
 
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        super().__init__()
-        self.norm = norm
+    def padded(x: Tensor) -> Any:
+        out = encode(torch.cat([x, x.new_zeros([1, *x.shape[1:]])]))
+        return [level[:-1] for level in out] if isinstance(out, list) else out[:-1]
 
-    def forward(self, x: Tensor) -> Tensor:
-        shape = [int(n) for n in x.shape[1:]]
-        each = math.prod(shape) // self.norm.num_groups
-        rows = x.reshape(-1, self.norm.num_groups, each)
-        rows = rows - rows.mean(2, keepdim=True)
-        rows = rows / (rows.square().mean(2, keepdim=True) + self.norm.eps).sqrt()
-        x = rows.reshape([-1, *shape])
-        if self.norm.weight is None:
-            return x
-        across = [-1] + [1] * (len(shape) - 1)
-        return x * self.norm.weight.reshape(across) + self.norm.bias.reshape(across)
+    return padded
 
 
 def _evaluated(network: FusionNetwork) -> FusionNetwork:
