@@ -9,6 +9,7 @@ import torch
 from mmfusion.errors import NetworkError
 from mmfusion.networks import build, combinations
 from mmfusion.networks import export as subject
+from mmfusion.networks.encoders import ENCODERS
 from mmfusion.networks.export import export_onnx, export_program, export_torchscript
 
 SIZE = (17, 21, 19)
@@ -76,7 +77,46 @@ def test_onnx_is_asked_for(tmp_path, monkeypatch):
         export_onnx(network(), tmp_path / "net.onnx", SIZE)
 
 
-def test_a_program_takes_other_batch_sizes_and_subsets():
-    net, image = network(), cases(8)
+@pytest.mark.parametrize(("strategy", "fusion"), PAIRS)
+def test_a_program_takes_other_batch_sizes_and_subsets(strategy, fusion):
+    net, image = network(strategy, fusion), cases(8)
     module = export_program(net, SIZE).module()
     torch.testing.assert_close(module(image=image, present=SUBSETS), net(image, SUBSETS), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", combinations())
+def test_every_form_with_a_shared_encoder_learned_absence_and_covariates(strategy, tmp_path):
+    pytest.importorskip("onnxruntime")
+    net = network(strategy, shared=True, absent="learned", covariates=2)
+    export_onnx(net, tmp_path / "net.onnx", SIZE)  # each compares itself with the network before it is kept
+    export_torchscript(net, tmp_path / "net.ts", SIZE)
+    export_program(net, SIZE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", [name for name in ENCODERS if name not in ("m3t", "resnet10")])
+def test_every_encoder_in_every_form(encoder, tmp_path):
+    pytest.importorskip("onnxruntime")
+    size = (33, 31, 30) if encoder == "densenet121" else SIZE
+    strategy = "attention" if "tokens" in ENCODERS[encoder].views else "single_level"
+    net = build(strategy, encoder, None, MODALITIES[:2], width=0.06).eval()
+    export_onnx(net, tmp_path / "net.onnx", size)
+    export_torchscript(net, tmp_path / "net.ts", size)
+    export_program(net, size)
+
+
+@pytest.mark.parametrize("strategy", ["single_level", "attention"])
+def test_onnx_encodes_only_the_rows_that_are_there(strategy, tmp_path):
+    """Read at the input of each encoder's first convolution, which becomes an output of the graph."""
+    onnx = pytest.importorskip("onnx")
+    export_onnx(network(strategy), tmp_path / "net.onnx", SIZE)
+    model = onnx.load(str(tmp_path / "net.onnx"))
+    stems = {weight.name for weight in model.graph.initializer if weight.dims[1:] == [1, 7, 7, 7]}
+    first = [node.input[0] for node in model.graph.node if node.op_type == "Conv" and node.input[1] in stems]
+    assert len(first) == 3, first
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in first)
+    runtime = pytest.importorskip("onnxruntime").InferenceSession(model.SerializeToString())
+    present = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]])
+    rows = runtime.run(first, {"image": cases(2).numpy(), "present": present.numpy()})
+    assert [len(one) for one in rows] == [2, 0, 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import List, Optional  # noqa: UP035 (TorchScript)
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,43 @@ def groups_of(channels: int) -> int:
     return next(g for g in (8, 7, 6, 5, 4, 3, 2, 1) if channels % g == 0 and (channels >= 4 * g or g == 1))
 
 
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm (Wu & He, ECCV 2018) that ONNX takes with no rows at all, which an absent modality leaves.
+
+    While a trace is taken the formula is spelled out with sizes that are known; the exporter's own form has one that
+    onnxruntime cannot find where there is no row.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting() or not torch.jit.is_tracing():
+            return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        size = [input.shape[0]] + fixed_sizes(input)
+        grouped = input.reshape([size[0], self.num_groups, self.num_channels // self.num_groups] + size[2:])
+        dims = list(range(2, grouped.dim()))
+        centered = grouped - grouped.mean(dims, keepdim=True)
+        scaled = centered * torch.rsqrt(centered.square().mean(dims, keepdim=True) + self.eps)
+        channels = [1, self.num_channels] + [1] * (input.dim() - 2)
+        return scaled.reshape(size) * self.weight.reshape(channels) + self.bias.reshape(channels)
+
+
+def fixed_sizes(maps: Tensor) -> List[int]:  # noqa: UP006 (TorchScript)
+    """All sizes but the first, as plain numbers: ONNX can reshape no rows, but not to a size that it has to find."""
+    return [int(n) for n in maps.shape[1:]]
+
+
+def voxels_last(maps: Tensor) -> Tensor:
+    """``[B, C, *spatial]`` to positions ``[B, N, C]``, the last axis fastest."""
+    count = 1
+    for n in fixed_sizes(maps)[1:]:
+        count *= n
+    return maps.reshape([maps.shape[0], maps.shape[1], count]).transpose(1, 2)
+
+
+def joined(maps: Tensor) -> Tensor:
+    """The first two axes as one: ``[A, B, ...]`` to ``[A * B, ...]``."""
+    return maps.reshape([maps.shape[0] * maps.shape[1]] + fixed_sizes(maps)[1:])
+
+
 def norm_layer(norm: str, channels: int, spatial_dims: int = 3) -> nn.Module:
     """A normalization layer for maps ``[B, channels, *spatial]``.
 
@@ -39,11 +76,11 @@ def norm_layer(norm: str, channels: int, spatial_dims: int = 3) -> nn.Module:
         NetworkError: ``norm`` is none of these.
     """
     if norm == "group":
-        return nn.GroupNorm(groups_of(channels), channels)
+        return GroupNorm(groups_of(channels), channels)
     if norm == "batch":
         return (nn.BatchNorm2d if spatial_dims == 2 else nn.BatchNorm3d)(channels)
     if norm == "instance":
-        return nn.GroupNorm(channels, channels)  # the same function; torch's InstanceNorm fails on an empty batch
+        return GroupNorm(channels, channels)  # the same function; torch's InstanceNorm fails on an empty batch
     raise NetworkError(unknown("norm", norm, NORMS))
 
 

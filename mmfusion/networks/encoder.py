@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
-from mmfusion.networks.blocks import axis_positions
+from mmfusion.networks.blocks import axis_positions, voxels_last
 
 
 class Encoder(nn.Module):
@@ -53,11 +53,11 @@ class PyramidEncoder(Encoder):
     views = ("vector", "tokens", "pyramid")
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.pyramid(image)[-1].flatten(2).mean(2)
+        return voxels_last(self.pyramid(image)[-1]).mean(1)
 
     def tokens(self, image: Tensor) -> Tensor:
         last = self.pyramid(image)[-1]
-        return last.flatten(2).transpose(1, 2) + axis_positions(last)
+        return voxels_last(last) + axis_positions(last)
 
 
 def size_text(size: Sequence[int]) -> str:

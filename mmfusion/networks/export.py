@@ -8,7 +8,6 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ def export_onnx(network: FusionNetwork, path: str | Path, size: Sequence[int], *
     """Write the network as ONNX: inputs ``image [B, M, *size]``, ``present [B, M]`` float, ``covariates [B, C]``.
 
     B is free, ``size`` is fixed; the output ``pred [B, K]`` holds the logits. Only rows with the modality
-    pass its encoder, and one row of zeros more. The metadata name the modalities, K and the strategy.
+    pass its encoder. The metadata name the modalities, K and the strategy.
 
     Args:
         network: stays as it is; the file holds it in evaluation mode.
@@ -60,10 +59,6 @@ def export_onnx(network: FusionNetwork, path: str | Path, size: Sequence[int], *
         raise NetworkError("writing ONNX needs the package onnx, which is not installed: pip install 'mmfusion[onnx]'")
     network = _evaluated(network)
     given = dict(zip(_names(network, with_present), _example(network, size, with_present), strict=True))
-    for encoder in network.encoders if network.strategy != "input" else ():
-        for view in ("forward", "tokens", "pyramid"):
-            if hasattr(encoder, view):
-                setattr(encoder, view, _never_empty(getattr(encoder, view)))
     with atomic_path(path) as part, warnings.catch_warnings():
         # the tracing exporter is the one that keeps row counts free; its warnings are of constants such as sizes
         warnings.simplefilter("ignore")
@@ -105,16 +100,6 @@ def export_program(
         network, lambda *values: module(**dict(zip(names, values, strict=True))), size, with_present, "exported program"
     )
     return program
-
-
-def _never_empty(encode: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """Encode one more row, of zeros, and drop it: onnxruntime cannot reshape no rows at all to ``[0, G, -1]``."""
-
-    def padded(x: Tensor) -> Any:
-        out = encode(torch.cat([x, x.new_zeros([1, *x.shape[1:]])]))
-        return [level[:-1] for level in out] if isinstance(out, list) else out[:-1]
-
-    return padded
 
 
 def _evaluated(network: FusionNetwork) -> FusionNetwork:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmfusion.errors import NetworkError
 from mmfusion.networks.backbones import RESNET_BLOCKS, ResNetEncoder
-from mmfusion.networks.blocks import MLP, TransformerBlock, embedding, norm_layer, scaled
+from mmfusion.networks.blocks import MLP, TransformerBlock, embedding, joined, norm_layer, scaled
 from mmfusion.networks.encoder import Encoder
 from mmfusion.options import unknown
 
@@ -137,7 +137,7 @@ class MultiPlaneSliceEncoder(Encoder):
         first = (slices.shape[1] - 1) % self.slice_stride // 2
         vectors: list[Tensor] = []
         for chunk in slices[:, first :: self.slice_stride].split(self.slice_chunk, 1):
-            encoded = self.encode_slices(chunk.flatten(0, 1))
+            encoded = self.encode_slices(joined(chunk))
             vectors.append(encoded.reshape(chunk.shape[0], chunk.shape[1], encoded.shape[1]))
         return torch.cat(vectors, 1)
 

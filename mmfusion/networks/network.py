@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
-from mmfusion.networks.blocks import Standardize, embedding
+from mmfusion.networks.blocks import Standardize, embedding, fixed_sizes, voxels_last
 from mmfusion.networks.conditioning import CONDITIONINGS, Unconditioned
 from mmfusion.networks.encoder import Encoder
 from mmfusion.networks.losses import LOSSES, classification
@@ -178,11 +178,10 @@ class FusionNetwork(nn.Module):
             )
         if covariates is not None and not self.covariates:
             raise NetworkError(f"this network takes no covariates, found {list(covariates.shape)}")
-        if self.covariates and (covariates is None or covariates.shape != (len(image), self.covariates)):
+        if self.covariates and (covariates is None or covariates.shape != (image.shape[0], self.covariates)):
             found = "none" if covariates is None else list(covariates.shape)
-            raise NetworkError(
-                f"covariates must have shape {[len(image), self.covariates]}, NaN where one is not known, found {found}"
-            )
+            wanted = [image.shape[0], self.covariates]
+            raise NetworkError(f"covariates must have shape {wanted}, NaN where one is not known, found {found}")
         for encoder in self.encoders:
             cast(Encoder, encoder).check_size([int(n) for n in image.shape[2:]])
 
@@ -317,8 +316,8 @@ class PerModalityNetwork(FusionNetwork):
                 levels = [condition(widen(levels[0]), known)]
             else:
                 last = levels[-1]
-                voxels = condition(last.flatten(2).transpose(1, 2), known)
-                last = voxels.transpose(1, 2).reshape(last.shape)
+                voxels = condition(voxels_last(last), known)
+                last = voxels.transpose(1, 2).reshape([last.shape[0]] + fixed_sizes(last))
                 levels = levels[:-1] + [last, standardize(voxels.mean(1))]
             placed: List[Tensor] = []  # noqa: UP006
             for i, place in enumerate(self.place):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmfusion.errors import NetworkError
 from mmfusion.networks.backbones import RESNET_BLOCKS, ResNetEncoder
-from mmfusion.networks.blocks import axis_positions
+from mmfusion.networks.blocks import axis_positions, joined
 from mmfusion.networks.encoder import Encoder
 from mmfusion.networks.vit import ViTEncoder, check_counts
 from mmfusion.options import unknown
@@ -92,7 +92,7 @@ class SliceEncoder(Encoder):
         """Each slice by the 2D encoder: ``[B, slices, F]``."""
         vectors: list[Tensor] = []
         for chunk in cut_slices(image, self.axis, self.stride).split(self.chunk, 1):
-            encoded = self.slice_encoder(chunk.flatten(0, 1))
+            encoded = self.slice_encoder(joined(chunk))
             vectors.append(encoded.reshape(chunk.shape[0], chunk.shape[1], encoded.shape[1]))
         return torch.cat(vectors, 1)
 

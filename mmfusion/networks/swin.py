@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.networks.blocks import TransformerBlock, embedding
+from mmfusion.networks.blocks import TransformerBlock, embedding, joined
 from mmfusion.networks.encoder import PyramidEncoder
 from mmfusion.networks.vit import PatchEmbedding, check_counts, pad_to_multiple, token_width
 
@@ -22,7 +22,11 @@ def to_windows(maps: Tensor, window: List[int]) -> Tensor:  # noqa: UP006
         shape += [maps.shape[1 + axis] // window[axis], window[axis]]
     order = [0] + [1 + 2 * i for i in range(axes)] + [2 + 2 * i for i in range(axes)] + [1 + 2 * axes]
     cut = maps.reshape(shape + [maps.shape[-1]]).permute(order)
-    return cut.flatten(0, axes).flatten(1, axes)
+    count, voxels = maps.shape[0], 1
+    for axis in range(axes):
+        count *= maps.shape[1 + axis] // window[axis]
+        voxels *= window[axis]
+    return cut.reshape([count, voxels, maps.shape[-1]])
 
 
 def from_windows(windows: Tensor, window: List[int], size: List[int]) -> Tensor:  # noqa: UP006
@@ -68,7 +72,7 @@ class WindowBlock(nn.Module):
         dims = [1 + axis for axis in range(axes)]
         rolled = torch.roll(F.pad(maps, pad), [-s for s in shift], dims)
         bias = self.relative(window, maps.device) + self.apart(size, whole, window, shift, maps.device)
-        bias = bias.expand([maps.shape[0]] + list(bias.shape)).flatten(0, 1)
+        bias = joined(bias.expand([maps.shape[0]] + list(bias.shape)))
         read = from_windows(self.block(to_windows(rolled, window), None, bias), window, whole)
         read = torch.roll(read, shift, dims)
         for axis in range(axes):
@@ -119,7 +123,8 @@ class PatchMerging(nn.Module):
         even = pad_to_multiple(maps.movedim(-1, 1), 2).movedim(1, -1)
         axes = maps.dim() - 2
         size = [even.shape[1 + axis] // 2 for axis in range(axes)]
-        cubes = to_windows(even, [2] * axes).flatten(1)
+        cubes = to_windows(even, [2] * axes)
+        cubes = cubes.reshape([cubes.shape[0], cubes.shape[1] * cubes.shape[2]])
         return self.reduce(self.norm(cubes)).reshape([maps.shape[0]] + size + [2 * maps.shape[-1]])
 
 

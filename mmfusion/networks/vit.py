@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
-from mmfusion.networks.blocks import TransformerBlock, embedding, scaled
+from mmfusion.networks.blocks import TransformerBlock, embedding, scaled, voxels_last
 from mmfusion.networks.encoder import Encoder
 
 
@@ -106,7 +106,7 @@ class ViTEncoder(Encoder):
         """The transformer's output ``[B, 1 + patches, F]``, the class token first."""
         patches = self.embed(image)
         place = F.interpolate(self.position, size=patches.shape[2:], mode=self.mode, align_corners=False)
-        tokens = (patches + place).flatten(2).transpose(1, 2)
+        tokens = voxels_last(patches + place)
         first = self.class_token.expand(tokens.shape[0], 1, tokens.shape[2])
         return self.transformer(self.drop(torch.cat([first, tokens], 1)))
 
