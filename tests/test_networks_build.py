@@ -64,8 +64,8 @@ def test_the_table_of_combinations():
             "unknown m3t option cnn 'resnet5'; did you mean ",
         ),
         (
-            {"encoder": "m3t", "encoder_options": {"layers": 0}},
-            "m3t option layers must be at least 1, found 0",
+            {"encoder": "m3t", "encoder_options": {"layers": -1}},
+            "m3t option layers must be at least 0, found -1",
         ),
         (
             {"encoder": "m3t", "encoder_options": {"stem_kernel": 4}},

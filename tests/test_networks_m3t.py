@@ -6,7 +6,7 @@ from torch import nn
 
 from mmfusion.errors import NetworkError
 from mmfusion.networks import MultiPlaneSliceEncoder
-from mmfusion.networks.m3t import PLANES
+from mmfusion.networks.slices import PLANES
 
 
 def small(norm="group", **options):
@@ -100,6 +100,38 @@ def test_chunks_and_checkpoints_change_nothing_in_training(chunk):
         encoder(volume()).square().sum().backward()
         results.append([p.grad for p in encoder.parameters()])
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_checkpoints_leave_batch_norm_as_it_is(chunk):
+    """Same chunks, same statistics: gradients and running statistics are those of the plain pass, counted once."""
+    results = []
+    for again in (False, True):
+        encoder = small("batch", slice_chunk=chunk, checkpoint=again).train()
+        image = volume((9, 11, 10), cases=2)
+        encoder(image).square().sum().backward()
+        results.append([p.grad for p in encoder.parameters()] + list(encoder.buffers()))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-3)
+    counted = [value for name, value in encoder.named_buffers() if name.startswith("slice_cnn") and "num_" in name]
+    assert counted and all(value == sum(-(-n // chunk) for n in (9, 11, 10)) for value in counted)
+
+
+def test_a_checkpoint_keeps_no_copy_of_the_slices():
+    """Between the passes a chunk is a view of the stem's map; a copy of every slice would be three maps more."""
+    encoder, kept = small("batch", slice_chunk=4, checkpoint=True).train(), []
+    features = torch.randn(1, 4, 9, 11, 10, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        encoder.slice_vectors(features, 4)
+    storage = features.untyped_storage().data_ptr()
+    large = [x for x in kept if x.numel() >= 4 * 4 * 9 * 11]
+    assert all(x.untyped_storage().data_ptr() == storage for x in large)
+
+
+def test_without_a_transformer_the_sequence_itself_is_given():
+    encoder, image = small(layers=0), volume()
+    sequence = torch.nn.functional.layer_norm(encoder.sequence(planes(encoder, image)), (16,))
+    torch.testing.assert_close(encoder.tokens(image), sequence)
+    torch.testing.assert_close(encoder(image), sequence.mean(1))
 
 
 def test_every_voxel_reaches_the_output():

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmfusion.errors import NetworkError
 from mmfusion.networks.backbones import RESNET_BLOCKS, ResNetEncoder
 from mmfusion.networks.blocks import MLP, TransformerBlock, embedding, joined, norm_layer, scaled
 from mmfusion.networks.encoder import Encoder
+from mmfusion.networks.slices import PLANES, cut_slices
+from mmfusion.networks.vit import check_counts
 from mmfusion.options import unknown
-
-PLANES = {"coronal": 3, "sagittal": 2, "axial": 4}  # in the paper's order: the axis of [B, C, D, H, W] to cut
 
 
 class MultiPlaneSliceEncoder(Encoder):
@@ -54,9 +58,13 @@ class MultiPlaneSliceEncoder(Encoder):
         positions: learned positions along each axis.
         slice_stride: take every n-th slice of each plane, starting so that they lie centered.
         slice_chunk: slices of each case that pass the 2D CNN at once; bounds the memory of inference. In training,
-            BatchNorm takes its statistics over a chunk.
-        checkpoint: recompute the 2D CNN in the backward pass, which bounds the memory of training by the chunk, too
-            (BatchNorm then updates its running statistics twice a step).
+            BatchNorm takes its statistics over a chunk; a chunk of all slices of a plane is the paper's.
+        checkpoint: recompute the 2D CNN chunk by chunk in the backward pass, which bounds the memory of training by
+            the chunk, too. Nothing else changes: BatchNorm sees the same chunks and updates its running statistics
+            once.
+
+    ``layers=0`` leaves the transformer out, but for its last normalization: the tokens then wait for one transformer
+    over several modalities, and the vector is their mean.
 
     F is ``dim * width``.
 
@@ -90,10 +98,9 @@ class MultiPlaneSliceEncoder(Encoder):
     ) -> None:
         super().__init__()
         assert spatial_dims == 3
-        counts = {"layers": layers, "heads": heads, "positions": positions}
-        for name, value in {**counts, "slice_stride": slice_stride, "slice_chunk": slice_chunk}.items():
-            if value < 1:
-                raise NetworkError(f"m3t option {name} must be at least 1, found {value}")
+        check_counts("m3t", heads=heads, positions=positions, slice_stride=slice_stride, slice_chunk=slice_chunk)
+        if layers < 0:
+            raise NetworkError(f"m3t option layers must be at least 0, found {layers}")
         if stem_kernel % 2 == 0:
             raise NetworkError(f"m3t option stem_kernel must be odd, found {stem_kernel}")
         if cnn not in RESNET_BLOCKS:
@@ -109,7 +116,8 @@ class MultiPlaneSliceEncoder(Encoder):
             nn.ReLU(inplace=True),
         )
         self.slice_cnn = ResNetEncoder(cnn, stem, width * cnn_width, norm, spatial_dims=2)
-        self.project = MLP(self.slice_cnn.out_features, scaled(hidden, width), dim, activation=nn.ReLU)
+        self.slice_features = self.slice_cnn.out_features
+        self.project = MLP(self.slice_features, scaled(hidden, width), dim, activation=nn.ReLU)
         self.special = embedding(2, dim)  # class token, separator
         self.special_position = embedding(4, dim)  # of the class token and of the three separators
         self.position = embedding(3, dim, positions)
@@ -118,6 +126,7 @@ class MultiPlaneSliceEncoder(Encoder):
             *(TransformerBlock(dim, heads, scaled(mlp_dim, width), dropout) for _ in range(layers)),
             nn.LayerNorm(dim),
         )
+        self.layers = layers
         self.norm = norm
         self.slice_stride = slice_stride
         self.slice_chunk = slice_chunk
@@ -133,41 +142,67 @@ class MultiPlaneSliceEncoder(Encoder):
 
     def slice_vectors(self, features: Tensor, axis: int) -> Tensor:
         """Slices of the stem's map ``[B, C, D, H, W]`` across ``axis`` to vectors ``[B, slices, F of the 2D CNN]``."""
-        slices = features.movedim(axis, 1)
-        first = (slices.shape[1] - 1) % self.slice_stride // 2
         vectors: list[Tensor] = []
-        for chunk in slices[:, first :: self.slice_stride].split(self.slice_chunk, 1):
-            encoded = self.encode_slices(joined(chunk))
-            vectors.append(encoded.reshape(chunk.shape[0], chunk.shape[1], encoded.shape[1]))
+        for chunk in cut_slices(features, axis, self.slice_stride).split(self.slice_chunk, 1):
+            vectors.append(self.encode_slices(chunk))
         return torch.cat(vectors, 1)
 
     def encode_slices(self, slices: Tensor) -> Tensor:
-        """The 2D CNN on ``[slices, C, height, width]``, recomputed in the backward pass if so chosen."""
+        """The 2D CNN on ``[B, slices, C, height, width]``, recomputed in the backward pass if so chosen."""
         if not torch.jit.is_scripting() and self.checkpoint and self.training:
-            return checkpoint(self.slice_cnn, slices, use_reentrant=False)
-        return self.slice_cnn(slices)
+            # slices is a view: it is copied inside, so that between the passes nothing but the stem's map is kept
+            keep = partial(_forward_and_again, self.slice_cnn)
+            return checkpoint(self.read_slices, slices, use_reentrant=False, context_fn=keep)
+        return self.read_slices(slices)
+
+    def read_slices(self, slices: Tensor) -> Tensor:
+        """``[B, slices, C, height, width]`` to ``[B, slices, F of the 2D CNN]``."""
+        encoded = self.slice_cnn(joined(slices))
+        return encoded.reshape([slices.shape[0], slices.shape[1], self.slice_features])
 
     def sequence(self, planes: list[Tensor]) -> Tensor:
         """Vectors of the coronal, sagittal and axial slices to tokens ``[B, slices + 4, F]`` with embeddings."""
         batch = planes[0].shape[0]
         special = [self.special[0], self.special[1], self.special[1], self.special[1]]
         marks = [(token + self.special_position[i]).expand(batch, 1, -1) for i, token in enumerate(special)]
-        sequence = [marks[0] + self.plane[0]]
+        parts = [marks[0] + self.plane[0]]
         for i, vectors in enumerate(planes):
             place = F.interpolate(self.position[i : i + 1], size=vectors.shape[1], mode="linear", align_corners=False)
-            sequence.append(self.project(vectors) + place.transpose(1, 2) + self.plane[i])
-            sequence.append(marks[i + 1] + self.plane[i])
-        return torch.cat(sequence, 1)
+            parts.append(self.project(vectors) + place.transpose(1, 2) + self.plane[i])
+            parts.append(marks[i + 1] + self.plane[i])
+        return torch.cat(parts, 1)
 
     def read(self, image: Tensor) -> Tensor:
-        """The transformer's output ``[B, slices + 4, F]``: the tokens of :meth:`sequence`."""
+        """The tokens of :meth:`sequence` behind the transformer: ``[B, slices + 4, F]``."""
         features = self.stem(image)
-        planes = [self.slice_vectors(features, axis) for axis in (3, 2, 4)]
-        return self.transformer(self.sequence(planes))
+        return self.transformer(self.sequence([self.slice_vectors(features, axis) for axis in (3, 2, 4)]))
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.read(image)[:, 0]
+        read = self.read(image)
+        return read[:, 0] if self.layers else read.mean(1)
 
     def tokens(self, image: Tensor) -> Tensor:
-        """All tokens but the class token, ``[B, slices + 3, F]``."""
-        return self.read(image)[:, 1:]
+        """All tokens but the class token, ``[B, slices + 3, F]``; without a transformer that one, too."""
+        read = self.read(image)
+        return read[:, 1:] if self.layers else read
+
+
+def _forward_and_again(module: nn.Module) -> tuple[Any, Any]:
+    """What surrounds the forward pass of a checkpoint, and its repetition: BatchNorm must count the batch once."""
+    return nullcontext(), _statistics_kept(module)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """BatchNorm inside ``module`` normalizes by the batch as before, but leaves its running statistics alone."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.sub_(1)
