@@ -30,12 +30,14 @@ def groups_of(channels: int) -> int:
 class GroupNorm(nn.GroupNorm):
     """GroupNorm (Wu & He, ECCV 2018) that ONNX takes with no rows at all, which an absent modality leaves.
 
-    While a trace is taken the formula is spelled out with sizes that are known; the exporter's own form has one that
-    onnxruntime cannot find where there is no row.
+    While a trace or program is taken the formula is spelled out with sizes that are known; torch's own form asks how
+    many rows there are, and the ONNX exporter's has a size that onnxruntime cannot find where there is none.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or not torch.jit.is_tracing():
+        if torch.jit.is_scripting():
+            return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        if not torch.jit.is_tracing() and not torch.compiler.is_exporting():
             return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
         size = [input.shape[0]] + fixed_sizes(input)
         grouped = input.reshape([size[0], self.num_groups, self.num_channels // self.num_groups] + size[2:])
@@ -209,8 +211,10 @@ def axis_positions(maps: Tensor) -> Tensor:
     channels for each axis; channels that are left over stay 0. Coordinates are counted in voxels of the map.
     """
     axes = maps.dim() - 2
-    channels = maps.shape[1]
+    channels = int(maps.shape[1])
     pairs = channels // (2 * axes)
+    if pairs == 0:
+        return torch.zeros_like(voxels_last(maps[:1]))
     frequency = torch.pow(10000.0, -torch.arange(pairs, device=maps.device, dtype=torch.float32) / max(pairs, 1))
     parts: list[Tensor] = []
     for axis in range(axes):

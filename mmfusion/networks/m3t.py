@@ -143,7 +143,7 @@ class MultiPlaneSliceEncoder(Encoder):
     def slice_vectors(self, features: Tensor, axis: int) -> Tensor:
         """Slices of the stem's map ``[B, C, D, H, W]`` across ``axis`` to vectors ``[B, slices, F of the 2D CNN]``."""
         vectors: list[Tensor] = []
-        for chunk in cut_slices(features, axis, self.slice_stride).split(self.slice_chunk, 1):
+        for chunk in cut_slices(features, axis, self.slice_stride, self.slice_chunk):
             vectors.append(self.encode_slices(chunk))
         return torch.cat(vectors, 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import List  # noqa: UP035 (TorchScript)
 
 import torch
 from torch import Tensor
@@ -17,14 +18,15 @@ from mmfusion.options import unknown
 PLANES = {"coronal": 3, "sagittal": 2, "axial": 4}  # the axis of [B, C, D, H, W] to cut
 
 
-def cut_slices(volume: Tensor, axis: int, stride: int = 1) -> Tensor:
-    """``[B, C, D, H, W]`` to its slices across ``axis``: ``[B, slices, C, height, width]``.
+def cut_slices(volume: Tensor, axis: int, stride: int, chunk: int) -> List[Tensor]:  # noqa: UP006 (TorchScript)
+    """``[B, C, D, H, W]`` to its slices across ``axis``, ``chunk`` at a time: ``[B, slices, C, height, width]``.
 
-    Every ``stride``-th slice, starting so that they lie centered.
+    Every ``stride``-th slice, starting so that they lie centered. The parts are views of the volume.
     """
     slices = volume.movedim(axis, 1)
-    first = (slices.shape[1] - 1) % stride // 2
-    return slices[:, first::stride]
+    first = int((slices.shape[1] - 1) % stride // 2)
+    slices = slices[:, first::stride]
+    return [slices[:, start : start + chunk] for start in range(0, int(slices.shape[1]), chunk)]
 
 
 class SliceEncoder(Encoder):
@@ -91,7 +93,7 @@ class SliceEncoder(Encoder):
     def slice_vectors(self, image: Tensor) -> Tensor:
         """Each slice by the 2D encoder: ``[B, slices, F]``."""
         vectors: list[Tensor] = []
-        for chunk in cut_slices(image, self.axis, self.stride).split(self.chunk, 1):
+        for chunk in cut_slices(image, self.axis, self.stride, self.chunk):
             encoded = self.slice_encoder(joined(chunk))
             vectors.append(encoded.reshape(chunk.shape[0], chunk.shape[1], encoded.shape[1]))
         return torch.cat(vectors, 1)

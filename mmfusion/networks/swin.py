@@ -19,14 +19,14 @@ def to_windows(maps: Tensor, window: List[int]) -> Tensor:  # noqa: UP006
     axes = len(window)
     shape = [maps.shape[0]]
     for axis in range(axes):
-        shape += [maps.shape[1 + axis] // window[axis], window[axis]]
+        shape += [int(maps.shape[1 + axis]) // window[axis], window[axis]]
     order = [0] + [1 + 2 * i for i in range(axes)] + [2 + 2 * i for i in range(axes)] + [1 + 2 * axes]
-    cut = maps.reshape(shape + [maps.shape[-1]]).permute(order)
+    cut = maps.reshape(shape + [int(maps.shape[-1])]).permute(order)
     count, voxels = maps.shape[0], 1
     for axis in range(axes):
-        count *= maps.shape[1 + axis] // window[axis]
+        count *= int(maps.shape[1 + axis]) // window[axis]
         voxels *= window[axis]
-    return cut.reshape([count, voxels, maps.shape[-1]])
+    return cut.reshape([count, voxels, int(maps.shape[-1])])
 
 
 def from_windows(windows: Tensor, window: List[int], size: List[int]) -> Tensor:  # noqa: UP006
@@ -39,8 +39,18 @@ def from_windows(windows: Tensor, window: List[int], size: List[int]) -> Tensor:
     order = [0]
     for axis in range(axes):
         order += [1 + axis, 1 + axes + axis]
-    maps = windows.reshape(shape + window + [windows.shape[2]]).permute(order + [1 + 2 * axes])
-    return maps.reshape([shape[0]] + size + [windows.shape[2]])
+    maps = windows.reshape(shape + window + [int(windows.shape[2])]).permute(order + [1 + 2 * axes])
+    return maps.reshape([shape[0]] + size + [int(windows.shape[2])])
+
+
+def rolled_by(maps: Tensor, shifts: List[int], dims: List[int]) -> Tensor:  # noqa: UP006
+    """``torch.roll``, in cuts: torch's own asks whether there are rows, which an exported program cannot know."""
+    for shift, dim in zip(shifts, dims):  # noqa: B905 (TorchScript)
+        count = int(maps.shape[dim])
+        first = (count - shift) % count
+        if first > 0:
+            maps = torch.cat([maps.narrow(dim, first, count - first), maps.narrow(dim, 0, first)], dim)
+    return maps
 
 
 class WindowBlock(nn.Module):
@@ -62,7 +72,7 @@ class WindowBlock(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         axes = maps.dim() - 2
-        size = [maps.shape[1 + axis] for axis in range(axes)]
+        size = [int(maps.shape[1 + axis]) for axis in range(axes)]
         window = [min(n, self.window) for n in size]
         shift = [self.shift if n > self.window else 0 for n in size]
         whole = [(n + w - 1) // w * w for n, w in zip(size, window)]  # noqa: B905 (TorchScript)
@@ -70,11 +80,11 @@ class WindowBlock(nn.Module):
         for axis in range(axes - 1, -1, -1):
             pad += [0, whole[axis] - size[axis]]
         dims = [1 + axis for axis in range(axes)]
-        rolled = torch.roll(F.pad(maps, pad), [-s for s in shift], dims)
+        rolled = rolled_by(F.pad(maps, pad), [-s for s in shift], dims)
         bias = self.relative(window, maps.device) + self.apart(size, whole, window, shift, maps.device)
         bias = joined(bias.expand([maps.shape[0]] + list(bias.shape)))
         read = from_windows(self.block(to_windows(rolled, window), None, bias), window, whole)
-        read = torch.roll(read, shift, dims)
+        read = rolled_by(read, shift, dims)
         for axis in range(axes):
             read = read.narrow(1 + axis, 0, size[axis])
         return read
@@ -120,12 +130,12 @@ class PatchMerging(nn.Module):
         self.reduce = nn.Linear(2**axes * dim, 2 * dim, bias=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        even = pad_to_multiple(maps.movedim(-1, 1), 2).movedim(1, -1)
+        even = pad_to_multiple(maps.movedim(maps.dim() - 1, 1), 2).movedim(1, maps.dim() - 1)
         axes = maps.dim() - 2
-        size = [even.shape[1 + axis] // 2 for axis in range(axes)]
+        size = [int(even.shape[1 + axis]) // 2 for axis in range(axes)]
         cubes = to_windows(even, [2] * axes)
-        cubes = cubes.reshape([cubes.shape[0], cubes.shape[1] * cubes.shape[2]])
-        return self.reduce(self.norm(cubes)).reshape([maps.shape[0]] + size + [2 * maps.shape[-1]])
+        cubes = cubes.reshape([cubes.shape[0], int(cubes.shape[1]) * int(cubes.shape[2])])
+        return self.reduce(self.norm(cubes)).reshape([maps.shape[0]] + size + [2 * int(maps.shape[-1])])
 
 
 class SwinEncoder(PyramidEncoder):
@@ -192,10 +202,10 @@ class SwinEncoder(PyramidEncoder):
         self.last_norm = nn.LayerNorm(self.out_features)
 
     def pyramid(self, image: Tensor) -> List[Tensor]:  # noqa: UP006
-        maps = self.embed(image).movedim(1, -1)
+        maps = self.embed(image).movedim(1, image.dim() - 1)
         levels: List[Tensor] = []  # noqa: UP006
         for stage in self.stages:
             maps = stage(maps)
-            levels.append(F.layer_norm(maps, [maps.shape[-1]]).movedim(-1, 1))
-        levels[-1] = self.last_norm(maps).movedim(-1, 1)
+            levels.append(F.layer_norm(maps, [int(maps.shape[maps.dim() - 1])]).movedim(maps.dim() - 1, 1))
+        levels[-1] = self.last_norm(maps).movedim(maps.dim() - 1, 1)
         return levels
