@@ -92,7 +92,7 @@ class MultiPlaneSliceEncoder(Encoder):
         dropout: float = 0.0,
         positions: int = 128,
         slice_stride: int = 1,
-        slice_chunk: int = 32,
+        slice_chunk: int = 16,
         checkpoint: bool = False,
         spatial_dims: int = 3,
     ) -> None:
