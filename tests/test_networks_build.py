@@ -104,6 +104,7 @@ def test_public_surface():
         "MultiPlaneSliceEncoder",
         "Uncertainty",
         "load_medicalnet",
+        "m3t",
         "predict_with_uncertainty",
     ]
     assert all(inspect.getdoc(getattr(networks, name)) for name in networks.__all__)

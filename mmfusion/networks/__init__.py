@@ -4,6 +4,7 @@ from mmfusion.networks.build import build, combinations
 from mmfusion.networks.m3t import MultiPlaneSliceEncoder
 from mmfusion.networks.medicalnet import load_medicalnet
 from mmfusion.networks.network import FusionNetwork, FusionOutput
+from mmfusion.networks.systems import m3t
 from mmfusion.networks.uncertainty import Uncertainty, predict_with_uncertainty
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "MultiPlaneSliceEncoder",
     "Uncertainty",
     "load_medicalnet",
+    "m3t",
     "predict_with_uncertainty",
 ]
