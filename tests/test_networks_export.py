@@ -106,6 +106,15 @@ def test_every_encoder_in_every_form(encoder, tmp_path):
     export_program(net, size)
 
 
+def test_batch_norm_in_every_form(tmp_path):
+    pytest.importorskip("onnxruntime")
+    net = network(norm="batch")
+    net.train()(torch.randn(3, 3, 36, 33, 34))  # running statistics that are not 0 and 1
+    export_onnx(net, tmp_path / "net.onnx", (36, 33, 34))
+    export_torchscript(net, tmp_path / "net.ts", (36, 33, 34))
+    export_program(net, (36, 33, 34))
+
+
 @pytest.mark.parametrize("strategy", ["single_level", "attention"])
 def test_onnx_encodes_only_the_rows_that_are_there(strategy, tmp_path):
     """Read at the input of each encoder's first convolution, which becomes an output of the graph."""

@@ -1,6 +1,8 @@
 """Networks (``torch.nn`` only): encoders, fusion operators and strategies, assembled by name."""
 
 from mmfusion.networks.build import build, combinations
+from mmfusion.networks.export import export_onnx, export_program, export_torchscript
+from mmfusion.networks.inference import for_inference
 from mmfusion.networks.m3t import MultiPlaneSliceEncoder
 from mmfusion.networks.medicalnet import load_medicalnet
 from mmfusion.networks.network import FusionNetwork, FusionOutput
@@ -14,6 +16,10 @@ __all__ = [
     "FusionOutput",
     "MultiPlaneSliceEncoder",
     "Uncertainty",
+    "export_onnx",
+    "export_program",
+    "export_torchscript",
+    "for_inference",
     "load_medicalnet",
     "m3t",
     "predict_with_uncertainty",

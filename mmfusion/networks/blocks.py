@@ -48,6 +48,38 @@ class GroupNorm(nn.GroupNorm):
         return scaled.reshape(size) * self.weight.reshape(channels) + self.bias.reshape(channels)
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm (Ioffe & Szegedy, ICML 2015) of ``[B, C, H, W]`` that a program of torch.export takes with no rows."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            mean, variance, momentum = self.running_mean, self.running_var, self.momentum
+            assert momentum is not None
+            return F.batch_norm(input, mean, variance, self.weight, self.bias, self.training, momentum, self.eps)
+        return _batch_norm(self, input)
+
+
+class BatchNorm3d(nn.BatchNorm3d):
+    """The same of ``[B, C, D, H, W]``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            mean, variance, momentum = self.running_mean, self.running_var, self.momentum
+            assert momentum is not None
+            return F.batch_norm(input, mean, variance, self.weight, self.bias, self.training, momentum, self.eps)
+        return _batch_norm(self, input)
+
+
+def _batch_norm(norm: nn.BatchNorm2d | nn.BatchNorm3d, maps: Tensor) -> Tensor:
+    """torch's own, but for an export, where it would ask how many rows there are: there the formula is spelled out."""
+    if norm.training or not torch.compiler.is_exporting():
+        return nn.modules.batchnorm._BatchNorm.forward(norm, maps)
+    assert norm.running_mean is not None and norm.running_var is not None
+    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shape = [1, norm.num_features] + [1] * (maps.dim() - 2)
+    return maps * factor.reshape(shape) + (norm.bias - norm.running_mean * factor).reshape(shape)
+
+
 def fixed_sizes(maps: Tensor) -> List[int]:  # noqa: UP006 (TorchScript)
     """All sizes but the first, as plain numbers: ONNX can reshape no rows, but not to a size that it has to find."""
     return [int(n) for n in maps.shape[1:]]
@@ -80,7 +112,7 @@ def norm_layer(norm: str, channels: int, spatial_dims: int = 3) -> nn.Module:
     if norm == "group":
         return GroupNorm(groups_of(channels), channels)
     if norm == "batch":
-        return (nn.BatchNorm2d if spatial_dims == 2 else nn.BatchNorm3d)(channels)
+        return (BatchNorm2d if spatial_dims == 2 else BatchNorm3d)(channels)
     if norm == "instance":
         return GroupNorm(channels, channels)  # the same function; torch's InstanceNorm fails on an empty batch
     raise NetworkError(unknown("norm", norm, NORMS))

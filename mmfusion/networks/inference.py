@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Optional
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmfusion.networks.network import FusionNetwork
+
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+_BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Prepared(nn.Module):
@@ -52,24 +56,19 @@ def for_inference(network: FusionNetwork, dtype: torch.dtype = torch.float32) ->
     _fold(prepared)
     prepared = prepared.to(dtype)
     if dtype == torch.bfloat16:
-        for module in prepared.modules():
-            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-                planes = isinstance(module, nn.Conv2d)
-                module.to(memory_format=torch.channels_last if planes else torch.channels_last_3d)
+        for part in prepared.modules():  # only the weights' order in memory changes
+            if isinstance(part, _CONVOLUTIONS):
+                order = torch.channels_last if isinstance(part, nn.Conv2d) else torch.channels_last_3d
+                part.weight.data = part.weight.data.contiguous(memory_format=order)
     return Prepared(prepared, dtype)
 
 
 def _fold(module: nn.Module) -> None:
     """Fold each BatchNorm whose convolution stands right before it, in a Sequential or under the same number."""
-    names = list(module._modules)
-    for name, after in zip(names, names[1:], strict=False):
-        convolution, norm = module._modules[name], module._modules[after]
-        if not isinstance(convolution, (nn.Conv2d, nn.Conv3d)) or not isinstance(
-            norm, (nn.BatchNorm2d, nn.BatchNorm3d)
-        ):
-            continue
-        if isinstance(module, nn.Sequential) or name.replace("conv", "bn") == after:
-            module._modules[name] = fuse_conv_bn_eval(convolution, norm)
-            module._modules[after] = nn.Identity()
+    for (name, convolution), (after, norm) in pairwise(list(module.named_children())):
+        neighbors = isinstance(module, nn.Sequential) or name.replace("conv", "bn") == after
+        if neighbors and isinstance(convolution, _CONVOLUTIONS) and isinstance(norm, _BATCH_NORMS):
+            setattr(module, name, fuse_conv_bn_eval(convolution, norm))
+            setattr(module, after, nn.Identity())
     for child in module.children():
         _fold(child)
