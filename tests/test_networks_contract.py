@@ -172,12 +172,15 @@ def lesions():
     return image, label
 
 
-def accuracy_after_training(net, image, present, label, steps=40, lr=5e-3):
+def accuracy_after_training(net, image, present, label, steps=25, lr=1e-2):
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
     for _ in range(steps):
         optimizer.zero_grad()
         sum(net.losses(net.outputs(image, present), label).values()).backward()
         optimizer.step()
+    with torch.no_grad():  # ct and mr are constant here: running statistics that lag would look like a signal
+        for _ in range(40):
+            net(image, present)
     return (net.eval()(image, present).argmax(1) == label).float().mean().item()
 
 
