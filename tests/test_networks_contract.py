@@ -63,6 +63,58 @@ def test_every_subset_is_finite_and_blind_to_what_is_absent(strategy, fusion):
     assert not torch.allclose(net(image + 1, present), logits)  # and not blind to what is present
 
 
+@pytest.mark.parametrize("options", [{"shared": True}, {"absent": "learned"}, {"shared": True, "absent": "learned"}])
+@pytest.mark.parametrize("strategy", combinations())
+def test_shared_encoders_and_learned_absence_are_blind_too(strategy, options):
+    net = network(strategy, covariates=2, **options)
+    present, image = torch.tensor(SUBSETS), batch(cases=len(SUBSETS))
+    known = torch.tensor([[0.5, float("nan")]] * len(SUBSETS))
+    output = net.outputs(image, present, known)
+    sum(net.losses(output, torch.arange(len(SUBSETS)) % 2).values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    logits = net.eval()(image, present, known)
+    for junk in (1e6, float("nan")):
+        changed = torch.where(present[:, :, None, None, None], image, torch.tensor(junk))
+        torch.testing.assert_close(net(changed, present, known), logits, rtol=0, atol=0)
+    assert not torch.allclose(net(image + 1, present, known), logits)
+
+
+def test_a_shared_encoder_tells_the_modalities_apart_by_a_mark():
+    net, image = network("single_level", "add", shared=True).eval(), batch(cases=1)
+    assert len(net.encoders) == 1
+    one = torch.tensor([[1, 0, 0]])
+    moved = image.clone()
+    moved[:, 1] = image[:, 0]
+    first = net.outputs(image, one).modality_features[:, 0]
+    second = net.outputs(moved, torch.tensor([[0, 1, 0]])).modality_features[:, 1]
+    mark = net.place[0].mark
+    torch.testing.assert_close(first - mark[0], second - mark[1])
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("strategy", ["single_level", "attention", "decision", "hybrid"])
+def test_each_modality_may_have_an_encoder_of_its_own(strategy):
+    names = {"ct": "resnet10", "pet": "m3t_small", "mr": "cnn"}
+    net = network(strategy, encoder=names, num_classes=3)
+    output = net.outputs(batch(), torch.tensor([[1, 1, 1], [0, 1, 0]]))
+    sum(net.losses(output, torch.tensor([0, 2])).values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert len({encoder.out_features for encoder in net.encoders}) > 1
+    assert [type(encoder).__name__ for encoder in net.encoders][1] == "MultiPlaneSliceEncoder"
+
+
+@jit_is_old
+@pytest.mark.parametrize("strategy", combinations())
+def test_images_of_two_dimensions(strategy):
+    net = network(strategy, spatial_dims=2, covariates=1).eval()
+    image, present = torch.randn(2, 3, 33, 29), torch.tensor([[1, 1, 1], [0, 1, 0]])
+    logits = net(image, present, torch.zeros(2, 1))
+    assert logits.shape == (2, 2) and logits.isfinite().all()
+    torch.testing.assert_close(torch.jit.script(net)(image, present, torch.zeros(2, 1)), logits)
+    with pytest.raises(NetworkError, match=r"image \[B, 3, H, W\] with .* found shape \[2, 3, 9, 9, 9"):
+        net(torch.zeros(2, 3, 9, 9, 9), present, torch.zeros(2, 1))
+
+
 @pytest.mark.parametrize(("strategy", "fusion"), PAIRS)
 def test_a_case_without_any_modality_gets_the_same_answer_whatever_its_voxels(strategy, fusion):
     net = network(strategy, fusion).eval()
@@ -220,6 +272,12 @@ def test_m3t_learns_it_too():
 def test_tensors_that_do_not_fit(image, present, message):
     with pytest.raises(NetworkError, match=message):
         network()(image, present)
+
+
+@pytest.mark.parametrize(("covariates", "found"), [(None, "none"), (torch.zeros(2, 3), r"\[2, 3\]")])
+def test_covariates_that_do_not_fit(covariates, found):
+    with pytest.raises(NetworkError, match=rf"covariates must have shape \[2, 2\], NaN .* found {found}"):
+        network(covariates=2)(batch(), None, covariates)
 
 
 def test_covariates_are_refused():

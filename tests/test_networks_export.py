@@ -16,7 +16,7 @@ SIZE = (17, 21, 19)
 MODALITIES = ("ct", "pet", "mr")
 SUBSETS = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3)))
 PAIRS = [
-    pytest.param(name, fusion, marks=[pytest.mark.slow] if name in ("hierarchical", "hybrid") and i else [])
+    pytest.param(name, fusion, marks=[pytest.mark.slow] if i else [])
     for name, row in combinations().items()
     for i, fusion in enumerate(row["fusion"])
 ]

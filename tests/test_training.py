@@ -320,13 +320,27 @@ def test_finish_takes_the_best_weights_and_a_threshold_of_the_validation(tiny_co
     assert about.threshold == choose_threshold(np.array([item["label"] for item in items]), shares)
 
 
+def test_the_product_rule_starts_at_the_prior_that_the_loss_sees(tiny_cohort, tmp_path):
+    study = open_study(tmp_path, cohort=tiny_cohort, strategy="decision", fusion="product", class_weights=False)
+    prior = study.model().build().rule.log_prior.exp()
+    torch.testing.assert_close(prior, torch.tensor(study.class_shares))
+
+
+def test_a_bayesian_head_is_trained_with_its_divergence(tiny_cohort, tmp_path):
+    study = open_study(tmp_path, cohort=tiny_cohort, strategy="decision", head="bayesian", width=0.125)
+    cases = len(study.cases("train"))
+    assert study.options["losses"] == {"unimodal": 1.0, "kl": 1 / cases}
+    assert study.model().build().loss_weights["kl"] == 1 / cases
+    assert json.loads((tmp_path / "options.json").read_text())["losses"]["kl"] == 1 / cases
+
+
 @pytest.mark.parametrize(
     ("strategy", "options"),
     [("decision", {"fusion": "product"}), ("decision", {"fusion": "stacking"}), ("hybrid", {"decision": "weighted"})],
 )
 def test_finish_fits_the_decision_rule_and_the_weights_hold_it(tiny_cohort, tmp_path, strategy, options):
-    study = open_study(tmp_path, cohort=tiny_cohort, encoder="resnet10", width=0.125, strategy=strategy)
-    network = build(strategy, modalities=study.modalities, width=0.125, **options)
+    study = open_study(tmp_path, cohort=tiny_cohort, encoder="resnet10", width=0.125, strategy=strategy, **options)
+    network = study.model().build()  # a product's prior is set here
     (tmp_path / "checkpoints").mkdir()
     torch.save(network.state_dict(), tmp_path / "checkpoints" / "best.pt")
     before = {name: value.clone() for name, value in network.rule.state_dict().items()}
@@ -336,7 +350,6 @@ def test_finish_fits_the_decision_rule_and_the_weights_hold_it(tiny_cohort, tmp_
     assert logits.shape[1] == present.shape[1] == len(study.modalities) + (strategy == "hybrid")
     again = copy.deepcopy(network.rule)
     again.load_state_dict(before)
-    again.set_prior(study.model().training_prior)
     again.fit(logits, present, label, study.class_weight)
     saved = torch.load(tmp_path / "model.pt", weights_only=True)
     for name, value in again.state_dict().items():

@@ -261,6 +261,12 @@ class PerModalityNetwork(FusionNetwork):
         encoders = [plan.encoder(None, 1)] if plan.shared else [plan.encoder(name, 1) for name in plan.modalities]
         each = encoders * count if plan.shared else encoders
         width = max(encoder.out_features for encoder in encoders)
+        if self.view == "pyramid" and len({tuple(encoder.pyramid_channels) for encoder in encoders}) > 1:
+            found = "; ".join(f"{m} {one.pyramid_channels}" for m, one in zip(plan.modalities, encoders, strict=True))
+            raise NetworkError(
+                f"strategy '{self.strategy}' needs encoders with the same channels at each level, found {found}. "
+                "Take resnet10, resnet18 and resnet34 together, or one encoder for all"
+            )
         self.shared = plan.shared
         self.view = type(self).view  # TorchScript sees no attributes of the class
         self.encoders = nn.ModuleList(encoders)
