@@ -62,6 +62,19 @@ def test_the_table_of_combinations():
             {"strategy": "hierarchical", "encoder": {"ct": "resnet10", "pet": "resnet18", "mr": "cnn"}},
             "strategy 'hierarchical' needs encoders with the same channels at each level, found ",
         ),
+        (
+            {"strategy": "hybrid", "losses": {}},
+            "nothing trains the classifiers of the modalities that hybrid fusion hears: add the loss 'unimodal' or",
+        ),
+        ({"strategy": "decision", "fusion": "majority", "losses": {}}, "that decision fusion hears"),
+        (
+            {"encoder": {"ct": "cnn", "pet": "cnn", "mr": "cnn"}, "encoder_options": {"kernel": 5}},
+            "encoder_options are a table for each of ct, pet, mr, found 'kernel'",
+        ),
+        (
+            {"strategy": "hierarchical", "fusion": "tensor", "modalities": ("ct", "pet"), "width": 0.5},
+            "the convolution behind it would have ",
+        ),
         ({"spatial_dims": 4}, "spatial_dims must be 2 or 3, found 4"),
         ({"covariates": -1}, "covariates must be a count, found -1"),
         ({"absent": "learnt"}, "unknown absent 'learnt'; did you mean 'learned'?"),

@@ -134,6 +134,14 @@ def test_gradients_stay_finite_where_modalities_are_missing(strategy, fusion):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
+@pytest.mark.parametrize("encoder", [name for name in ENCODERS if name not in ("m3t", "densenet121", "resnet10")])
+def test_every_encoder_has_gradients_where_its_modality_is_missing_altogether(encoder):
+    net = build("single_level", encoder, modalities=("ct", "pet"), width=0.06)
+    output = net.outputs(batch(cases=2)[:, :2], torch.tensor([[1, 0], [1, 0]]))
+    sum(net.losses(output, torch.tensor([0, 1])).values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
 @pytest.mark.parametrize(("strategy", "fusion"), PAIRS)
 def test_present_none_means_channels_that_are_not_all_zero(strategy, fusion):
     net, image = network(strategy, fusion).eval(), batch()
@@ -265,6 +273,7 @@ def test_m3t_learns_it_too():
             None,
             r"image \[B, 3, D, H, W\] with the channels ct, pet, mr, found shape \[2, 2, 9",
         ),
+        (torch.zeros(2, 3, 9, 9, 9, dtype=torch.int16), None, "must hold floating point numbers, found torch.int16"),
         (torch.zeros(3, 9, 9, 9), None, r"found shape \[3, 9, 9, 9\]"),
         (torch.zeros(2, 3, 9, 9, 9), torch.ones(2), r"present must have shape \[2, 3\].*found \[2\]"),
     ],
@@ -278,6 +287,13 @@ def test_tensors_that_do_not_fit(image, present, message):
 def test_covariates_that_do_not_fit(covariates, found):
     with pytest.raises(NetworkError, match=rf"covariates must have shape \[2, 2\], NaN .* found {found}"):
         network(covariates=2)(batch(), None, covariates)
+
+
+def test_maps_of_different_sizes_are_refused():
+    names = dict.fromkeys(MODALITIES, "resnet10")
+    net = network("hierarchical", encoder=names, encoder_options={"pet": {"stem_stride": 1}})
+    with pytest.raises(NetworkError, match="needs maps of the same size at each level, found ct .*; pet .*; mr "):
+        net(batch())
 
 
 def test_covariates_are_refused():

@@ -34,6 +34,12 @@ def test_strided_slices_lie_centered(stride, taken):
     assert encoder(plane="sagittal", stride=stride).tokens(image).shape[1] == len(taken)
 
 
+def test_parts_are_of_about_the_same_size():
+    """33 slices in 16s would leave one alone, which BatchNorm of a single case cannot take."""
+    parts = cut_slices(torch.zeros(1, 1, 33, 2, 2), 2, 1, 32)
+    assert [part.shape[1] for part in parts] == [17, 16]
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 def test_chunks_change_nothing(chunk):
     torch.testing.assert_close(encoder(chunk=chunk).tokens(volume()), encoder().tokens(volume()))

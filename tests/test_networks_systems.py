@@ -114,6 +114,11 @@ def test_separate_and_shared_take_any_fusion(strategy, fusion):
             {"form": "joint", "fusion": "cross"},
             "M3T in form 'joint' has fusion 'joint': leave it out, found 'cross'",
         ),
+        (
+            {"form": "joint", "encoder_options": {"layers": 3}},
+            "M3T in form 'joint' has one transformer, the operator's: give layers to m3t itself, dropout in "
+            "fusion_options, not in encoder_options",
+        ),
         ({"shared": True}, "M3T in form 'separate' has shared False: leave it out, found True"),
         ({"encoder": "vit"}, "M3T in form 'separate' has encoder 'm3t': leave it out, found 'vit'"),
         ({"spatial_dims": 2}, "encoder 'm3t' takes volumes (spatial_dims 3), found spatial_dims 2"),

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from tiny_cohort import GRID, MODALITIES, write_scans, write_tiny_cohort
 
 from mmfusion.bundle import run_config
-from mmfusion.errors import CohortError, LeakageError, ManifestError, MmfusionError, OptionError
+from mmfusion.errors import CohortError, LeakageError, ManifestError, MmfusionError, NetworkError, OptionError
 from mmfusion.evaluation import choose_threshold
 from mmfusion.networks import build
 from mmfusion.options import GROUPS
@@ -324,6 +324,16 @@ def test_the_product_rule_starts_at_the_prior_that_the_loss_sees(tiny_cohort, tm
     study = open_study(tmp_path, cohort=tiny_cohort, strategy="decision", fusion="product", class_weights=False)
     prior = study.model().build().rule.log_prior.exp()
     torch.testing.assert_close(prior, torch.tensor(study.class_shares))
+
+
+def test_a_network_that_cannot_be_is_refused_before_an_earlier_run_is_touched(tiny_cohort, tmp_path):
+    open_study(tmp_path, cohort=tiny_cohort)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.pt").touch()
+    before = (tmp_path / "options.json").read_text()
+    with pytest.raises(NetworkError, match="strategy 'single_level' takes fusion concat or .*, found 'joint'"):
+        open_study(tmp_path, cohort=tiny_cohort, fusion="joint")
+    assert (tmp_path / "checkpoints" / "best.pt").is_file() and (tmp_path / "options.json").read_text() == before
 
 
 def test_a_bayesian_head_is_trained_with_its_divergence(tiny_cohort, tmp_path):

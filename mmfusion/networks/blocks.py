@@ -129,8 +129,10 @@ def replace_batch_norm(module: nn.Module, norm: str) -> None:
     """
     for name, child in module.named_children():
         if isinstance(child, (nn.BatchNorm2d, nn.BatchNorm3d)):
-            dims = 2 if isinstance(child, nn.BatchNorm2d) else 3
-            setattr(module, name, norm_layer(norm, child.num_features, dims))
+            layer = norm_layer(norm, child.num_features, 2 if isinstance(child, nn.BatchNorm2d) else 3)
+            if isinstance(layer, (nn.BatchNorm2d, nn.BatchNorm3d)):
+                layer.eps, layer.momentum = child.eps, child.momentum  # EfficientNet has its own
+            setattr(module, name, layer)
         else:
             replace_batch_norm(child, norm)
 

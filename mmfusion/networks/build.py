@@ -79,8 +79,10 @@ def build(
         norm: ``group``, ``batch`` or ``instance``. BatchNorm and missing modalities do not go well together: a
             batch may leave a modality a single row.
         dropout: share of the features dropped before a classifier, in [0, 1).
-        shared: one encoder for all modalities, with a learned embedding of the modality on what it says.
-        absent: what stands for an absent modality: ``zero``, or a ``learned`` vector, map or token.
+        shared: one encoder for all modalities, with a learned embedding of the modality on what it says; ``input``
+            fusion has one anyway.
+        absent: what stands for an absent modality: ``zero``, or a ``learned`` vector, map or token, where an operator
+            reads it (not ``input``, whose channel is zero, nor ``decision``, whose rule does not hear it).
         decision: rule of ``hybrid``, over the fused classifier and the modalities' own.
         head: of each classifier: ``linear``, or ``bayesian`` (Flipout), which needs the loss ``kl``, weighted by 1 over
             the number of training cases.
@@ -161,6 +163,12 @@ def _check_losses(strategy: str, fusion: str, head: str, losses: Mapping[str, fl
         if not weight >= 0:
             raise NetworkError(f"the weight of loss '{name}' must be at least 0, found {weight}")
         LOSSES[name].check(name, strategy, fusion, head)
+    alone = any(LOSSES[name].alone and weight > 0 for name, weight in losses.items())
+    if not alone and (strategy == "hybrid" or fusion == "majority"):
+        raise NetworkError(
+            f"nothing trains the classifiers of the modalities that {strategy} fusion hears: add the loss 'unimodal' "
+            f"or 'adaptive', found the losses {dict(losses)}"
+        )
     if head == "bayesian" and "kl" not in losses:
         raise NetworkError(
             "head 'bayesian' needs the loss 'kl' with the weight 1 / number of training cases, without which its "
@@ -195,6 +203,11 @@ def _encoder_maker(
     if not mixed:
         return lambda modality, channels: build_encoder(names[""], channels, options=options, **how)
     own = options or {}
+    if lost := [name for name in own if name not in modalities or not isinstance(own[name], Mapping)]:
+        raise NetworkError(
+            "with an encoder a modality, encoder_options are a table for each of "
+            f"{', '.join(modalities)}, found '{lost[0]}'"
+        )
     return lambda modality, channels: build_encoder(
         names[str(modality)], channels, options=own.get(str(modality)), **how
     )

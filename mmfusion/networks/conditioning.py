@@ -42,6 +42,7 @@ class Conditioning(nn.Module):
 
     def forward(self, features: Tensor, covariates: Tensor) -> Tensor:
         """``[B, N, C]`` features (N positions) and ``[B, covariates]``, NaN where missing, to ``[B, N, C]``."""
+        covariates = covariates.to(features.dtype)
         missing = torch.isnan(covariates)
         inputs = [torch.where(missing, torch.zeros_like(covariates), covariates), missing.to(covariates.dtype)]
         if self.seen:

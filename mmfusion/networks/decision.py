@@ -169,19 +169,16 @@ class StackingRule(DecisionRule):
 
     An absent modality is 0 in all its columns, and an indicator says so. :meth:`fit` must see predictions for cases
     that the network was not trained on (held out, or out of fold: ``mmfusion.training.out_of_fold``); in-fold ones
-    make it trust the modality that overfits most. Before, it answers by the mean of the log-probabilities.
-
-    Args:
-        strength: inverse strength of the quadratic penalty (scikit-learn's C).
+    make it trust the modality that overfits most. Before, it answers by the mean of the log-probabilities. The weights
+    have scikit-learn's quadratic penalty (C = 1).
     """
 
     if TYPE_CHECKING:
         weight: Tensor
         bias: Tensor
 
-    def __init__(self, modalities: int, num_classes: int, *, strength: float = 1.0) -> None:
+    def __init__(self, modalities: int, num_classes: int) -> None:
         super().__init__(modalities, num_classes)
-        self.strength = strength
         start = torch.cat([torch.eye(num_classes).repeat(1, modalities), torch.zeros(num_classes, modalities)], 1)
         start[:, : modalities * num_classes] /= modalities
         self.register_buffer("weight", start)
@@ -206,7 +203,7 @@ class StackingRule(DecisionRule):
         _check_classes(label, self.num_classes)
         read = self.columns(modality_logits.detach().double(), present).cpu().numpy()
         weights = None if class_weight is None else dict(enumerate(class_weight))
-        model = LogisticRegression(C=self.strength, max_iter=2000, class_weight=weights)
+        model = LogisticRegression(max_iter=2000, class_weight=weights)
         found = model.fit(read, label.cpu().numpy())
         weight, bias = found.coef_, found.intercept_
         if self.num_classes == 2:  # scikit-learn gives the difference of the two classes

@@ -82,8 +82,7 @@ class EfficientNetEncoder(PyramidEncoder, EfficientNet):
         _pad_any_size(self, "_conv_stem")
         for block in self.blocks():
             _pad_any_size(block, "_depthwise_conv")
-        if norm != "batch":  # which keeps the paper's eps and momentum
-            replace_batch_norm(self, norm)
+        replace_batch_norm(self, norm)
         self.norm = norm
         self.pyramid_channels = (*(self._blocks_args[i].output_filters for i in (1, 2, 4)), self.out_features)
 

@@ -59,6 +59,7 @@ def export_onnx(network: FusionNetwork, path: str | Path, size: Sequence[int], *
         raise NetworkError("writing ONNX needs the package onnx, which is not installed: pip install 'mmfusion[onnx]'")
     network = _evaluated(network)
     given = dict(zip(_names(network, with_present), _example(network, size, with_present), strict=True))
+    network.check_input(given["image"], given.get("present"), given.get("covariates"))  # a trace does not
     with atomic_path(path) as part, warnings.catch_warnings():
         # the tracing exporter is the one that keeps row counts free; its warnings are of constants such as sizes
         warnings.simplefilter("ignore")
@@ -104,6 +105,8 @@ def export_program(
 
 def _evaluated(network: FusionNetwork) -> FusionNetwork:
     """A copy in evaluation mode, on the CPU."""
+    if not isinstance(network, FusionNetwork):
+        raise NetworkError(f"an export takes a network of mmfusion.networks.build, found {type(network).__name__}")
     return copy.deepcopy(network).cpu().eval()
 
 

@@ -41,7 +41,8 @@ class Prepared(nn.Module):
 def for_inference(network: FusionNetwork, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A copy of the network that answers faster, in evaluation mode.
 
-    Every BatchNorm behind a convolution becomes part of its weights, which changes the answer by rounding only. With
+    A BatchNorm that stands right behind its convolution, as in ResNets, the plain CNN and M3T, becomes part of its
+    weights, which changes the answer by rounding only; those of other encoders stay as they are. With
     ``torch.bfloat16`` weights and maps have that format, and channels come last in memory, as the CPU's matrix units
     want them: logits then differ by about a percent, and it pays only on a CPU or GPU that computes in this format.
 

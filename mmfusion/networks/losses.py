@@ -96,8 +96,7 @@ def adaptive_weights(
 
 def adaptive(output: FusionOutput, label: Tensor, class_weight: Tensor | None, network: FusionNetwork) -> Tensor:
     """Adaptive modality weighting (AGDAF: CMIG 2022, 97:102050): sum of w_m L_m, see :func:`adaptive_weights`."""
-    weights = adaptive_weights(output, label, class_weight)
-    return (weights * modality_losses(output, label, class_weight)).sum()
+    return (adaptive_weights(output, label, class_weight) * modality_losses(output, label, class_weight)).sum()
 
 
 def discriminative(output: FusionOutput, label: Tensor, class_weight: Tensor | None, network: FusionNetwork) -> Tensor:

@@ -61,7 +61,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise NetworkError(f"cannot read MedicalNet's weights: {error}") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError, IndexError, AttributeError):
         raise NetworkError(f"{path} is not a file of tensors as torch.save writes; download it again") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

@@ -23,8 +23,8 @@ class FusionOutput(NamedTuple):
         logits: ``[B, K]``; of decision and hybrid fusion log-probabilities, which softmax leaves as they are.
         present: ``[B, M]`` bool, the modalities that were used.
         modality_logits: ``[B, M, K]`` of each modality's own classifier, 0 where absent; None without these.
-        modality_features: ``[B, M, F]``, one vector a modality, 0 where absent: what its encoder says, or what
-            attention made of it; None for input fusion.
+        modality_features: ``[B, M, F]``, one vector a modality: what its encoder says, or what attention made of it;
+            0, or the learned vector, where absent. None for input fusion.
         fused_logits: ``[B, K]`` of the fused features alone; None where these are the logits, or there are none.
         features: ``[B, F']``, what the classifier saw; None for decision fusion.
         weights: ``[B, M]``, share of each modality in the fusion, 0 where absent; None where the operator has none.
@@ -171,6 +171,8 @@ class FusionNetwork(nn.Module):
                 f"the network takes image [B, {count}{axes}] with the channels {', '.join(self.modalities)}, "
                 f"found shape {list(image.shape)}"
             )
+        if not image.is_floating_point():
+            raise NetworkError(f"image must hold floating point numbers, found {image.dtype}; use image.float()")
         if present is not None and present.shape != image.shape[:2]:
             raise NetworkError(
                 f"present must have shape {list(image.shape[:2])}, a row a case and a column a modality "

@@ -19,14 +19,16 @@ PLANES = {"coronal": 3, "sagittal": 2, "axial": 4}  # the axis of [B, C, D, H, W
 
 
 def cut_slices(volume: Tensor, axis: int, stride: int, chunk: int) -> List[Tensor]:  # noqa: UP006 (TorchScript)
-    """``[B, C, D, H, W]`` to its slices across ``axis``, ``chunk`` at a time: ``[B, slices, C, height, width]``.
+    """``[B, C, D, H, W]`` to its slices across ``axis``, up to ``chunk`` at a time: ``[B, n, C, height, width]``.
 
     Every ``stride``-th slice, starting so that they lie centered. The parts are views of the volume.
     """
     slices = volume.movedim(axis, 1)
     first = int((slices.shape[1] - 1) % stride // 2)
     slices = slices[:, first::stride]
-    return [slices[:, start : start + chunk] for start in range(0, int(slices.shape[1]), chunk)]
+    count = int(slices.shape[1])
+    chunk = -(-count // -(-count // chunk))  # as many parts, of about the same size: BatchNorm needs no single slice
+    return [slices[:, start : start + chunk] for start in range(0, count, chunk)]
 
 
 class SliceEncoder(Encoder):

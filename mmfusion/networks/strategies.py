@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmfusion.errors import NetworkError
 from mmfusion.networks.blocks import norm_layer
 from mmfusion.networks.decision import DECISION_RULES
 from mmfusion.networks.network import FusionNetwork, FusionOutput, PerModalityNetwork, Plan
 from mmfusion.networks.operators import FEATURE_OPERATORS
 from mmfusion.networks.tokens import TOKEN_OPERATORS
+
+MOST_WEIGHTS = 100_000_000  # of one convolution of hierarchical fusion
 
 
 class InputFusion(FusionNetwork):
@@ -85,6 +88,7 @@ class HierarchicalFusion(PerModalityNetwork):
         operators, mixers, before = [], [], 0
         for channels in self.level_channels:
             operator = plan.operator(len(plan.modalities), channels)
+            _check_mixer(operator.out_features + before, channels, plan.spatial_dims)
             mixer = convolution(operator.out_features + before, channels, 3, padding=1, bias=False)
             mixers.append(nn.Sequential(mixer, norm_layer("group", channels, plan.spatial_dims), nn.ReLU()))
             operators.append(operator)
@@ -97,10 +101,22 @@ class HierarchicalFusion(PerModalityNetwork):
         if plan.alone:
             self.add_classifiers(plan, self.encoded_features)
 
+    @torch.jit.unused
+    def check_sizes(self, maps: List[Tensor]) -> None:  # noqa: UP006
+        """Refuse maps of one level that differ in size, as encoders of different strides make them (NetworkError)."""
+        sizes = {m: list(one.shape[2:]) for m, one in zip(self.modalities, maps, strict=True)}
+        if len({tuple(size) for size in sizes.values()}) > 1:
+            raise NetworkError(
+                "strategy 'hierarchical' needs maps of the same size at each level, found "
+                f"{'; '.join(f'{m} {size}' for m, size in sizes.items())}: give all encoders the same strides"
+            )
+
     def fuse(self, image: Tensor, present: Tensor, covariates: Tensor) -> FusionOutput:
         encoded = self.encode(image, present, covariates)
         streams: List[Tensor] = []  # noqa: UP006
         for i, (operator, mixer) in enumerate(zip(self.operator, self.mixers)):  # noqa: B905 (not scriptable)
+            if not torch.jit.is_scripting() and not torch.jit.is_tracing():
+                self.check_sizes([levels[i] for levels in encoded])
             maps = torch.stack([levels[i] for levels in encoded], 1)  # [B, M, C, *spatial]
             fused, _ = operator(maps.flatten(3).transpose(2, 3), present)
             size = maps.shape[3:]
@@ -113,6 +129,17 @@ class HierarchicalFusion(PerModalityNetwork):
         features = torch.cat([last, vectors.flatten(1)], 1)
         return FusionOutput(
             self.classifier(features), present, self.alone(vectors, present), vectors, None, features, None
+        )
+
+
+def _check_mixer(features: int, channels: int, spatial_dims: int) -> None:
+    """Refuse a convolution behind an operator that makes too many features (NetworkError)."""
+    weights = 3**spatial_dims * features * channels
+    if weights > MOST_WEIGHTS:
+        raise NetworkError(
+            f"the fusion operator makes {features:,} features of maps with {channels} channels, and the convolution "
+            f"behind it would have {weights:,} weights, more than {MOST_WEIGHTS:,}; use fusion 'low_rank', "
+            "fusion_options {'out': ...} or a smaller width"
         )
 
 

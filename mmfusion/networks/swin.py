@@ -82,12 +82,13 @@ class WindowBlock(nn.Module):
         dims = [1 + axis for axis in range(axes)]
         rolled = rolled_by(F.pad(maps, pad), [-s for s in shift], dims)
         bias = self.relative(window, maps.device) + self.apart(size, whole, window, shift, maps.device)
-        bias = joined(bias.expand([maps.shape[0]] + list(bias.shape)))
+        bias = joined(bias.expand([maps.shape[0]] + list(bias.shape))).to(maps.dtype)
         read = from_windows(self.block(to_windows(rolled, window), None, bias), window, whole)
         read = rolled_by(read, shift, dims)
         for axis in range(axes):
             read = read.narrow(1 + axis, 0, size[axis])
-        return read
+        # attention over no rows gives its bias no gradient, which distributed training needs from every parameter
+        return read + 0 * self.bias.sum()
 
     def relative(self, window: List[int], device: torch.device) -> Tensor:  # noqa: UP006
         """The bias of each pair of voxels of a window: ``[heads, n, n]``."""

@@ -64,6 +64,11 @@ def m3t(
             raise NetworkError(f"M3T in form '{form}' has {name} {value!r}: leave it out, found {options[name]!r}")
     how = {"norm": "batch", "standardize": False, **_M3T_FORMS[form], **options}
     own = {"layers": layers, "heads": heads, "mlp_dim": mlp_dim, **(encoder_options or {})}
+    if form == "joint" and (lost := {"layers", "heads", "mlp_dim", "dropout"} & set(encoder_options or {})):
+        raise NetworkError(
+            f"M3T in form 'joint' has one transformer, the operator's: give {min(lost)} to m3t itself, dropout in "
+            "fusion_options, not in encoder_options"
+        )
     if form == "joint":  # the transformer is the operator's; the encoder still makes tokens that its heads divide
         own["layers"] = 0
         joint = {"layers": layers, "heads": heads, "mlp_dim": scaled(mlp_dim, width)}

@@ -59,8 +59,9 @@ class JointFusion(TokenOperator):
         sequence = torch.cat([self.cls.expand(present.shape[0], 1, -1)] + parts, 1)
         visible = torch.cat([torch.ones_like(present[:, :1])] + seen, 1)
         attention = torch.zeros_like(visible, dtype=sequence.dtype)
-        for block in self.blocks:
-            attention = block.attention(sequence, 1, visible)[:, 0]  # type: ignore[operator]
+        for i, block in enumerate(self.blocks):
+            if i + 1 == len(self.blocks):
+                attention = block.attention(sequence, 1, visible)[:, 0]  # type: ignore[operator]
             sequence = block(sequence, visible)
         sequence = self.norm(sequence)
         means = modality_means(pieces(sequence[:, 1:], parts), seen)

@@ -88,15 +88,19 @@ def update(engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
     else:
         loss.backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        _clip(engine.network)
+        if not torch.isfinite(_clip(engine.network)):  # clipped, it would make every weight NaN
+            raise MmfusionError(
+                f"a gradient is not finite in epoch {engine.state.epoch} (cases {', '.join(batchdata['case'])}). "
+                "Lower --learning_rate, or switch --amp off"
+            )
         engine.optimizer.step()
     engine.fire_event(IterationEvents.MODEL_COMPLETED)
     return engine.state.output
 
 
-def _clip(network: torch.nn.Module) -> None:
-    """Bound the gradient: on a few hundred cases a single odd batch can otherwise throw the training off."""
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+def _clip(network: torch.nn.Module) -> torch.Tensor:
+    """Bound the gradient, and return its length: a single odd batch of few can otherwise throw the training off."""
+    return torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
 
 
 class ValidationScore(Metric):

@@ -23,11 +23,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mmfusion.cohort import refuse_leakage, split_cases
 from mmfusion.errors import CohortError, ManifestError, OptionError
 from mmfusion.io import write_csv, write_json
-from mmfusion.networks.build import default_losses
-from mmfusion.options import OPTIONS, resolve, unknown
+from mmfusion.networks.build import build, default_losses
+from mmfusion.options import GROUPS, OPTIONS, resolve, unknown
 from mmfusion.predict import Model, dataset_items
 from mmfusion.prepare import Cohort, PreparedCase, open_cohort, prepare_cohort, refuse_contradictions, versions
 from mmfusion.progress import progress_line
@@ -165,6 +167,8 @@ def open_study(
     study = Study(run, opened, names, study_classes, parts, chosen)
     if chosen["head"] == "bayesian" and chosen["losses"] is None:
         chosen["losses"] = {**default_losses(chosen["strategy"]), "kl": 1 / max(len(study.cases("train")), 1)}
+    with torch.device("meta"):  # a network that cannot be is refused before an earlier run is touched
+        build(modalities=names, num_classes=len(study_classes), **{name: chosen[name] for name in GROUPS["network"]})
     for part in ("train", "validation"):
         found = {one.case.label for one in study.cases(part)}
         if lost := [name for name in study_classes if name not in found]:
