@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -47,11 +46,12 @@ def main() -> None:
     kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
     for part in given.only:
         rows = PARTS[part]()
-        kept = [row for row in kept if row["part"] != part] + [{"part": part, **row} for row in rows]
+        rows = [{"part": part, "threads": given.threads, **row} for row in rows]
+        kept = [row for row in kept if row["part"] != part] + rows
         for row in rows:
             print(" | ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        facts = {"machine": machine, "threads": given.threads, "versions": versions()}
+        machine = {"processor": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}
+        facts = {"machine": machine, "versions": versions()}
         write_json({"rows": sorted(kept, key=lambda row: list(PARTS).index(row["part"])), **facts}, RESULTS)
     print(f"written: {RESULTS}")
 
@@ -194,7 +194,7 @@ def resnet_train() -> Rows:
             broken.append(not bool(torch.isfinite(torch.stack(norms)).all()))
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            return float(loss)
+            return float(loss.detach())
 
         return step
 

@@ -294,7 +294,7 @@ def literal_pair_distance(vectors, present):
 @pytest.mark.parametrize("strategy", ["single_level", "hierarchical", "attention", "decision", "hybrid"])
 def test_similarity_loss_is_the_distance_of_present_pairs(strategy):
     torch.manual_seed(0)
-    net = build(strategy, width=0.06, losses={"similarity": 0.5})
+    net = build(strategy, width=0.06, losses={"similarity": 0.5, "unimodal": 0.5})
     output = net.outputs(torch.randn(4, 3, 9, 11, 10), PRESENT)
     found = net.losses(output, torch.tensor([0, 1, 1, 0]))["similarity"]
     expected = literal_pair_distance(output.modality_features.detach().numpy(), PRESENT.numpy())

@@ -198,7 +198,9 @@ def captured(seed: int, moving: str, slab: bool) -> None:
     found = register(scan("mr", STILL, 1), volume)
     assert error_mm(found.fixed_to_moving, STILL, pose) < 2
     assert found.rotation_deg == pytest.approx(45, abs=1.5)
-    assert found.verdict == "ok" or found.reasons[0].startswith("a rotation of 4")
+    # a slab may look nearly as good elsewhere: whether that is worth a doubt differs by processor, not the position
+    doubts = ("a rotation of 4", "another position is nearly as good")
+    assert found.verdict == "ok" or found.reasons[0].startswith(doubts)
     assert len(found.reasons) < 2
 
 
