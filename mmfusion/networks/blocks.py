@@ -242,13 +242,14 @@ def axis_positions(maps: Tensor) -> Tensor:
     """Fixed positions of the voxels of ``maps [B, C, *spatial]``, as ``[1, N, C]`` (N voxels, last axis fastest).
 
     Sine and cosine of each coordinate at geometric frequencies (Vaswani et al., NeurIPS 2017), an equal share of the
-    channels for each axis; channels that are left over stay 0. Coordinates are counted in voxels of the map.
+    channels for each axis; channels that are left over stay 0, all of them (``[1, 1, 1]``) where there are too few.
+    Coordinates are counted in voxels of the map.
     """
     axes = maps.dim() - 2
     channels = int(maps.shape[1])
     pairs = channels // (2 * axes)
     if pairs == 0:
-        return torch.zeros_like(voxels_last(maps[:1]))
+        return torch.zeros([1, 1, 1], device=maps.device, dtype=maps.dtype)
     frequency = torch.pow(10000.0, -torch.arange(pairs, device=maps.device, dtype=torch.float32) / max(pairs, 1))
     parts: list[Tensor] = []
     for axis in range(axes):
