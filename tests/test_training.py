@@ -250,6 +250,15 @@ def test_a_loss_that_is_not_finite_stops_the_training():
         engine(network).run()
 
 
+def test_a_gradient_that_is_not_finite_stops_the_training_before_the_weights_are_touched():
+    network = build("input", width=0.125)
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    network.classifier[-1].bias.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(MmfusionError, match="a gradient is not finite in epoch 1 .cases S0, S1.*--learning_rate"):
+        engine(network).run()
+    assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+
+
 def test_validation_scores_against_scikit_learn():
     noise = np.random.default_rng(0)
     for classes in (2, 3):
