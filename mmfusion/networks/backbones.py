@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import List, cast  # noqa: UP035 (TorchScript)
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +109,7 @@ class ResNetEncoder(PyramidEncoder, ResNet):
         """Refuse a size that cannot be normalized (NetworkError)."""
         check_last_map(size, self.norm, self.last_stride)
 
-    def pyramid(self, image: Tensor) -> List[Tensor]:  # noqa: UP006
+    def pyramid(self, image: Tensor) -> list[Tensor]:
         first = self.layer1(self.maxpool(self.act(self.bn1(self.conv1(image)))))
         second = self.layer2(first)
         third = self.layer3(second)
@@ -178,8 +178,8 @@ class DenseNetEncoder(PyramidEncoder, DenseNet):
             )
         check_last_map(size, self.norm, 60)
 
-    def pyramid(self, image: Tensor) -> List[Tensor]:  # noqa: UP006
-        levels: List[Tensor] = []  # noqa: UP006
+    def pyramid(self, image: Tensor) -> list[Tensor]:
+        levels: list[Tensor] = []
         x = image
         for i, layer in enumerate(self.features):
             x = layer(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Optional  # noqa: UP035 (TorchScript)
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,22 @@ from mmfusion.options import unknown
 NORMS = ("group", "batch", "instance")
 
 
-def scaled(channels: int, width: float) -> int:
-    """``channels * width``, as a multiple of 4 and at least 4, so that groups always divide it."""
-    return max(4, 4 * round(channels * width / 4))
+def scaled(channels: int, width: float, multiple: int = 4) -> int:
+    """``channels * width`` as a ``multiple``, at least one: of 4 so that groups divide it, of the heads for tokens."""
+    return multiple * max(1, round(channels * width / multiple))
+
+
+def at_least_one(what: str, number: int) -> int:
+    """``number``, or NetworkError below 1."""
+    if number < 1:
+        raise NetworkError(f"{what} must be at least 1, found {number}")
+    return number
+
+
+def check_counts(owner: str, **counts: int) -> None:
+    """Refuse an option of an encoder that must be at least 1 and is not (NetworkError)."""
+    for name, number in counts.items():
+        at_least_one(f"{owner} option {name}", number)
 
 
 def groups_of(channels: int) -> int:
@@ -48,39 +61,34 @@ class GroupNorm(nn.GroupNorm):
         return scaled.reshape(size) * self.weight.reshape(channels) + self.bias.reshape(channels)
 
 
-class BatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm (Ioffe & Szegedy, ICML 2015) of ``[B, C, H, W]`` that a program of torch.export takes with no rows."""
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm (Ioffe & Szegedy, ICML 2015) that a program of torch.export takes with no rows at all.
+
+    torch's own asks how many rows there are, which an export cannot know: there the formula is spelled out.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             mean, variance, momentum = self.running_mean, self.running_var, self.momentum
             assert momentum is not None
             return F.batch_norm(input, mean, variance, self.weight, self.bias, self.training, momentum, self.eps)
-        return _batch_norm(self, input)
+        if self.training or not torch.compiler.is_exporting():
+            return super().forward(input)
+        assert self.running_mean is not None and self.running_var is not None
+        factor = self.weight * torch.rsqrt(self.running_var + self.eps)
+        shape = [1, self.num_features] + [1] * (input.dim() - 2)
+        return input * factor.reshape(shape) + (self.bias - self.running_mean * factor).reshape(shape)
 
 
-class BatchNorm3d(nn.BatchNorm3d):
-    """The same of ``[B, C, D, H, W]``."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            mean, variance, momentum = self.running_mean, self.running_var, self.momentum
-            assert momentum is not None
-            return F.batch_norm(input, mean, variance, self.weight, self.bias, self.training, momentum, self.eps)
-        return _batch_norm(self, input)
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    """BatchNorm of maps ``[B, C, H, W]``."""
 
 
-def _batch_norm(norm: nn.BatchNorm2d | nn.BatchNorm3d, maps: Tensor) -> Tensor:
-    """torch's own, but for an export, where it would ask how many rows there are: there the formula is spelled out."""
-    if norm.training or not torch.compiler.is_exporting():
-        return nn.modules.batchnorm._BatchNorm.forward(norm, maps)
-    assert norm.running_mean is not None and norm.running_var is not None
-    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    shape = [1, norm.num_features] + [1] * (maps.dim() - 2)
-    return maps * factor.reshape(shape) + (norm.bias - norm.running_mean * factor).reshape(shape)
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    """BatchNorm of maps ``[B, C, D, H, W]``."""
 
 
-def fixed_sizes(maps: Tensor) -> List[int]:  # noqa: UP006 (TorchScript)
+def fixed_sizes(maps: Tensor) -> list[int]:
     """All sizes but the first, as plain numbers: ONNX can reshape no rows, but not to a size that it has to find."""
     return [int(n) for n in maps.shape[1:]]
 
@@ -291,7 +299,7 @@ class MaskedAttention(nn.Module):
         """``[B, Nq, dim]`` queries, ``[B, Nk, dim]`` context and bool ``visible [B, Nk]`` to ``[B, Nq, dim]``."""
         keys, values = self.key_value(context).chunk(2, 2)
         some = visible.any(1)[:, None, None]
-        mask = (visible | ~visible.any(1, keepdim=True))[:, None, None, :]
+        mask = counted(visible)[:, None, None, :]
         dropped = self.drop.p if self.drop.training else 0.0
         mixed = F.scaled_dot_product_attention(
             self.split(self.query(queries)), self.split(keys), self.split(values), attn_mask=mask, dropout_p=dropped
@@ -303,5 +311,5 @@ class MaskedAttention(nn.Module):
         keys = self.split(self.key_value(context).chunk(2, 2)[0])
         query = self.split(self.query(queries))
         scores = query @ keys.transpose(2, 3) / float(query.shape[3]) ** 0.5
-        mask = (visible | ~visible.any(1, keepdim=True))[:, None, None, :]
+        mask = counted(visible)[:, None, None, :]
         return torch.softmax(scores.masked_fill(~mask, float("-inf")), 3).mean(1) * visible.any(1)[:, None, None]

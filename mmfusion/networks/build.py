@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from mmfusion.errors import NetworkError
 from mmfusion.networks.conditioning import CONDITIONINGS
 from mmfusion.networks.decision import DECISION_RULES
 from mmfusion.networks.encoder import Encoder
-from mmfusion.networks.encoders import ENCODERS, build_encoder
+from mmfusion.networks.encoders import ENCODERS, build_encoder, check_options
 from mmfusion.networks.heads import HEADS
 from mmfusion.networks.losses import LOSSES
 from mmfusion.networks.network import FusionNetwork, Plan
@@ -22,7 +21,7 @@ from mmfusion.networks.strategies import STRATEGIES, DecisionFusion
 from mmfusion.networks.tokens import TOKEN_OPERATORS
 from mmfusion.options import unknown
 
-_OPERATORS: dict[str, Callable[..., nn.Module]] = {**FEATURE_OPERATORS, **TOKEN_OPERATORS}
+_OPERATORS: dict[str, Callable[..., nn.Module]] = {**FEATURE_OPERATORS, **TOKEN_OPERATORS, **DECISION_RULES}
 
 
 def default_losses(strategy: str) -> dict[str, float]:
@@ -214,18 +213,9 @@ def _encoder_maker(
 
 
 def _operator_maker(fusion: str, options: Mapping[str, Any] | None) -> Callable[..., nn.Module]:
-    """The operator with its own options, of which the names are checked."""
-    if fusion in DECISION_RULES:
-        known: list[str] = []
-    else:
-        parameters = inspect.signature(_OPERATORS[fusion]).parameters
-        known = [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for option in options or {}:
-        if option not in known:
-            if not known:
-                raise NetworkError(f"fusion '{fusion}' has no options, found '{option}'")
-            raise NetworkError(unknown(f"{fusion} option", option, known))
-    return partial(_OPERATORS.get(fusion, nn.Identity), **(options or {}))
+    """The operator (of decision fusion: its rule) with its own options, of which the names are checked."""
+    check_options("fusion", fusion, _OPERATORS[fusion], options)
+    return partial(_OPERATORS[fusion], **(options or {}))
 
 
 def _either(names: Iterable[str]) -> str:

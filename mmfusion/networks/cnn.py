@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, List  # noqa: UP035 (TorchScript)
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +67,8 @@ class PlainEncoder(PyramidEncoder):
         """Refuse a size that cannot be normalized (NetworkError)."""
         check_last_map(size, self.norm, 2 ** (len(self.blocks) - 1))
 
-    def pyramid(self, image: Tensor) -> List[Tensor]:  # noqa: UP006
-        levels: List[Tensor] = []  # noqa: UP006
+    def pyramid(self, image: Tensor) -> list[Tensor]:
+        levels: list[Tensor] = []
         x = image
         for block in self.blocks:
             x = block(x)

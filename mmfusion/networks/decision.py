@@ -28,7 +28,12 @@ class DecisionRule(nn.Module):
     Args:
         modalities: M.
         num_classes: K.
+
+    Attributes:
+        learns: whether :meth:`fit` learns anything.
     """
+
+    learns = False
 
     def __init__(self, modalities: int, num_classes: int) -> None:
         super().__init__()
@@ -99,6 +104,7 @@ class WeightedRule(DecisionRule):
     :meth:`fit` chooses the weights that minimize the negative log-likelihood; before, all are equal.
     """
 
+    learns = True
     if TYPE_CHECKING:  # TorchScript cannot read the postponed annotation of a buffer
         shares: Tensor
 
@@ -173,6 +179,7 @@ class StackingRule(DecisionRule):
     have scikit-learn's quadratic penalty (C = 1).
     """
 
+    learns = True
     if TYPE_CHECKING:
         weight: Tensor
         bias: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import List, cast  # noqa: UP035 (TorchScript)
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ class SamePadding(nn.Module):
         self.side = kernel // 2
 
     def forward(self, image: Tensor) -> Tensor:
-        padding: List[int] = []  # noqa: UP006
+        padding: list[int] = []
         for axis in range(image.dim() - 1, 1, -1):
             padding += [self.side - 1 + image.shape[axis] % 2, self.side]
         return F.pad(image, padding)
@@ -96,8 +96,8 @@ class EfficientNetEncoder(PyramidEncoder, EfficientNet):
         """Refuse a size that cannot be normalized (NetworkError)."""
         check_last_map(size, self.norm, 32)
 
-    def pyramid(self, image: Tensor) -> List[Tensor]:  # noqa: UP006
-        levels: List[Tensor] = []  # noqa: UP006
+    def pyramid(self, image: Tensor) -> list[Tensor]:
+        levels: list[Tensor] = []
         x = self._swish(self._bn0(self._conv_stem(self._conv_stem_padding(image))))
         for i, stage in enumerate(self._blocks):
             x = stage(x)

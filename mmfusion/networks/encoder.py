@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import List  # noqa: UP035 (TorchScript cannot read list[Tensor] as the result of a method that only raises)
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ class Encoder(nn.Module):
         """Tokens ``[B, N, F]``, which know their place in the image."""
         raise NotImplementedError
 
-    def pyramid(self, image: Tensor) -> List[Tensor]:  # noqa: UP006
+    def pyramid(self, image: Tensor) -> list[Tensor]:
         """Maps ``[B, C_l, *spatial_l]``, finest first."""
         raise NotImplementedError
 

@@ -13,7 +13,7 @@ from mmfusion.networks.backbones import DenseNetEncoder, ResNetEncoder
 from mmfusion.networks.blocks import NORMS
 from mmfusion.networks.cnn import PlainEncoder
 from mmfusion.networks.efficientnet import EfficientNetEncoder
-from mmfusion.networks.encoder import Encoder, PyramidEncoder
+from mmfusion.networks.encoder import Encoder
 from mmfusion.networks.m3t import MultiPlaneSliceEncoder
 from mmfusion.networks.senet import SEResNetEncoder
 from mmfusion.networks.slices import SliceEncoder
@@ -27,15 +27,19 @@ class EncoderKind:
     """A row of the table of encoders.
 
     Attributes:
-        make: takes ``in_channels``, ``width``, ``norm`` and ``spatial_dims``, and the encoder's own options by keyword
-            only.
-        views: what it gives, see :class:`~mmfusion.networks.encoder.Encoder`.
+        make: the class, which takes ``in_channels``, ``width``, ``norm`` and ``spatial_dims``, and its own options by
+            keyword only; or a ``partial`` of it.
         spatial_dims: 3 for volumes, 2 for images; or both.
     """
 
     make: Callable[..., Encoder]
-    views: tuple[str, ...]
     spatial_dims: tuple[int, ...] = (2, 3)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """What it gives, see :class:`~mmfusion.networks.encoder.Encoder`."""
+        made: Any = self.make.func if isinstance(self.make, partial) else self.make
+        return made.views
 
 
 _M3T_SMALL: dict[str, Any] = {  # small enough to train on volumes of some 48 voxels without a GPU
@@ -51,24 +55,36 @@ _M3T_SMALL: dict[str, Any] = {  # small enough to train on volumes of some 48 vo
     "mlp_dim": 128,
     "positions": 48,
 }
-_PYRAMID = PyramidEncoder.views
-_TOKENS = ("vector", "tokens")
 
 ENCODERS: dict[str, EncoderKind] = {
-    "resnet10": EncoderKind(partial(ResNetEncoder, "resnet10"), _PYRAMID),
-    "resnet18": EncoderKind(partial(ResNetEncoder, "resnet18"), _PYRAMID),
-    "resnet34": EncoderKind(partial(ResNetEncoder, "resnet34"), _PYRAMID),
-    "resnet50": EncoderKind(partial(ResNetEncoder, "resnet50"), _PYRAMID),
-    "densenet121": EncoderKind(partial(DenseNetEncoder, "densenet121"), _PYRAMID),
-    "se_resnet50": EncoderKind(SEResNetEncoder, _PYRAMID),
-    "efficientnet_b0": EncoderKind(EfficientNetEncoder, _PYRAMID),
-    "cnn": EncoderKind(PlainEncoder, _PYRAMID),
-    "vit": EncoderKind(ViTEncoder, _TOKENS),
-    "swin": EncoderKind(SwinEncoder, _PYRAMID),
-    "slices": EncoderKind(SliceEncoder, _TOKENS, (3,)),
-    "m3t": EncoderKind(MultiPlaneSliceEncoder, _TOKENS, (3,)),
-    "m3t_small": EncoderKind(partial(MultiPlaneSliceEncoder, **_M3T_SMALL), _TOKENS, (3,)),
+    "resnet10": EncoderKind(partial(ResNetEncoder, "resnet10")),
+    "resnet18": EncoderKind(partial(ResNetEncoder, "resnet18")),
+    "resnet34": EncoderKind(partial(ResNetEncoder, "resnet34")),
+    "resnet50": EncoderKind(partial(ResNetEncoder, "resnet50")),
+    "densenet121": EncoderKind(partial(DenseNetEncoder, "densenet121")),
+    "se_resnet50": EncoderKind(SEResNetEncoder),
+    "efficientnet_b0": EncoderKind(EfficientNetEncoder),
+    "cnn": EncoderKind(PlainEncoder),
+    "vit": EncoderKind(ViTEncoder),
+    "swin": EncoderKind(SwinEncoder),
+    "slices": EncoderKind(SliceEncoder, (3,)),
+    "m3t": EncoderKind(MultiPlaneSliceEncoder, (3,)),
+    "m3t_small": EncoderKind(partial(MultiPlaneSliceEncoder, **_M3T_SMALL), (3,)),
 }
+
+
+def check_options(what: str, name: str, make: Callable[..., Any], options: Mapping[str, Any] | None) -> None:
+    """Refuse an option that ``make`` has no keyword-only argument for (NetworkError).
+
+    ``spatial_dims`` is keyword-only too, but decided for the whole network.
+    """
+    parameters = inspect.signature(make).parameters
+    known = [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY and key != "spatial_dims"]
+    for option in options or {}:
+        if option not in known:
+            if not known:
+                raise NetworkError(f"{what} '{name}' has no options, found '{option}'")
+            raise NetworkError(unknown(f"{name} option", option, known))
 
 
 _IMAGES = {2: "images (spatial_dims 2)", 3: "volumes (spatial_dims 3)"}
@@ -104,12 +120,6 @@ def build_encoder(
     kind = ENCODERS[name]
     if spatial_dims not in kind.spatial_dims:
         raise NetworkError(f"encoder '{name}' takes {_IMAGES[kind.spatial_dims[0]]}, found spatial_dims {spatial_dims}")
-    parameters = inspect.signature(kind.make).parameters
-    known = [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY and key != "spatial_dims"]
-    for option in options or {}:
-        if option not in known:
-            if not known:
-                raise NetworkError(f"encoder '{name}' has no options, found '{option}'")
-            raise NetworkError(unknown(f"{name} option", option, known))
+    check_options("encoder", name, kind.make, options)
     how = {**(options or {}), "in_channels": in_channels, "width": width, "norm": norm, "spatial_dims": spatial_dims}
     return kind.make(**how)

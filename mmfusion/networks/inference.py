@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mmfusion.networks.network import FusionNetwork
+from mmfusion.networks.network import FusionNetwork, seen_channels
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
@@ -32,7 +32,7 @@ class Prepared(nn.Module):
     def forward(self, image: Tensor, present: Optional[Tensor] = None, covariates: Optional[Tensor] = None) -> Tensor:
         """Logits ``[B, K]`` in float32, see :meth:`~mmfusion.networks.FusionNetwork.outputs`."""
         if present is None:
-            present = (image != 0).flatten(2).any(2)  # before small numbers become zero
+            present = seen_channels(image)  # before small numbers become zero
         if covariates is not None:
             covariates = covariates.to(self.dtype)
         return self.network(image.to(self.dtype), present, covariates).float()

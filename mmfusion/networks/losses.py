@@ -89,14 +89,19 @@ def adaptive_weights(
     ``softmax(-L_m / tau)`` over the modalities that some case has, without a gradient: greater where the modality's own
     classifier errs less (AGDAF: CMIG 2022, 97:102050; the softmax and tau are reconstructed from its abstract).
     """
-    there = output.present.any(0)
-    scores = -modality_losses(output, label, class_weight).detach() / tau
-    return torch.softmax(scores.masked_fill(~counted(there.unsqueeze(0))[0], float("-inf")), 0) * there
+    return _weights_of(modality_losses(output, label, class_weight), output.present, tau)
+
+
+def _weights_of(alone: Tensor, present: Tensor, tau: float = 0.5) -> Tensor:
+    there = present.any(0)
+    scores = (-alone.detach() / tau).masked_fill(~counted(there.unsqueeze(0))[0], float("-inf"))
+    return torch.softmax(scores, 0) * there
 
 
 def adaptive(output: FusionOutput, label: Tensor, class_weight: Tensor | None, network: FusionNetwork) -> Tensor:
     """Adaptive modality weighting (AGDAF: CMIG 2022, 97:102050): sum of w_m L_m, see :func:`adaptive_weights`."""
-    return (adaptive_weights(output, label, class_weight) * modality_losses(output, label, class_weight)).sum()
+    alone = modality_losses(output, label, class_weight)
+    return (_weights_of(alone, output.present) * alone).sum()
 
 
 def discriminative(output: FusionOutput, label: Tensor, class_weight: Tensor | None, network: FusionNetwork) -> Tensor:

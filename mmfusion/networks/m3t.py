@@ -15,10 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from mmfusion.errors import NetworkError
 from mmfusion.networks.backbones import RESNET_BLOCKS, ResNetEncoder
-from mmfusion.networks.blocks import MLP, TransformerBlock, embedding, joined, norm_layer, scaled
+from mmfusion.networks.blocks import MLP, TransformerBlock, check_counts, embedding, joined, norm_layer, scaled
 from mmfusion.networks.encoder import Encoder
 from mmfusion.networks.slices import PLANES, cut_slices
-from mmfusion.networks.vit import check_counts
 from mmfusion.options import unknown
 
 
@@ -107,7 +106,7 @@ class MultiPlaneSliceEncoder(Encoder):
         if cnn not in RESNET_BLOCKS:
             raise NetworkError(unknown("m3t option cnn", cnn, RESNET_BLOCKS))
         stem = scaled(stem_channels, width)
-        dim = heads * max(1, round(dim * width / heads))
+        dim = scaled(dim, width, heads)
         self.stem = nn.Sequential(
             nn.Conv3d(in_channels, stem, stem_kernel, padding=stem_kernel // 2),
             norm_layer(norm, stem),

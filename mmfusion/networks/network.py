@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, List, NamedTuple, Optional, cast  # noqa: UP035 (TorchScript)
+from typing import Any, NamedTuple, Optional, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,11 @@ class Plan:
         return CONDITIONINGS[self.conditioning](features, self.covariates)
 
 
+def seen_channels(image: Tensor) -> Tensor:
+    """Which modalities of ``image [B, M, *spatial]`` are there, bool ``[B, M]``: those not zero everywhere."""
+    return (image != 0).flatten(2).any(2)
+
+
 class FusionNetwork(nn.Module):
     """Base of all networks: ``forward(image [B, M, *spatial], present [B, M], covariates [B, C]) -> logits [B, K]``.
 
@@ -152,7 +157,7 @@ class FusionNetwork(nn.Module):
         if not torch.jit.is_scripting() and not torch.jit.is_tracing():
             self.check_input(image, present, covariates)
         if present is None:
-            present = (image != 0).flatten(2).any(2)
+            present = seen_channels(image)
         if covariates is None:
             covariates = torch.full((image.shape[0], self.covariates), float("nan"), device=image.device)
         return self.fuse(image, present != 0, covariates)
@@ -285,13 +290,13 @@ class PerModalityNetwork(FusionNetwork):
         self.place = nn.ModuleList(Place(count, c, 2 if tokens else 1, plan.shared, learned) for c in channels)
         self.classifiers = nn.ModuleList()
 
-    def encode(self, image: Tensor, present: Tensor, covariates: Tensor) -> List[List[Tensor]]:  # noqa: UP006
+    def encode(self, image: Tensor, present: Tensor, covariates: Tensor) -> list[list[Tensor]]:
         """For each modality what its encoder says, zero (or the learned vector) where the modality is absent.
 
         Vectors: one ``[B, F]``. Tokens: one ``[B, N, F]``. Pyramid: the maps ``[B, C_l, *spatial_l]`` and, last, the
         vector ``[B, F]``. Vectors are standardized over the cases; the last level is conditioned on the covariates.
         """
-        given: List[Tensor] = []  # noqa: UP006
+        given: list[Tensor] = []
         flags = present.t().flatten()
         if self.shared:  # all present images in one batch
             images = image.transpose(0, 1).flatten(0, 1).unsqueeze(1)
@@ -300,7 +305,7 @@ class PerModalityNetwork(FusionNetwork):
             for m in range(image.shape[1]):
                 rows = torch.nonzero(present[:, m]).squeeze(1)
                 given.append(image[:, m : m + 1].index_select(0, rows))
-        seen: List[List[Tensor]] = []  # noqa: UP006
+        seen: list[list[Tensor]] = []
         for i, encoder in enumerate(self.encoders):
             if self.view == "vector":
                 seen.append([encoder(given[i])])
@@ -309,7 +314,7 @@ class PerModalityNetwork(FusionNetwork):
             else:
                 seen.append(encoder.pyramid(given[i]))  # type: ignore[operator]
         order = (torch.cumsum(flags.to(torch.int64), 0) - 1).reshape(image.shape[1], image.shape[0])
-        out: List[List[Tensor]] = []  # noqa: UP006
+        out: list[list[Tensor]] = []
         layers = zip(self.standardize, self.widen, self.condition)  # noqa: B905 (not scriptable)
         for m, (standardize, widen, condition) in enumerate(layers):
             rows = torch.nonzero(present[:, m]).squeeze(1)
@@ -327,11 +332,15 @@ class PerModalityNetwork(FusionNetwork):
                 voxels = condition(voxels_last(last), known)
                 last = voxels.transpose(1, 2).reshape([last.shape[0]] + fixed_sizes(last))
                 levels = levels[:-1] + [last, standardize(voxels.mean(1))]
-            placed: List[Tensor] = []  # noqa: UP006
+            placed: list[Tensor] = []
             for i, place in enumerate(self.place):
                 placed.append(place(levels[i], rows, present[:, m], m))
             out.append(placed)
         return out
+
+    def encode_vectors(self, image: Tensor, present: Tensor, covariates: Tensor) -> Tensor:
+        """Vectors ``[B, M, F]``, see :meth:`encode`."""
+        return torch.stack([levels[0] for levels in self.encode(image, present, covariates)], 1)
 
     @torch.jit.unused
     def add_classifiers(self, plan: Plan, features: int) -> None:
@@ -340,7 +349,7 @@ class PerModalityNetwork(FusionNetwork):
 
     def alone_logits(self, features: Tensor, present: Tensor) -> Tensor:
         """Each modality's own logits ``[B, M, K]`` from ``features [B, M, F]``, 0 where absent."""
-        each: List[Tensor] = []  # noqa: UP006
+        each: list[Tensor] = []
         for m, classifier in enumerate(self.classifiers):
             each.append(classifier(features[:, m]))
         return torch.stack(each, 1) * present.unsqueeze(2)

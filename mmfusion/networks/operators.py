@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
-from mmfusion.networks.blocks import counted
+from mmfusion.networks.blocks import at_least_one, counted
 from mmfusion.networks.losses import cross_entropy, pair_distance
 from mmfusion.options import unknown
 
@@ -115,7 +115,7 @@ class AddFusion(FeatureOperator):
         super().__init__(modalities, features)
         if activation not in ("relu", "identity"):
             raise NetworkError(unknown("add option activation", activation, ("relu", "identity")))
-        self.out_features = _at_least_one("add option out", features if out is None else out)
+        self.out_features = at_least_one("add option out", features if out is None else out)
         self.maps = nn.ModuleList(nn.Linear(features, self.out_features, bias=False) for _ in range(modalities))
         self.relu = activation == "relu"
 
@@ -145,7 +145,7 @@ class TensorFusion(FeatureOperator):
 
     def __init__(self, modalities: int, features: int, *, out: int | None = None) -> None:
         super().__init__(modalities, features)
-        width = _at_least_one("tensor option out", features if out is None else out)
+        width = at_least_one("tensor option out", features if out is None else out)
         self.out_features = (width + 1) ** modalities
         if self.out_features > MOST_PRODUCTS:
             raise NetworkError(
@@ -178,8 +178,8 @@ class LowRankFusion(FeatureOperator):
 
     def __init__(self, modalities: int, features: int, *, rank: int = 4, out: int | None = None) -> None:
         super().__init__(modalities, features)
-        rank = _at_least_one("low_rank option rank", rank)
-        self.out_features = _at_least_one("low_rank option out", features if out is None else out)
+        rank = at_least_one("low_rank option rank", rank)
+        self.out_features = at_least_one("low_rank option out", features if out is None else out)
         self.factors = nn.Parameter(torch.empty(modalities, rank, features + 1, self.out_features))
         self.rank_weight = nn.Parameter(torch.empty(1, rank))
         self.bias = nn.Parameter(torch.zeros(self.out_features))
@@ -211,7 +211,7 @@ class BilinearFusion(FeatureOperator):
         super().__init__(modalities, features)
         if modalities < 2:
             raise NetworkError("fusion 'bilinear' needs at least 2 modalities, found 1")
-        rank = _at_least_one("bilinear option rank", rank)
+        rank = at_least_one("bilinear option rank", rank)
         self.project = nn.ModuleList(nn.Linear(features, rank) for _ in range(modalities))
         self.out_features = modalities * (modalities - 1) // 2 * rank**2
 
@@ -242,7 +242,7 @@ class SqueezeExcitationFusion(FeatureOperator):
 
     def __init__(self, modalities: int, features: int, *, reduction: int = 4) -> None:
         super().__init__(modalities, features)
-        joint = max(4, modalities * features // _at_least_one("squeeze_excitation option reduction", reduction))
+        joint = max(4, modalities * features // at_least_one("squeeze_excitation option reduction", reduction))
         self.squeeze = nn.Linear(modalities * features, joint)
         self.excite = nn.ModuleList(nn.Linear(joint, features) for _ in range(modalities))
         self.out_features = modalities * features
@@ -318,13 +318,6 @@ class SharedSpecificFusion(FeatureOperator):
         cosine = F.cosine_similarity(shared[case, modality], specific[case, modality]).square().sum()
         told = cross_entropy(specific[case, modality] @ self.get_buffer("directions"), modality, None)
         return pair_distance(shared, present) + cosine / max(len(case), 1) + told
-
-
-def _at_least_one(what: str, number: int) -> int:
-    """``number``, or NetworkError below 1."""
-    if number < 1:
-        raise NetworkError(f"{what} must be at least 1, found {number}")
-    return number
 
 
 FEATURE_OPERATORS: dict[str, Callable[..., FeatureOperator]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, List  # noqa: UP035 (TorchScript)
+from typing import Any
 
 import torch
 from monai.networks.blocks.convolutions import Convolution
@@ -84,7 +84,7 @@ class SEResNetEncoder(PyramidEncoder):
             )
         check_last_map(size, self.norm, 34)
 
-    def pyramid(self, image: Tensor) -> List[Tensor]:  # noqa: UP006
+    def pyramid(self, image: Tensor) -> list[Tensor]:
         first = self.layer1(self.layer0(image))
         second = self.layer2(first)
         third = self.layer3(second)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import List  # noqa: UP035 (TorchScript)
 
 import torch
 from torch import Tensor
 
 from mmfusion.errors import NetworkError
 from mmfusion.networks.backbones import RESNET_BLOCKS, ResNetEncoder
-from mmfusion.networks.blocks import axis_positions, joined
+from mmfusion.networks.blocks import axis_positions, check_counts, joined
 from mmfusion.networks.encoder import Encoder
-from mmfusion.networks.vit import ViTEncoder, check_counts
+from mmfusion.networks.vit import ViTEncoder
 from mmfusion.options import unknown
 
 PLANES = {"coronal": 3, "sagittal": 2, "axial": 4}  # the axis of [B, C, D, H, W] to cut
 
 
-def cut_slices(volume: Tensor, axis: int, stride: int, chunk: int) -> List[Tensor]:  # noqa: UP006 (TorchScript)
+def cut_slices(volume: Tensor, axis: int, stride: int, chunk: int) -> list[Tensor]:
     """``[B, C, D, H, W]`` to its slices across ``axis``, up to ``chunk`` at a time: ``[B, n, C, height, width]``.
 
     Every ``stride``-th slice, starting so that they lie centered. The parts are views of the volume.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List  # noqa: UP035 (TorchScript)
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,7 @@ class SingleLevelFusion(PerModalityNetwork):
             self.add_classifiers(plan, self.encoded_features)
 
     def fuse(self, image: Tensor, present: Tensor, covariates: Tensor) -> FusionOutput:
-        vectors = torch.stack([levels[0] for levels in self.encode(image, present, covariates)], 1)
+        vectors = self.encode_vectors(image, present, covariates)
         fused, weights = self.operator(vectors.unsqueeze(2), present)
         features = fused.squeeze(1)
         alone = self.alone(vectors, present)
@@ -102,7 +102,7 @@ class HierarchicalFusion(PerModalityNetwork):
             self.add_classifiers(plan, self.encoded_features)
 
     @torch.jit.unused
-    def check_sizes(self, maps: List[Tensor]) -> None:  # noqa: UP006
+    def check_sizes(self, maps: list[Tensor]) -> None:
         """Refuse maps of one level that differ in size, as encoders of different strides make them (NetworkError)."""
         sizes = {m: list(one.shape[2:]) for m, one in zip(self.modalities, maps, strict=True)}
         if len({tuple(size) for size in sizes.values()}) > 1:
@@ -113,7 +113,7 @@ class HierarchicalFusion(PerModalityNetwork):
 
     def fuse(self, image: Tensor, present: Tensor, covariates: Tensor) -> FusionOutput:
         encoded = self.encode(image, present, covariates)
-        streams: List[Tensor] = []  # noqa: UP006
+        streams: list[Tensor] = []
         for i, (operator, mixer) in enumerate(zip(self.operator, self.mixers)):  # noqa: B905 (not scriptable)
             if not torch.jit.is_scripting() and not torch.jit.is_tracing():
                 self.check_sizes([levels[i] for levels in encoded])
@@ -189,32 +189,26 @@ class DecisionFusion(PerModalityNetwork):
         self.rule = plan.rule(len(plan.modalities), plan.num_classes)
 
     def fuse(self, image: Tensor, present: Tensor, covariates: Tensor) -> FusionOutput:
-        vectors = torch.stack([levels[0] for levels in self.encode(image, present, covariates)], 1)
+        vectors = self.encode_vectors(image, present, covariates)
         modality_logits = self.alone_logits(vectors, present)
         logits, weights = self.rule(modality_logits, present)
         return FusionOutput(logits, present, modality_logits, vectors, None, None, weights)
 
 
-class HybridFusion(PerModalityNetwork):
-    """Hybrid fusion: the fused features' classifier and each modality's own are heard together by a decision rule.
+class HybridFusion(SingleLevelFusion):
+    """Hybrid fusion: single-level fusion and each modality's own classifier are heard together by a decision rule.
 
     The rule takes the fused classifier as one voice more, which is always present.
     """
 
     strategy = "hybrid"
-    view = "vector"
-    operators = tuple(FEATURE_OPERATORS)
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        operator = plan.operator(len(plan.modalities), self.encoded_features)
-        self.operator = operator
-        self.classifier = plan.classifier(operator.out_features)
-        self.add_classifiers(plan, self.encoded_features)
         self.rule = plan.rule(1 + len(plan.modalities), plan.num_classes)
 
     def fuse(self, image: Tensor, present: Tensor, covariates: Tensor) -> FusionOutput:
-        vectors = torch.stack([levels[0] for levels in self.encode(image, present, covariates)], 1)
+        vectors = self.encode_vectors(image, present, covariates)
         fused, weights = self.operator(vectors.unsqueeze(2), present)
         features = fused.squeeze(1)
         fused_logits = self.classifier(features)

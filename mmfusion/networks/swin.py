@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import List  # noqa: UP035 (TorchScript)
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.networks.blocks import TransformerBlock, embedding, joined
+from mmfusion.networks.blocks import TransformerBlock, check_counts, embedding, joined, scaled
 from mmfusion.networks.encoder import PyramidEncoder
-from mmfusion.networks.vit import PatchEmbedding, check_counts, pad_to_multiple, token_width
+from mmfusion.networks.vit import PatchEmbedding, pad_to_multiple
 
 
-def to_windows(maps: Tensor, window: List[int]) -> Tensor:  # noqa: UP006
+def to_windows(maps: Tensor, window: list[int]) -> Tensor:
     """``[B, *spatial, C]`` cut into windows: ``[B * windows, voxels of a window, C]``, the last axis fastest."""
     axes = len(window)
     shape = [maps.shape[0]]
@@ -29,7 +28,7 @@ def to_windows(maps: Tensor, window: List[int]) -> Tensor:  # noqa: UP006
     return cut.reshape([count, voxels, int(maps.shape[-1])])
 
 
-def from_windows(windows: Tensor, window: List[int], size: List[int]) -> Tensor:  # noqa: UP006
+def from_windows(windows: Tensor, window: list[int], size: list[int]) -> Tensor:
     """The inverse of :func:`to_windows`: back to ``[B, *size, C]``."""
     axes, count = len(window), 1
     for axis in range(axes):
@@ -43,7 +42,7 @@ def from_windows(windows: Tensor, window: List[int], size: List[int]) -> Tensor:
     return maps.reshape([shape[0]] + size + [int(windows.shape[2])])
 
 
-def rolled_by(maps: Tensor, shifts: List[int], dims: List[int]) -> Tensor:  # noqa: UP006
+def rolled_by(maps: Tensor, shifts: list[int], dims: list[int]) -> Tensor:
     """``torch.roll``, in cuts: torch's own asks whether there are rows, which an exported program cannot know."""
     for shift, dim in zip(shifts, dims):  # noqa: B905 (TorchScript)
         count = int(maps.shape[dim])
@@ -90,7 +89,7 @@ class WindowBlock(nn.Module):
         # attention over no rows gives its bias no gradient, which distributed training needs from every parameter
         return read + 0 * self.bias.sum()
 
-    def relative(self, window: List[int], device: torch.device) -> Tensor:  # noqa: UP006
+    def relative(self, window: list[int], device: torch.device) -> Tensor:
         """The bias of each pair of voxels of a window: ``[heads, n, n]``."""
         places = [torch.arange(n, device=device) for n in window]
         grid = torch.stack(torch.meshgrid(places, indexing="ij"), -1).flatten(0, -2)  # coordinates [n, axes]
@@ -102,10 +101,10 @@ class WindowBlock(nn.Module):
 
     def apart(
         self,
-        size: List[int],  # noqa: UP006
-        whole: List[int],  # noqa: UP006
-        window: List[int],  # noqa: UP006
-        shift: List[int],  # noqa: UP006
+        size: list[int],
+        whole: list[int],
+        window: list[int],
+        shift: list[int],
         device: torch.device,
     ) -> Tensor:
         """0 where two voxels of a window may see each other, else minus infinity: ``[windows, 1, n, n]``."""
@@ -186,7 +185,7 @@ class SwinEncoder(PyramidEncoder):
     ) -> None:
         super().__init__()
         check_counts("swin", patch=patch, stages=len(depths), heads=heads, window=window, mlp_ratio=mlp_ratio)
-        dim = token_width(dim, width, heads)
+        dim = scaled(dim, width, heads)
         self.embed = PatchEmbedding(in_channels, dim, patch, spatial_dims)
         self.stages = nn.ModuleList()
         for stage, depth in enumerate(depths):
@@ -202,9 +201,9 @@ class SwinEncoder(PyramidEncoder):
         self.out_features = self.pyramid_channels[-1]
         self.last_norm = nn.LayerNorm(self.out_features)
 
-    def pyramid(self, image: Tensor) -> List[Tensor]:  # noqa: UP006
+    def pyramid(self, image: Tensor) -> list[Tensor]:
         maps = self.embed(image).movedim(1, image.dim() - 1)
-        levels: List[Tensor] = []  # noqa: UP006
+        levels: list[Tensor] = []
         for stage in self.stages:
             maps = stage(maps)
             levels.append(F.layer_norm(maps, [int(maps.shape[maps.dim() - 1])]).movedim(maps.dim() - 1, 1))

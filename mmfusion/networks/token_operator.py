@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Tuple  # noqa: UP035 (TorchScript)
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
-from mmfusion.networks.blocks import embedding
+from mmfusion.networks.blocks import at_least_one, embedding
 
 
 class TokenFusion(NamedTuple):
@@ -51,23 +51,23 @@ class TokenOperator(nn.Module):
     def __init__(self, modalities: int, features: int, learned: bool, dim: int | None, heads: int, layers: int) -> None:
         super().__init__()
         self.out_features = self.dim = dim = token_width(features, dim, heads)
-        check_count("layers", layers)
+        at_least_one("option layers of a token operator", layers)
         self.enter = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(features), nn.Linear(features, dim)) for _ in range(modalities)
         )
         self.mark = embedding(modalities, dim)
         self.absent = embedding(modalities, dim) if learned else None
 
-    def forward(self, tokens: List[Tensor], present: Tensor) -> TokenFusion:  # noqa: UP006
+    def forward(self, tokens: list[Tensor], present: Tensor) -> TokenFusion:
         raise NotImplementedError
 
-    def sequences(self, tokens: List[Tensor], present: Tensor) -> Tuple[List[Tensor], List[Tensor]]:  # noqa: UP006
+    def sequences(self, tokens: list[Tensor], present: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """For each modality its sequence ``[B, N_m, dim]`` and which of it is visible, bool ``[B, N_m]``.
 
         Where an absent modality is a learned token, each sequence has it as its last, visible only then.
         """
-        parts: List[Tensor] = []  # noqa: UP006
-        seen: List[Tensor] = []  # noqa: UP006
+        parts: list[Tensor] = []
+        seen: list[Tensor] = []
         for m, enter in enumerate(self.enter):
             part = enter(tokens[m])
             there = present[:, m : m + 1]
@@ -89,15 +89,9 @@ def token_width(features: int, dim: int | None, heads: int) -> int:
     return dim
 
 
-def check_count(name: str, count: int) -> None:
-    """Refuse an operator's option that is a count and below 1 (NetworkError)."""
-    if count < 1:
-        raise NetworkError(f"option {name} of a token operator must be at least 1, found {count}")
-
-
-def pieces(sequence: Tensor, parts: List[Tensor]) -> List[Tensor]:  # noqa: UP006
+def pieces(sequence: Tensor, parts: list[Tensor]) -> list[Tensor]:
     """``sequence [B, N_1 + N_2 + ..., ...]`` cut into pieces as long as ``parts``."""
-    out: List[Tensor] = []  # noqa: UP006
+    out: list[Tensor] = []
     start = 0
     for part in parts:
         out.append(sequence[:, start : start + part.shape[1]])
@@ -110,23 +104,23 @@ def visible_mean(values: Tensor, visible: Tensor) -> Tensor:
     return (values * visible.unsqueeze(2)).sum(1) / visible.sum(1, keepdim=True).clamp_min(1)
 
 
-def modality_means(parts: List[Tensor], seen: List[Tensor]) -> Tensor:  # noqa: UP006
+def modality_means(parts: list[Tensor], seen: list[Tensor]) -> Tensor:
     """:func:`visible_mean` of each modality's sequence: ``[B, M, dim]``."""
-    means: List[Tensor] = []  # noqa: UP006
+    means: list[Tensor] = []
     for part, visible in zip(parts, seen):  # noqa: B905 (not scriptable)
         means.append(visible_mean(part, visible))
     return torch.stack(means, 1)
 
 
-def modality_shares(received: List[Tensor], tokens: List[Tensor], present: Tensor) -> Tensor:  # noqa: UP006
+def modality_shares(received: list[Tensor], tokens: list[Tensor], present: Tensor) -> Tensor:
     """What each token receives, ``[B, N_m]`` for each modality, as ``[B, M, N]``, scaled to a sum of 1.
 
     Learned tokens, behind those of ``tokens``, are left out, and absent modalities are 0. Where no token received
     anything, as a modality that is alone does not attend to others, all present tokens have an equal share.
     """
     longest = max([one.shape[1] for one in tokens])
-    rows: List[Tensor] = []  # noqa: UP006
-    even: List[Tensor] = []  # noqa: UP006
+    rows: list[Tensor] = []
+    even: list[Tensor] = []
     for m, one in enumerate(tokens):
         space = [0, longest - one.shape[1]]
         row = received[m][:, : one.shape[1]] * present[:, m : m + 1]

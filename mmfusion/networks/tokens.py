@@ -7,16 +7,14 @@ An operator takes a list with the tokens ``[B, N_m, F]`` of each modality and ``
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import List, Tuple  # noqa: UP035 (TorchScript)
 
 import torch
 from torch import Tensor, nn
 
-from mmfusion.networks.blocks import MLP, MaskedAttention, TransformerBlock, embedding
+from mmfusion.networks.blocks import MLP, MaskedAttention, TransformerBlock, at_least_one, embedding
 from mmfusion.networks.token_operator import (
     TokenFusion,
     TokenOperator,
-    check_count,
     modality_means,
     modality_shares,
     pieces,
@@ -54,7 +52,7 @@ class JointFusion(TokenOperator):
         self.blocks = nn.ModuleList(TransformerBlock(self.dim, heads, mlp, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(self.dim)
 
-    def forward(self, tokens: List[Tensor], present: Tensor) -> TokenFusion:  # noqa: UP006
+    def forward(self, tokens: list[Tensor], present: Tensor) -> TokenFusion:
         parts, seen = self.sequences(tokens, present)
         sequence = torch.cat([self.cls.expand(present.shape[0], 1, -1)] + parts, 1)
         visible = torch.cat([torch.ones_like(present[:, :1])] + seen, 1)
@@ -86,12 +84,12 @@ class CascadeBlock(nn.Module):
     def forward(
         self,
         own: Tensor,
-        others: List[Tensor],  # noqa: UP006
-        seen: List[Tensor],  # noqa: UP006
+        others: list[Tensor],
+        seen: list[Tensor],
         weigh: bool,
-    ) -> Tuple[Tensor, List[Tensor]]:  # noqa: UP006
+    ) -> tuple[Tensor, list[Tensor]]:
         """``own [B, N, dim]`` after it, and where ``weigh`` its attention ``[B, N, N_n]`` to each other modality."""
-        weights: List[Tensor] = []  # noqa: UP006
+        weights: list[Tensor] = []
         for n, (norm, attention) in enumerate(zip(self.norms, self.attentions)):  # noqa: B905 (not scriptable)
             query, context = norm(own), norm(others[n])
             if weigh:
@@ -140,11 +138,11 @@ class CrossFusion(TokenOperator):
         self.norm = nn.LayerNorm(self.dim)
         self.out_features = modalities * self.dim
 
-    def forward(self, tokens: List[Tensor], present: Tensor) -> TokenFusion:  # noqa: UP006
+    def forward(self, tokens: list[Tensor], present: Tensor) -> TokenFusion:
         parts, seen = self.sequences(tokens, present)
         received = [torch.zeros_like(part[:, :, 0]) for part in parts]
         for i, layer in enumerate(self.layers):
-            made: List[Tensor] = []  # noqa: UP006
+            made: list[Tensor] = []
             for m, block in enumerate(layer):  # type: ignore
                 others, visible = parts[:m] + parts[m + 1 :], seen[:m] + seen[m + 1 :]
                 own, weights = block(parts[m], others, visible, i + 1 == len(self.layers))
@@ -205,12 +203,12 @@ class IntraInterFusion(TokenOperator):
         )
         self.out_features = modalities * self.dim
 
-    def forward(self, tokens: List[Tensor], present: Tensor) -> TokenFusion:  # noqa: UP006
+    def forward(self, tokens: list[Tensor], present: Tensor) -> TokenFusion:
         parts, seen = self.sequences(tokens, present)
         hidden = [torch.zeros_like(visible) for visible in seen]
         received = [torch.zeros_like(part[:, :, 0]) for part in parts]
         for i, layer in enumerate(self.layers):
-            made: List[Tensor] = []  # noqa: UP006
+            made: list[Tensor] = []
             context = torch.cat(parts, 1)
             for m, block in enumerate(layer):  # type: ignore
                 own, visible = parts[m], seen[m]
@@ -260,7 +258,7 @@ class BottleneckFusion(TokenOperator):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(modalities, features, learned, dim, heads, layers)
-        check_count("bottlenecks", bottlenecks)
+        at_least_one("option bottlenecks of a token operator", bottlenecks)
         self.cls = embedding(modalities, 1, self.dim)
         self.bottleneck = embedding(bottlenecks, self.dim)
         mlp = 2 * self.dim if mlp_dim is None else mlp_dim
@@ -270,7 +268,7 @@ class BottleneckFusion(TokenOperator):
         )
         self.norm = nn.LayerNorm(self.dim)
 
-    def forward(self, tokens: List[Tensor], present: Tensor) -> TokenFusion:  # noqa: UP006
+    def forward(self, tokens: list[Tensor], present: Tensor) -> TokenFusion:
         batch = present.shape[0]
         parts, seen = self.sequences(tokens, present)
         heard = present if self.absent is None else torch.ones_like(present)
@@ -278,9 +276,9 @@ class BottleneckFusion(TokenOperator):
         shared = self.bottleneck.expand(batch, -1, -1)
         visible = [torch.cat([always, one, always.expand(batch, shared.shape[1])], 1) for one in seen]
         parts = [torch.cat([self.cls[m].expand(batch, 1, -1), part], 1) for m, part in enumerate(parts)]
-        received: List[Tensor] = []  # noqa: UP006
+        received: list[Tensor] = []
         for i, layer in enumerate(self.layers):
-            exchanged: List[Tensor] = []  # noqa: UP006
+            exchanged: list[Tensor] = []
             for m, block in enumerate(layer):  # type: ignore
                 sequence, count = torch.cat([parts[m], shared], 1), parts[m].shape[1]
                 if i + 1 == len(self.layers):

@@ -6,21 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfusion.errors import NetworkError
-from mmfusion.networks.blocks import TransformerBlock, embedding, scaled, voxels_last
+from mmfusion.networks.blocks import TransformerBlock, check_counts, embedding, scaled, voxels_last
 from mmfusion.networks.encoder import Encoder
-
-
-def token_width(dim: int, width: float, heads: int) -> int:
-    """``dim * width``, as a multiple of ``heads``."""
-    return heads * max(1, round(dim * width / heads))
-
-
-def check_counts(encoder: str, **counts: int) -> None:
-    """Refuse an option that must be at least 1 and is not (NetworkError)."""
-    for name, value in counts.items():
-        if value < 1:
-            raise NetworkError(f"{encoder} option {name} must be at least 1, found {value}")
 
 
 def pad_to_multiple(maps: Tensor, step: int) -> Tensor:
@@ -90,7 +77,7 @@ class ViTEncoder(Encoder):
     ) -> None:
         super().__init__()
         check_counts("vit", patch=patch, layers=layers, heads=heads, positions=positions)
-        dim = token_width(dim, width, heads)
+        dim = scaled(dim, width, heads)
         self.embed = PatchEmbedding(in_channels, dim, patch, spatial_dims)
         self.class_token = embedding(1, 1, dim)  # its position is a part of it
         self.position = embedding(1, dim, *[positions] * spatial_dims)

@@ -40,10 +40,9 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
         )
     network.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
     network.to(device)
-    if hasattr(network, "rule"):
-        cast("DecisionRule", network.rule).fit(
-            *voices(cast("FusionNetwork", network), loader, device), study.class_weight
-        )
+    rule = cast("DecisionRule | None", getattr(network, "rule", None))
+    if rule is not None and rule.learns:
+        rule.fit(*voices(cast("FusionNetwork", network), loader, device), study.class_weight)
     threshold = None
     if len(study.classes) == 2:
         shares = probabilities(infer(network, loader, device), study.model())[:, 1]
