@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import sys
@@ -22,7 +23,12 @@ EXAMPLES = {
     "check": "mmfusion check manifest.csv",
     "prepare": "mmfusion prepare manifest.csv --out cohort --spacing 2 2 2 --size 96 96 96",
     "register": "mmfusion register ct.nii.gz pet_dicom/ --out pet_on_ct.nii.gz --transform-out pet.tfm",
+    "predict": "mmfusion predict bundles/feature_fusion_classification manifest.csv --out predictions",
+    "export": "mmfusion export bundles/feature_fusion_classification --engine onnx",
     "report": "mmfusion report runs/a",
+    "bundle new": "mmfusion bundle new my_study --modalities ct pet mr --classes no yes --strategy attention",
+    "bundle pack": "mmfusion bundle pack my_study runs/a --dtype float16",
+    "simulate": "mmfusion simulate --out study",
     "demo": "mmfusion demo --out runs/demo",
 }
 
@@ -31,7 +37,12 @@ HELP = {
     "check": "list every problem of a manifest, from headers (--deep: from voxels, too), or of a cohort folder",
     "prepare": "load, register, resample once, normalize: a manifest to a cohort folder",
     "register": "one pair of volumes in any readable format",
+    "predict": "raw scans to class probabilities, by a bundle or a run; nothing of the bundle is executed",
+    "export": "write a model as TorchScript or ONNX beside its weights",
     "report": "write report.html of a run (or qc.html of a cohort) again",
+    "bundle new": "write a MONAI bundle for a study",
+    "bundle pack": "put the trained model of a run into a bundle",
+    "simulate": "write the simulated study that the demo and the bundles are trained on, as a cohort folder",
     "demo": "the whole job on a simulated study, in a few minutes",
 }
 
@@ -40,11 +51,19 @@ POSITIONALS = {
     "check": [("manifest", "CSV or TSV with a column subject and one a modality; or a cohort folder")],
     "prepare": [("manifest", "CSV or TSV with a column subject and one a modality")],
     "register": [("fixed", "volume that stays, or mni152: the template"), ("moving", "volume that is brought to it")],
+    "predict": [
+        ("model", "bundle, run folder, or folder of the folds of a cross-validation"),
+        ("manifest", "CSV or TSV with a column subject and one a modality; or a folder of DICOM studies"),
+    ],
+    "export": [("model", "bundle or run folder")],
     "report": [("run", "run or cohort folder")],
+    "bundle new": [("bundle", "folder to write; its last part is the bundle's name")],
+    "bundle pack": [("bundle", "bundle"), ("run", "run folder that was trained with it")],
+    "simulate": [],
     "demo": [],
 }
 
-REQUIRED = {"index": ("out",), "prepare": ("out",), "register": ("out",), "demo": ("out",)}
+REQUIRED = dict.fromkeys(("index", "prepare", "register", "predict", "simulate", "demo"), ("out",))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     known, unrecognized = parser.parse_known_args(arguments)
     given = vars(known)
-    command = given.pop("command")
+    command = " ".join(filter(None, (given.pop("command"), given.pop("action", None)))) or None
     if unrecognized:
         flags = [OPTIONS[name].flag for name in GROUPS[command or "report"]]
         parser.error(unknown("option", unrecognized[0], flags) if flags else f"unknown option '{unrecognized[0]}'")
@@ -76,11 +95,11 @@ def overview() -> str:
     """The commands with one example each."""
     lines = ["mmfusion: PET, CT and MR to a diagnosis probability. Research use only; not a medical device.", ""]
     for name, example in EXAMPLES.items():
-        lines += [f"  {name:9s} {HELP[name]}", f"            {example}"]
+        lines += [f"  {name:11s} {HELP[name]}", f"              {example}"]
     lines += [
         "",
-        "  train     (a MONAI bundle)",
-        "            python -m monai.bundle run --config_file BUNDLE/configs/train.yaml --cohort cohort --run runs/a",
+        "  train       (a MONAI bundle)",
+        "              python -m monai.bundle run --config_file BUNDLE/configs/train.yaml --cohort cohort --run runs/a",
         "",
         "mmfusion COMMAND --help lists the options of a command.",
     ]
@@ -92,9 +111,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mmfusion", description=overview().split("\n")[0])
     parser.add_argument("--version", action="version", version=f"mmfusion {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    bundle = commands.add_parser("bundle", help="write MONAI bundles: new, pack").add_subparsers(
+        dest="action", metavar="ACTION", required=True
+    )
     for name, text in HELP.items():
-        sub = commands.add_parser(
-            name, help=text, description=text, epilog=f"example: {EXAMPLES[name]}", allow_abbrev=False
+        among, short = (bundle, name.removeprefix("bundle ")) if name.startswith("bundle ") else (commands, name)
+        sub = among.add_parser(
+            short, help=text, description=text, epilog=f"example: {EXAMPLES[name]}", allow_abbrev=False
         )
         for positional, description in POSITIONALS[name]:
             sub.add_argument(positional, help=description)
@@ -108,7 +131,11 @@ def _add(parser: argparse.ArgumentParser, option: Option, required: bool) -> Non
     notes = [f"default: {shown}"] if shown not in (None, False) else []
     text = option.help + (f" ({', '.join([*([option.unit] if option.unit else []), *notes])})" if notes else "")
     if option.kind is bool:
-        parser.add_argument(option.flag, action="store_true", default=None, help=text)
+        action: Any = argparse.BooleanOptionalAction if option.default else "store_true"
+        parser.add_argument(option.flag, action=action, default=None, help=text)
+        return
+    if option.kind is dict or option.each:
+        parser.add_argument(option.flag, type=_table, required=required, help=text, metavar="YAML")
         return
     listed = option.choices and not option.point
     more: dict[str, Any] = {"choices": option.choices} if listed else {}
@@ -116,6 +143,16 @@ def _add(parser: argparse.ArgumentParser, option: Option, required: bool) -> Non
         more["nargs"] = option.count or "+"
     metavar = None if listed else option.name.upper() if option.kind is str else "N"
     parser.add_argument(option.flag, type=option.kind, required=required, help=text, metavar=metavar, **more)
+
+
+def _table(text: str) -> Any:
+    """``{name: value}``, or one value, as YAML has it."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a table as {{name: value}}") from error
 
 
 def _index(root: str, out: str, labels: str | None, label: str | None, pseudonymize: str | None) -> int:
@@ -282,6 +319,52 @@ def _registration_text(found: Any, out: str, transform_out: str | None, as_json:
     )
 
 
+def _predict(model: str, manifest: str, out: str, **how: Any) -> int:
+    from mmfusion.predict import predict_manifest, read_predictions
+
+    given = {name: OPTIONS[name].check(value) for name, value in how.items() if value is not None}
+    path = predict_manifest(model, manifest, out, progress=progress_line("predicted"), **given)
+    with path.open(newline="") as file:
+        cases = sum(1 for _ in csv.DictReader(file))
+    done = len(read_predictions(path))
+    print(f"{done} of {cases} cases predicted | {path} | look at {Path(out) / 'cohort' / 'qc.html'}")
+    return int(done < cases)
+
+
+def _export(model: str, engine: str | None) -> int:
+    from mmfusion.predict import export_model
+
+    if engine in (None, "eager"):
+        raise OptionError("say what to export to: --engine onnx or --engine torchscript")
+    print(export_model(model, str(engine)))
+    return 0
+
+
+def _bundle_new(bundle: str, **options: Any) -> int:
+    from mmfusion.bundle import new_bundle
+
+    folder = new_bundle(bundle, **options)
+    print(f"{folder} | train: python -m monai.bundle run --config_file {folder}/configs/train.yaml --cohort C --run R")
+    return 0
+
+
+def _bundle_pack(bundle: str, run: str, dtype: str | None) -> int:
+    from mmfusion.bundle import pack_model
+
+    path = pack_model(bundle, run, dtype=dtype or OPTIONS["dtype"].default)
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB) | predict: mmfusion predict {bundle} MANIFEST --out OUT")
+    return 0
+
+
+def _simulate(out: str, **sizes: int | None) -> int:
+    from mmfusion.demo import simulate_study
+
+    given = {name: OPTIONS[name].check(value) for name, value in sizes.items() if value is not None}
+    cohort = simulate_study(out, progress=progress_line("simulated"), **given)
+    print(f"SIMULATED DATA | {len(cohort.rows)} cases | {cohort.folder}")
+    return 0
+
+
 def _report(run: str) -> int:
     from mmfusion.report import write_qc, write_report
 
@@ -301,6 +384,11 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "check": _check,
     "prepare": _prepare,
     "register": _register,
+    "predict": _predict,
+    "export": _export,
     "report": _report,
+    "bundle new": _bundle_new,
+    "bundle pack": _bundle_pack,
+    "simulate": _simulate,
     "demo": _demo,
 }

@@ -39,7 +39,7 @@ from mmfusion.training import write_metrics
 from mmfusion.volume import coverage, normalize
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 MODALITIES = ("ct", "pet", "mr")
 _FORMAT = "simulated"  # stands for the key of a case that comes from no file
@@ -80,9 +80,10 @@ def run_demo(
 
     raw = draw_subjects(subjects, seed * 3 + 1, prefix="RAW", missing=0.08)
     raw_cohort = _step("raw scans: simulate, index, check, prepare", lambda: _prepare_raw(out / "raw", raw))
-    fresh = draw_subjects(test, seed * 3 + 3, prefix="TEST", missing=0.05)
-    known = draw_subjects(train, seed * 3 + 2, prefix="TRAIN", missing=0.05)
-    cohort = _step("grid: simulate", lambda: _simulate_cohort(out / "cohort", known, fresh))
+    cohort = _step(
+        "grid: simulate",
+        lambda: simulate_study(out / "cohort", train_subjects=train, test_subjects=test, seed=seed),
+    )
 
     run = out / "run"
     _step("train and evaluate the fusion", lambda: _train(cohort, run, chosen))
@@ -95,7 +96,7 @@ def run_demo(
         ),
     )
     raw_cohort = write_cohort(raw_cohort.folder, {**raw_cohort.options, "simulated": True}, raw_cohort.rows)
-    facts = _facts(out, raw, fresh, raw_cohort)
+    facts = _facts(out, raw, _drawn(train, test, seed)[1], raw_cohort)
     metrics = write_metrics(run, seed=seed, simulated=True, **facts)
     page = write_report(run)
     print(_table(metrics, facts, train, test, subjects))
@@ -135,18 +136,42 @@ def _prepare_raw(folder: Path, subjects: Sequence[SimulatedSubject]) -> Cohort:
     return prepare_cohort(manifest, folder / "cohort", modalities=list(MODALITIES), progress=show, **GRID)
 
 
-def _simulate_cohort(folder: Path, known: Sequence[SimulatedSubject], fresh: Sequence[SimulatedSubject]) -> Cohort:
-    """A cohort folder whose cases are simulated where preparing would have put them."""
+def simulate_study(
+    out: str | Path,
+    *,
+    train_subjects: int = TRAIN,
+    test_subjects: int = 1000,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Cohort:
+    """A cohort folder of the simulated study, whose cases are made where preparing would have put them.
+
+    Args:
+        out: the cohort folder; one that is finished is opened as it is.
+        train_subjects: subjects to train on; the first fifth of them is the validation part.
+        test_subjects: subjects of the test part, drawn anew.
+        seed: of the subjects.
+        progress: called with (done, all, case) after each case.
+    """
+    folder = Path(out)
     if (folder / "cases.csv").is_file():  # written last
         return open_cohort(folder)
     options = resolve({**GRID, "modalities": list(MODALITIES)}, "case")
+    known, fresh = _drawn(train_subjects, test_subjects, seed)
     validation = len(known) // 5
     splits = ["validation"] * validation + ["train"] * (len(known) - validation) + ["test"] * len(fresh)
-    rows = [
-        write_case(folder, _case(subject, split), _on_grid(subject, options), key=_FORMAT)
-        for subject, split in zip([*known, *fresh], splits, strict=True)
-    ]
+    rows = []
+    for subject, split in zip([*known, *fresh], splits, strict=True):
+        rows.append(write_case(folder, _case(subject, split), _on_grid(subject, options), key=_FORMAT))
+        if progress:
+            progress(len(rows), len(splits), subject.subject)
     return write_cohort(folder, {**options, "simulated": True}, rows, qc=False)
+
+
+def _drawn(train: int, test: int, seed: int) -> tuple[list[SimulatedSubject], list[SimulatedSubject]]:
+    """The subjects to train on, and those of the test."""
+    known = draw_subjects(train, seed * 3 + 2, prefix="TRAIN", missing=0.05)
+    return known, draw_subjects(test, seed * 3 + 3, prefix="TEST", missing=0.05)
 
 
 def _case(subject: SimulatedSubject, split: str) -> Case:

@@ -245,6 +245,13 @@ _TABLE = (
     Option("loaders", int, 0, "processes that load batches", low=0),
     Option("amp", bool, False, "mixed precision, on a GPU only"),
     Option("tensorboard", bool, False, "write TensorBoard events (extra: tensorboard)"),
+    Option(
+        "engine",
+        str,
+        "eager",
+        "what runs the network: PyTorch, or its export as TorchScript or ONNX",
+        choices=("eager", "torchscript", "onnx"),
+    ),
     Option("part", str, "test", "which part of the split is evaluated", choices=("train", "validation", "test")),
     Option("resamples", int, 2000, "bootstrap resamples for the intervals", low=100),
     # register, demo
@@ -258,6 +265,8 @@ _TABLE = (
     Option("transform_out", str, None, "ITK transform file (.tfm, .h5) to write, fixed to moving"),
     Option("json", bool, False, "print one JSON object instead of text"),
     Option("subjects", int, 40, "simulated subjects that go the whole way as raw scans", low=8),
+    Option("train_subjects", int, 400, "simulated subjects to train on, a fifth of them for validation", low=20),
+    Option("test_subjects", int, 1000, "simulated subjects of the test part", low=0),
 )
 
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
@@ -292,9 +301,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("fixed_modality", "moving_modality", "frame", "assume_orientation"),
     ),
     "demo": ("out", "subjects", "seed"),
+    "simulate": ("out", "train_subjects", "test_subjects", "seed"),
+    "predict": ("out", "engine", "batch_size", "workers"),
+    "export": ("engine",),
     "report": (),
 }
 GROUPS["case"] = ("modalities", *GROUPS["geometry"], *GROUPS["intensity"])  # what decides a prepared case
+GROUPS["bundle new"] = ("modalities", "classes", *GROUPS["geometry"], *GROUPS["network"], *GROUPS["training"])
+GROUPS["bundle pack"] = ("dtype",)
 GROUPS["storage"] = ("dtype", "save_nifti", "keep_paths")  # what decides the files of a prepared case
 GROUPS["prepare"] = (
     "out",

@@ -13,14 +13,20 @@ from monai.bundle import ConfigWorkflow, ckpt_export, verify_net_in_out
 from tiny_cohort import FAST, write_scans
 
 import mmfusion
-from mmfusion.bundle import TEMPLATE, begin, run_config, write_bundle
+from mmfusion.bundle import TEMPLATE, begin, new_bundle, pack_model, run_config
 from mmfusion.bundle.begin import _one_sentence, _pairs, _restart_with_run_dir, check_overrides, refuse_unknown
-from mmfusion.errors import CohortError, OptionError
+from mmfusion.errors import CohortError, NetworkError, OptionError
 from mmfusion.options import OPTIONS
 from mmfusion.predict import load_model
 
 CONFIGS = TEMPLATE / "configs"
-PUBLISHED = Path(__file__).parents[1] / "bundles" / "pet_ct_mr_fusion_classification"
+PROJECT = Path(__file__).parents[1]
+PUBLISHED = {  # what each bundle was written with: mmfusion bundle new
+    "input_fusion_classification": {"strategy": "input"},
+    "feature_fusion_classification": {},
+    "decision_fusion_classification": {"strategy": "decision"},
+    "m3t_fusion_classification": {"encoder": "m3t"},
+}
 
 
 def options_of(name):
@@ -86,19 +92,63 @@ def test_inference_stands_alone():
     assert "%" not in text and not (TEMPLATE / "scripts").exists()
 
 
-def test_write_bundle_copies_the_template_into_a_new_folder(tmp_path):
-    folder = write_bundle(tmp_path / "mine")
-    names = [path.relative_to(TEMPLATE) for path in sorted(CONFIGS.iterdir())]
-    assert [(folder / name).read_bytes() for name in names] == [(TEMPLATE / name).read_bytes() for name in names]
-    with pytest.raises(CohortError, match="mine is not empty; choose a new folder"):
-        write_bundle(folder)
+def test_a_new_bundle_holds_the_options_of_its_study(tmp_path):
+    given = {"modalities": ["pet", "t1"], "classes": ["0", "yes"], "strategy": "decision", "spacing": [3.0, 3.0, 4.0]}
+    folder = new_bundle(tmp_path / "my_study", **given, losses={"unimodal": 0.5})
+    text = (folder / "configs" / "train.yaml").read_text()
+    options = yaml.safe_load(text[: text.index("# Pieces")])
+    assert {name: options[name] for name in given} == given and options["losses"] == {"unimodal": 0.5}
+    template = (CONFIGS / "train.yaml").read_text().splitlines()
+    changed = [new for old, new in zip(template, text.splitlines(), strict=True) if old != new]
+    assert len(changed) == 5 and "strategy: decision        # input | single_level" in "\n".join(changed)
+    network = json.loads((folder / "configs" / "metadata.json").read_text())["network_data_format"]
+    assert network["inputs"]["image"]["channel_def"] == {"0": "pet", "1": "t1"}
+    assert network["outputs"]["pred"]["channel_def"] == {"0": "0", "1": "yes"}
+    page = (folder / "docs" / "README.md").read_text()
+    assert page.startswith("# My study\n") and "`image [B, 2, D, H, W]` (pet, t1)" in page and "{" not in page
+    assert (folder / "LICENSE").read_bytes() == (PROJECT / "LICENSE").read_bytes()
 
 
-def test_published_bundle_is_what_the_template_writes(tmp_path):
-    written = write_bundle(tmp_path / "mine") / "configs"
-    assert sorted(path.name for path in written.iterdir()) == sorted(p.name for p in (PUBLISHED / "configs").iterdir())
-    for path in written.iterdir():
-        assert path.read_bytes() == (PUBLISHED / "configs" / path.name).read_bytes(), path.name
+def test_new_bundle_refuses_what_cannot_be(tmp_path):
+    with pytest.raises(OptionError, match="unknown option 'strategi'; did you mean 'strategy'"):
+        new_bundle(tmp_path / "a", strategi="input")
+    with pytest.raises(NetworkError, match="strategy 'single_level' takes fusion concat or .*, found 'joint'"):
+        new_bundle(tmp_path / "a", fusion="joint")
+    with pytest.raises(OptionError, match="classes takes at least two class labels, found yes"):
+        new_bundle(tmp_path / "a", classes=["yes"])
+    assert not (tmp_path / "a").exists()
+    new_bundle(tmp_path / "a")
+    with pytest.raises(CohortError, match="a is not empty; choose a new folder"):
+        new_bundle(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_bundles_are_what_is_written_anew(name, tmp_path):
+    written, there = new_bundle(tmp_path / name, **PUBLISHED[name]), PROJECT / "bundles" / name
+    files = {str(path.relative_to(written)) for path in written.rglob("*") if path.is_file()}
+    published = {str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()}
+    assert published - files <= {"models/model.pt", "models/model.json", "docs/embedded_study.yaml"}
+    for path in files - {"docs/README.md", "configs/metadata.json"}:
+        assert (written / path).read_bytes() == (there / path).read_bytes(), path
+
+
+def test_packing_a_run_makes_the_bundle_answer_as_the_run(tiny_run, tmp_path):
+    bundle = new_bundle(tmp_path / "b")
+    with pytest.raises(CohortError, match="b has no model.json: it is not a finished run or bundle"):
+        load_model(bundle)
+    (bundle / "models").mkdir()
+    (bundle / "models" / "model.onnx").write_bytes(b"of earlier weights")
+    weights = pack_model(bundle, tiny_run, dtype="float16")
+    assert weights == bundle / "models" / "model.pt" and not (bundle / "models" / "model.onnx").exists()
+    assert {value.dtype for value in torch.load(weights).values() if value.is_floating_point()} == {torch.float16}
+    (about, packed), (same, network) = load_model(bundle), load_model(tiny_run)
+    image, present = torch.rand(2, 3, 17, 19, 18), torch.tensor([[1, 1, 1], [0, 1, 1]]).bool()
+    with torch.no_grad():
+        torch.testing.assert_close(packed(image, present), network(image, present), atol=0.02, rtol=0)
+    facts = json.loads((bundle / "configs" / "metadata.json").read_text())["network_data_format"]["outputs"]["pred"]
+    assert about == same and facts["channel_def"] == {"0": "benign", "1": "malignant"}
+    with pytest.raises(CohortError, match="has no configs/metadata.json: it is not a bundle"):
+        pack_model(tmp_path, tiny_run)
 
 
 # what consumers ask of a workflow

@@ -41,14 +41,16 @@ def test_simulating_onto_the_grid_agrees_with_the_raw_route(modality):
 
 
 def test_the_grid_cohort_keeps_its_split_and_says_simulated(tmp_path):
-    known, fresh = draw_subjects(10, 1, prefix="TRAIN"), draw_subjects(4, 2, prefix="TEST")
-    cohort = demo._simulate_cohort(tmp_path, known, fresh)
+    shown, sizes = [], {"train_subjects": 10, "test_subjects": 4, "seed": 1}
+    cohort = demo.simulate_study(tmp_path, **sizes, progress=lambda *words: shown.append(words))
+    fresh = draw_subjects(4, 6, prefix="TEST", missing=0.05)
+    assert shown[-1] == (14, 14, fresh[-1].subject)
     splits = [one.case.split for one in cohort.cases]
     assert [splits.count(part) for part in ("train", "validation", "test")] == [8, 2, 4]
     assert [one.case.label for one in cohort.cases[-4:]] == [str(one.label) for one in fresh]
     assert json.loads((tmp_path / "options.json").read_text())["simulated"] is True
     before = cohort.cases[0].file.stat().st_mtime_ns
-    again = demo._simulate_cohort(tmp_path, known, fresh)
+    again = demo.simulate_study(tmp_path, **sizes)
     assert again.hash == cohort.hash and again.cases[0].file.stat().st_mtime_ns == before
 
 

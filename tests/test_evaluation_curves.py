@@ -9,6 +9,7 @@ from mmfusion.evaluation import (
     calibration_bins,
     choose_threshold,
     confusion,
+    fit_temperature,
     precision_recall_curve,
     prior_correction,
     roc_band,
@@ -134,3 +135,48 @@ def test_equal_priors_change_nothing():
 def test_prior_correction_refuses_impossible_priors(prior, message):
     with pytest.raises(EvaluationError, match=message):
         prior_correction(np.full((4, 2), 0.5), np.array(prior), np.array([0.5, 0.5]))
+
+
+def calibrated(n: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that mean what they say, and labels drawn by them."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(n, classes)) * 2
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return (generator.random((n, 1)) > shares.cumsum(1)).sum(1), logits
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("factor", [0.4, 1.0, 3.0])
+def test_temperature_finds_the_factor_that_spoilt_the_logits(classes, factor):
+    label, logits = calibrated(4000, classes)
+    assert fit_temperature(label, factor * logits) == pytest.approx(factor, rel=0.1)
+
+
+def test_temperature_against_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    label, logits = calibrated(500, 2)
+    margin = (logits[:, 1] - logits[:, 0])[:, None] * 2.5
+    slope = LogisticRegression(C=1e6, fit_intercept=False).fit(margin, label).coef_.item()
+    both = np.column_stack([np.zeros(500), margin])
+    assert fit_temperature(label, both) == pytest.approx(1 / slope, rel=0.03)  # Platt's targets pull a little
+
+
+def test_temperature_leaves_the_prior_as_it_is():
+    label, logits = calibrated(4000, 2)
+    shift = np.array([0.0, 1.5])
+    assert fit_temperature(label, 2 * (logits - shift), shift) == pytest.approx(2, rel=0.1)
+
+
+def test_few_separated_rows_do_not_make_the_temperature_zero():
+    found = fit_temperature(np.array([0, 0, 1, 1]), np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]]))
+    assert found == pytest.approx(1 / np.log(3), rel=1e-3)  # the targets are 3/4
+
+
+def test_temperature_refuses_what_it_cannot_fit():
+    with pytest.raises(EvaluationError, match="labels must be 0 to 1, found 0 to 2"):
+        fit_temperature(np.array([0, 2]), np.zeros((2, 2)))
+    with pytest.raises(EvaluationError, match="hold NaN or infinite"):
+        fit_temperature(np.array([0, 1]), np.full((2, 2), np.nan))
+    with pytest.raises(EvaluationError, match="logits .N, K. and labels .N., found .0, 2. and .0,."):
+        fit_temperature(np.zeros(0, int), np.zeros((0, 2)))

@@ -10,7 +10,7 @@ import torch
 from tiny_cohort import GRID, MODALITIES, OPTIONS, write_scans, write_tiny_cohort
 
 from mmfusion.bundle import run_config
-from mmfusion.errors import CohortError, ManifestError, VoxelError
+from mmfusion.errors import CohortError, ManifestError, OptionError, VoxelError
 from mmfusion.predict import (
     Model,
     PrepareFusionBatch,
@@ -170,8 +170,6 @@ def test_read_predictions_asks_for_the_step_before(tmp_path):
 
 
 def test_prepare_for_refuses_what_cannot_be_predicted(tmp_path):
-    with pytest.raises(CohortError, match="no manifest is given: add --manifest"):
-        prepare_for(model(), None, tmp_path)
     manifest = write_scans(tmp_path, {"A": ["mr"]})
     with pytest.raises(CohortError, match="has none of the model's modalities ct, pet; it has mr"):
         prepare_for(model(modalities=("ct", "pet")), manifest, tmp_path)
@@ -253,7 +251,9 @@ def test_inference_of_one_modality_still_centers_on_the_reference(train, tmp_pat
 
 
 def test_inference_asks_for_a_manifest_and_a_run(tiny_run):
-    with pytest.raises(CohortError, match="no manifest is given: add --manifest"):
+    with pytest.raises(
+        OptionError, match="no manifest is given: add --manifest MANIFEST .manifest to prepare first, or"
+    ):
         run_config("inference", run_dir=str(tiny_run))
-    with pytest.raises(CohortError, match="no run is given: add --run"):
+    with pytest.raises(CohortError, match="template has no model.json: it is not a finished run or bundle"):
         run_config("inference", manifest="manifest.csv")

@@ -76,7 +76,9 @@ def test_options_of_a_run_are_all_there(tiny_run, tiny_cohort):
 
 def test_predictions_of_the_test_part(tiny_run):
     rows = rows_of(tiny_run / "predictions.csv")
-    columns = "case subject session part label p_benign p_malignant predicted modalities status reasons"
+    columns = (
+        "case subject session part label p_benign p_malignant predicted entropy epistemic modalities status reasons"
+    )
     assert list(rows[0]) == columns.split()
     part = {row["case"]: row["part"] for row in rows_of(tiny_run / "split.csv")}
     assert {row["case"] for row in rows} == {name for name in part if part[name] == "test"}

@@ -1,6 +1,7 @@
-"""MONAI bundles: the template they are written from, running one in this process, and what each run begins with."""
+"""MONAI bundles: writing them for a study, running one in this process, and what each run begins with."""
 
-from mmfusion.bundle.begin import begin, report
-from mmfusion.bundle.run import TEMPLATE, run_config, write_bundle
+from mmfusion.bundle.begin import begin, report, require, root
+from mmfusion.bundle.new import TEMPLATE, new_bundle, pack_model
+from mmfusion.bundle.run import run_config
 
-__all__ = ["TEMPLATE", "write_bundle", "run_config", "begin", "report"]
+__all__ = ["TEMPLATE", "new_bundle", "pack_model", "run_config", "begin", "root", "require", "report"]

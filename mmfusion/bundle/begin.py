@@ -44,6 +44,28 @@ def begin(seed: int | None = None, threads: int = 0) -> None:
         set_determinism(seed)
 
 
+def root() -> str:
+    """The bundle's folder: that of the configuration which ``python -m monai.bundle run`` was given, wherever it was
+    started; the current folder in other programs, which say ``bundle_root`` themselves."""
+    if not _under_monai():
+        return "."
+    names = _config_files(_given(sys.argv[2:]))
+    folder = Path(names[0]).resolve().parent if names else Path("configs").resolve()
+    return str(folder.parent if folder.name == "configs" else folder)
+
+
+def require(**values: Any) -> None:
+    """Refuse to run without an option that has no default, which a configuration can be read and checked without.
+
+    Raises:
+        OptionError: a value is None.
+    """
+    for name, value in values.items():
+        if value is None:
+            option = OPTIONS[name]
+            raise OptionError(f"no {name} is given: add --{name} {name.upper()} ({option.help})")
+
+
 def report(run: str | Path) -> Path:
     """Write ``report.html`` of a run, and say where it is."""
     path = write_report(Path(run))
@@ -60,12 +82,8 @@ def check_overrides(arguments: list[str]) -> None:
     Raises:
         OptionError: with the nearest name that exists.
     """
-    given = _pairs(arguments)
-    if "args_file" in given:
-        given = {**ConfigParser.load_config_file(given["args_file"]), **given}
-    files = given.get("config_file", "")
-    names = files if isinstance(files, list) else [part.strip(" '\"") for part in files.strip("[]()").split(",")]
-    config = ConfigParser.load_config_files([name for name in names if name])
+    given = _given(arguments)
+    config = ConfigParser.load_config_files(_config_files(given))
     refuse_unknown([name for name in given if name not in _OF_MONAI], config, "--")
 
 
@@ -80,6 +98,20 @@ def refuse_unknown(names: Iterable[str], config: Mapping[str, Any], dashes: str 
         if name not in parser:
             plain = [f"{dashes}{key}" for key in config if key in OPTIONS]
             raise OptionError(unknown("option", f"{dashes}{name}", plain))
+
+
+def _given(arguments: list[str]) -> dict[str, Any]:
+    """What the command line says, over what its ``--args_file`` says."""
+    given = _pairs(arguments)
+    if "args_file" in given:
+        given = {**ConfigParser.load_config_file(given["args_file"]), **given}
+    return given
+
+
+def _config_files(given: Mapping[str, Any]) -> list[str]:
+    files = given.get("config_file", "")
+    names = files if isinstance(files, list) else [part.strip(" '\"") for part in files.strip("[]()").split(",")]
+    return [name for name in names if name]
 
 
 def _pairs(arguments: list[str]) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from mmfusion.evaluation.curves import (
 )
 from mmfusion.evaluation.estimate import Estimate
 from mmfusion.evaluation.metrics import classification_metrics
-from mmfusion.evaluation.probability import choose_threshold, prior_correction
+from mmfusion.evaluation.probability import choose_threshold, fit_temperature, prior_correction
 
 __all__ = [
     "Estimate",
     "classification_metrics",
     "choose_threshold",
+    "fit_temperature",
     "prior_correction",
     "Difference",
     "compare",

@@ -1,19 +1,50 @@
-"""The one way from a trained network to probabilities: checked batches, corrected priors, one prediction file."""
+"""The one way from a trained network to probabilities: checked batches, calibrated answers, one prediction file."""
 
-from mmfusion.predict.batches import PrepareFusionBatch, check_batch, dataset_items
-from mmfusion.predict.model import Model, load_model, prepare_for, save_model
-from mmfusion.predict.predictions import PredictionsHandler, infer, probabilities, read_predictions, write_predictions
+from mmfusion.predict.batches import PrepareFusionBatch, check_batch, dataset_items, inference_items
+from mmfusion.predict.engines import export_model, load_engine
+from mmfusion.predict.model import (
+    Model,
+    load_model,
+    load_weights,
+    model_folder,
+    prepare_for,
+    read_model,
+    save_model,
+)
+from mmfusion.predict.predictions import (
+    PredictionsHandler,
+    infer,
+    prediction_rows,
+    prior_shift,
+    probabilities,
+    read_predictions,
+    uncertainty,
+    write_predictions,
+)
+from mmfusion.predict.run import joint_model, member_folders, predict_manifest
 
 __all__ = [
     "Model",
+    "read_model",
     "load_model",
+    "load_weights",
+    "model_folder",
     "save_model",
     "prepare_for",
+    "load_engine",
+    "export_model",
+    "predict_manifest",
+    "member_folders",
+    "joint_model",
     "dataset_items",
+    "inference_items",
     "check_batch",
     "PrepareFusionBatch",
     "infer",
+    "prior_shift",
     "probabilities",
+    "uncertainty",
+    "prediction_rows",
     "PredictionsHandler",
     "write_predictions",
     "read_predictions",

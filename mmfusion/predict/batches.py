@@ -11,6 +11,7 @@ from mmfusion.errors import CohortError, VoxelError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from mmfusion.predict.model import Model
     from mmfusion.prepare import Cohort, PreparedCase
 
 
@@ -45,6 +46,11 @@ def dataset_items(
     if not items:
         raise CohortError(f"no case of {cohort.folder} has any of the modalities {', '.join(modalities)} in this part")
     return items
+
+
+def inference_items(model: Model, cohort: Cohort | None) -> list[dict[str, Any]]:
+    """The items of all cases that a model can predict on; none where there is no cohort yet."""
+    return [] if cohort is None else dataset_items(cohort, cohort.cases, model.modalities)
 
 
 def check_batch(

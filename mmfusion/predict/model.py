@@ -11,15 +11,16 @@ import torch
 
 from mmfusion.errors import CohortError
 from mmfusion.io import atomic_path, write_json
-from mmfusion.networks import build
-from mmfusion.networks.decision import DecisionRule
 from mmfusion.prepare import prepare_cohort
 from mmfusion.progress import progress_line
 
 if TYPE_CHECKING:
+    from mmfusion.networks import FusionNetwork
     from mmfusion.prepare import Cohort
 
 _FORMAT = 1
+EXPORTS = {"torchscript": "model.ts", "onnx": "model.onnx"}
+"""Files beside ``model.pt`` that answer without this package, by the engine that runs them."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Model:
         training_prior: class shares that the loss saw (weights included), ``[K]``.
         target_prior: class shares of the training subjects, ``[K]``; probabilities are corrected to these.
         threshold: of the last class's probability, chosen on validation; None for more than two classes.
+        temperature: the logits are divided by it; fitted on validation, see
+            :func:`mmfusion.evaluation.fit_temperature`.
     """
 
     modalities: tuple[str, ...]
@@ -44,60 +47,134 @@ class Model:
     training_prior: tuple[float, ...]
     target_prior: tuple[float, ...]
     threshold: float | None = None
+    temperature: float = 1.0
 
-    def build(self) -> torch.nn.Module:
+    def build(self) -> FusionNetwork:
         """The network, untrained; its decision rule, if it has one, knows the prior that the loss sees."""
+        from mmfusion.networks import build  # late: MONAI takes seconds, and exported networks do without
+        from mmfusion.networks.decision import DecisionRule
+
         network = build(modalities=self.modalities, num_classes=len(self.classes), **self.network)
         if isinstance(rule := getattr(network, "rule", None), DecisionRule):
             rule.set_prior(self.training_prior)
         return network
 
 
-def save_model(folder: str | Path, network: torch.nn.Module, model: Model) -> None:
-    """Write ``model.pt`` and ``model.json`` into a run folder, each at once."""
+def save_model(folder: str | Path, network: torch.nn.Module, model: Model, *, dtype: str = "float32") -> None:
+    """Write ``model.pt`` and ``model.json``, each at once; exports of earlier weights in the folder are removed.
+
+    Args:
+        folder: a run folder, or the folder ``models`` of a bundle.
+        network: its weights are written, those of the network alone.
+        model: what else is needed.
+        dtype: ``float32``, or ``float16`` for half the size.
+
+    Raises:
+        CohortError: a weight does not fit ``dtype``.
+    """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    if dtype == "float16":
+        weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+        if large := [name for name, value in weights.items() if not value.isfinite().all()]:
+            raise CohortError(f"{large[0]} has a value that does not fit float16; use --dtype float32")
+    for name in EXPORTS.values():
+        (folder / name).unlink(missing_ok=True)
     with atomic_path(folder / "model.pt") as temporary:
         torch.save(weights, temporary)
     write_json({"format": _FORMAT, **asdict(model)}, folder / "model.json")
 
 
-def load_model(folder: str | Path | None) -> tuple[Model, torch.nn.Module]:
-    """Read a run folder's model: its description and the network with its weights, in evaluation mode.
+def model_folder(folder: str | Path | None) -> Path:
+    """Where ``model.json`` lies: in a run folder itself, in a bundle in its folder ``models``.
 
     Raises:
-        CohortError: the folder has no finished model.
+        CohortError: it is in neither.
     """
     if folder is None:
         raise CohortError("no run is given: add --run RUN, a folder that train.yaml wrote")
     folder = Path(str(folder))  # MONAI's command line turns --run 7 into a number
-    for name in ("model.json", "model.pt"):
-        if not (folder / name).is_file():
-            raise CohortError(f"{folder} has no {name}: it is not a finished run. Train first, or check --run")
-    facts = json.loads((folder / "model.json").read_text())
+    for place in (folder, folder / "models"):
+        if (place / "model.json").is_file():
+            return place
+    raise CohortError(f"{folder} has no model.json: it is not a finished run or bundle. Train first, or check --run")
+
+
+def read_model(folder: str | Path | None) -> Model:
+    """The description of a run's or bundle's model, without its weights.
+
+    Raises:
+        CohortError: the folder has no finished model, or one of another version.
+    """
+    file = model_folder(folder) / "model.json"
+    facts = json.loads(file.read_text())
     if facts.pop("format", None) != _FORMAT:
-        raise CohortError(f"{folder / 'model.json'} was written by another version of mmfusion; train again")
+        raise CohortError(f"{file} was written by another version of mmfusion; train again")
     for name in ("modalities", "classes", "training_prior", "target_prior"):
         facts[name] = tuple(facts[name])
-    model = Model(**facts)
+    return Model(**facts)
+
+
+def load_model(folder: str | Path | None) -> tuple[Model, FusionNetwork]:
+    """Read a run's or bundle's model: its description and the network with its weights, in evaluation mode.
+
+    Raises:
+        CohortError: the folder has no finished model, or weights that are not this network's.
+    """
+    model, file = read_model(folder), model_folder(folder) / "model.pt"
+    if not file.is_file():
+        raise CohortError(f"{file.parent} has no {file.name}: it is not a finished run or bundle. Train first")
     network = model.build()
-    network.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
+    network.load_state_dict(load_weights(file, network))
     return model, network.eval()
 
 
-def prepare_for(model: Model, manifest: str | Path | None, out: str | Path, workers: int = 0) -> Cohort:
+def load_weights(file: str | Path, network: FusionNetwork) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file, known to fit the network.
+
+    Raises:
+        CohortError: the file holds more than tensors, or the weights of another network.
+    """
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        own = network.state_dict()
+        fits = {name: value.shape for name, value in own.items()} == {n: v.shape for n, v in weights.items()}
+    except Exception as error:  # of pickle, zip and torch alike
+        raise CohortError(f"{file} is not a file of weights alone, as mmfusion writes it: {_first(error)}") from error
+    if not fits:
+        other = sorted(name for name in own.keys() | weights.keys() if name not in own or name not in weights)
+        other = other or sorted(name for name in own if own[name].shape != weights[name].shape)
+        raise CohortError(
+            f"{file} holds the weights of another network than strategy {network.strategy} with "
+            f"{', '.join(network.modalities)} and {network.num_classes} classes: {len(other)} of {len(own)} differ, "
+            f"as {other[0]}. Give the checkpoint of this model, or the options that it was trained with"
+        )
+    return weights
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def prepare_for(model: Model, manifest: str | Path, out: str | Path, workers: int = 0) -> Cohort:
     """Prepare the cases of a manifest as this model's training cases were, into the folder ``out``/cohort.
 
+    Instead of a manifest, a folder of DICOM studies or a BIDS tree will do: it is indexed to ``out``/manifest.csv.
     Modalities that the manifest lacks altogether are missing in every case.
 
     Raises:
-        CohortError: no manifest is given, or it has none of the network's modalities.
+        CohortError: the manifest has none of the network's modalities.
         ManifestError: the manifest has problems.
     """
-    from mmfusion.cohort import read_manifest
+    from mmfusion.cohort import build_index, read_manifest
 
-    if manifest is None:
-        raise CohortError("no manifest is given: add --manifest MANIFEST, a table of the cases to predict on")
+    manifest = Path(str(manifest))
+    if manifest.is_dir():
+        indexed = Path(out) / "manifest.csv"
+        indexed.parent.mkdir(parents=True, exist_ok=True)
+        build_index(manifest).write(indexed)
+        manifest = indexed
     there = {name for case in read_manifest(manifest) for name in case.images}
     if not there & set(model.modalities):
         raise CohortError(

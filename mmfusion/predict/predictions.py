@@ -1,22 +1,25 @@
-"""Predictions: logits to probabilities, and the one file that holds them.
+"""Predictions: logits to calibrated probabilities, and the files that hold them.
 
-``predictions.csv`` has one row a case: case, subject, session, part, label, ``p_<class>`` for each class,
-predicted, modalities (those that were used), status (done, doubtful or failed preparation) and reasons. A case
-without a prediction has empty cells and a reason.
+``predictions.csv`` has one row a case: case, subject, session, part, label, ``p_<class>`` for each class, predicted,
+entropy, epistemic, modalities (those that were used), status (done, doubtful or failed preparation) and reasons. A case
+without a prediction has empty cells and a reason. ``predictions/<case>.json`` says the same of one case, and what
+preparing measured.
 """
 
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.special import entr
 
 from mmfusion.errors import CohortError
 from mmfusion.evaluation import prior_correction
-from mmfusion.io import write_csv
+from mmfusion.io import write_csv, write_json
 from mmfusion.predict.batches import PrepareFusionBatch
 
 if TYPE_CHECKING:
@@ -26,10 +29,31 @@ if TYPE_CHECKING:
     from mmfusion.prepare import Cohort
 
 
+def prior_shift(model: Model) -> np.ndarray:
+    """``[K]`` log of the target prior over the training prior, which corrects logits to the target."""
+    training, target = np.array(model.training_prior), np.array(model.target_prior)
+    return np.asarray(np.log(target / target.sum()) - np.log(training / training.sum()))
+
+
 def probabilities(logits: torch.Tensor, model: Model) -> np.ndarray:
-    """``[B, K]`` logits to ``[B, K]`` class probabilities at the prior of the training subjects."""
-    shares = torch.softmax(logits.detach().float().cpu(), -1).double().numpy()
+    """``[B, K]`` logits to ``[B, K]`` calibrated class probabilities at the prior of the training subjects."""
+    shares = torch.softmax(logits.detach().double().cpu() / model.temperature, -1).numpy()
     return prior_correction(shares, np.array(model.training_prior), np.array(model.target_prior))
+
+
+def uncertainty(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How sure the mean of several models is, in nats.
+
+    Args:
+        members: probabilities ``[S, B, K]`` of S models, or of S samples of one.
+
+    Returns:
+        ``[B]`` entropy of the mean, and the part of it that the members' disagreement makes (mutual information;
+        Depeweg et al., ICML 2018), 0 for a single one.
+    """
+    mean = members.mean(0)
+    entropy = entr(mean).sum(1)
+    return entropy, np.maximum(entropy - entr(members).sum(2).mean(0), 0.0)
 
 
 def infer(network: torch.nn.Module, loader: Iterable[Mapping[str, Any]], device: Any = "cpu") -> torch.Tensor:
@@ -51,10 +75,13 @@ class PredictionsHandler:
         model: gives classes, prior and threshold.
         part: text for the column ``part``.
         cohort: adds the status of its cases, and a row for each of those without a prediction.
+        each: also write ``predictions/<case>.json``.
     """
 
-    def __init__(self, path: str | Path, model: Model, part: str = "", cohort: Cohort | None = None) -> None:
-        self.path, self.model, self.part, self.cohort = Path(path), model, part, cohort
+    def __init__(
+        self, path: str | Path, model: Model, part: str = "", cohort: Cohort | None = None, each: bool = False
+    ) -> None:
+        self.path, self.model, self.part, self.cohort, self.each = Path(path), model, part, cohort, each
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Any) -> None:
@@ -69,16 +96,32 @@ class PredictionsHandler:
         self.rows = []
 
     def _collect(self, engine: Any) -> None:
-        batch, shares = engine.state.batch, probabilities(engine.state.output["pred"], self.model)
-        names = ("case", "subject", "session", "modalities")
-        labels = batch["label"].tolist() if "label" in batch else [None] * len(shares)
-        for row, label in enumerate(labels):
-            facts = {name: batch[name][row] for name in names}
-            known = "" if label is None else self.model.classes[label]
-            self.rows.append({**facts, "part": self.part, "label": known} | _outcome(shares[row], self.model))
+        shares = probabilities(engine.state.output["pred"], self.model)
+        self.rows += prediction_rows(engine.state.batch, shares[None], self.model)
 
     def _write(self, _: Any) -> None:
-        write_predictions(self.path, self.rows, self.model, self.part, self.cohort)
+        write_predictions(self.path, self.rows, self.model, self.part, self.cohort, each=self.each)
+
+
+def prediction_rows(batch: Mapping[str, Any], members: np.ndarray, model: Model) -> list[dict[str, Any]]:
+    """A row of ``predictions.csv`` for each case of a batch.
+
+    Args:
+        batch: lists ``case``, ``subject``, ``session``, ``modalities``; and ``label [B]`` where it is known.
+        members: probabilities ``[S, B, K]`` of each model of an ensemble; their mean is the prediction.
+        model: gives classes and threshold.
+    """
+    shares, (entropy, epistemic), rows = members.mean(0), uncertainty(members), []
+    labels = batch["label"].tolist() if "label" in batch else [None] * len(shares)
+    for row, label in enumerate(labels):
+        facts = {name: batch[name][row] for name in ("case", "subject", "session", "modalities")}
+        known = "" if label is None else model.classes[label]
+        sure = {
+            "entropy": round(float(entropy[row]), 6),
+            "epistemic": round(float(epistemic[row]), 6) if len(members) > 1 else "",
+        }
+        rows.append({**facts, "label": known} | _outcome(shares[row], model) | sure)
+    return rows
 
 
 def _outcome(shares: np.ndarray, model: Model) -> dict[str, Any]:
@@ -91,21 +134,68 @@ def _outcome(shares: np.ndarray, model: Model) -> dict[str, Any]:
 
 
 def write_predictions(
-    path: Path, rows: Sequence[Mapping[str, Any]], model: Model, part: str = "", cohort: Cohort | None = None
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    model: Model,
+    part: str = "",
+    cohort: Cohort | None = None,
+    *,
+    each: bool = False,
 ) -> None:
-    """Write ``predictions.csv``; with ``cohort``, every case of it, those without a prediction too."""
+    """Write ``predictions.csv``; with ``cohort``, every case of it, those without a prediction too.
+
+    With ``each``, also ``predictions/<case>.json`` beside it, in place of those of an earlier call.
+    """
     shares = [f"p_{name}" for name in model.classes]
-    columns = ["case", "subject", "session", "part", "label", *shares, "predicted", "modalities", "status", "reasons"]
-    out = [dict(row) for row in rows]
+    columns = ["case", "subject", "session", "part", "label", *shares, "predicted", "entropy", "epistemic"]
+    columns += ["modalities", "status", "reasons"]
+    out = [{**row, "part": part} for row in rows]
+    prepared: dict[str, Mapping[str, Any]] = {}
     if cohort is not None:
-        known = {row["case"]: row for row in cohort.rows}
+        prepared = {row["case"]: row for row in cohort.rows}
         for row in out:
-            prepared = known.pop(row["case"])
-            row |= {name: prepared[name] for name in ("label", "status", "reasons")}
-        for row in known.values():
+            row |= {name: prepared[row["case"]][name] for name in ("label", "status", "reasons")}
+        for name in prepared.keys() - {row["case"] for row in out}:
+            row = dict(prepared[name])
             why = row["reasons"] if row["status"] == "failed" else f"has none of {', '.join(model.modalities)}"
             out.append({**row, "part": part, "modalities": "", "reasons": why})
+        order = list(prepared)
+        out[len(rows) :] = sorted(out[len(rows) :], key=lambda row: order.index(row["case"]))
     write_csv(out, path, columns)
+    if each:
+        folder = path.with_suffix("")
+        shutil.rmtree(folder, ignore_errors=True)
+        for row in out:
+            write_json(_as_json(row, prepared.get(row["case"], {}), model), folder / f"{row['case']}.json")
+
+
+def _as_json(row: Mapping[str, Any], prepared: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """One case for other programs: its prediction, and what preparing found."""
+    used, done = row["modalities"].split(), bool(row.get("predicted"))
+    measured = {
+        name: {key.removeprefix(f"{name}_"): value for key, value in prepared.items() if key.startswith(f"{name}_")}
+        for name in model.case["modalities"]
+    }
+    return {
+        "case": row["case"],
+        "subject": row["subject"],
+        "session": row["session"],
+        "probabilities": {name: row[f"p_{name}"] for name in model.classes} if done else None,
+        "predicted": row["predicted"] if done else None,
+        "threshold": model.threshold,
+        "uncertainty": {name: row[name] if row[name] != "" else None for name in ("entropy", "epistemic")}
+        if done
+        else None,
+        "modalities_used": used,
+        "modalities_absent": [name for name in model.modalities if name not in used],
+        "preparation": {
+            "status": row.get("status", ""),
+            "reasons": [reason for reason in str(row.get("reasons", "")).split(" | ") if reason],
+            "reference": prepared.get("reference", ""),
+            "modalities": {name: facts for name, facts in measured.items() if any(facts.values())},
+        },
+        "notice": "Research use only; not a medical device",
+    }
 
 
 def read_predictions(path: str | Path) -> list[dict[str, str]]:

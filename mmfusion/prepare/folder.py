@@ -132,6 +132,22 @@ def open_cohort(folder: str | Path) -> Cohort:
     return Cohort(folder, resolve({k: v for k, v in options.items() if k in resolve({}, "case")}, "case"), rows)
 
 
+def load_image(file: str | Path, wanted: Sequence[str], stored: Sequence[str]) -> np.ndarray:
+    """A prepared case ``[M, D, H, W]`` float32 with the wanted channels in order.
+
+    Args:
+        file: ``image.npy`` of a cohort.
+        wanted: modalities; one that is not stored becomes a channel of zeros.
+        stored: the cohort's modalities, the channels of the file.
+    """
+    array = np.load(file, mmap_mode="r")
+    image = np.zeros((len(wanted), *array.shape[1:]), np.float32)
+    for channel, name in zip(image, wanted, strict=True):
+        if name in stored:
+            channel[...] = array[list(stored).index(name)]
+    return image
+
+
 def write_cohort(
     out: Path, options: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, qc: bool = True
 ) -> Cohort:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,9 +10,18 @@ import numpy as np
 import torch
 
 from mmfusion.errors import CohortError
-from mmfusion.evaluation import choose_threshold, classification_metrics, compare
+from mmfusion.evaluation import choose_threshold, classification_metrics, compare, fit_temperature
 from mmfusion.io import write_json
-from mmfusion.predict import PrepareFusionBatch, infer, load_model, probabilities, read_predictions, save_model
+from mmfusion.predict import (
+    PrepareFusionBatch,
+    infer,
+    load_weights,
+    prior_shift,
+    probabilities,
+    read_model,
+    read_predictions,
+    save_model,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -22,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str, Any]], device: Any = "cpu") -> Path:
-    """Load the best weights, fit the decision rule and choose the threshold on validation, write the finished model.
+    """Load the best weights; fit decision rule, temperature and threshold on validation; write the finished model.
 
     Args:
         study: what was trained on.
@@ -38,17 +48,17 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
         raise CohortError(
             f"{study.run} has no checkpoints/best.pt: no epoch was validated. Train longer, or lower val_interval"
         )
-    network.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
+    network.load_state_dict(load_weights(best, cast("FusionNetwork", network)))
     network.to(device)
     rule = cast("DecisionRule | None", getattr(network, "rule", None))
     if rule is not None and rule.learns:
         rule.fit(*voices(cast("FusionNetwork", network), loader, device), study.class_weight)
-    threshold = None
+    labels, logits = np.array([item["label"] for item in study.items("validation")]), infer(network, loader, device)
+    model = study.model()
+    model = replace(model, temperature=fit_temperature(labels, logits.double().numpy(), prior_shift(model)))
     if len(study.classes) == 2:
-        shares = probabilities(infer(network, loader, device), study.model())[:, 1]
-        labels = np.array([item["label"] for item in study.items("validation")])
-        threshold = choose_threshold(labels, shares)
-    save_model(study.run, network, study.model(threshold))
+        model = replace(model, threshold=choose_threshold(labels, probabilities(logits, model)[:, 1]))
+    save_model(study.run, network, model)
     return study.run
 
 
@@ -95,7 +105,7 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
         CohortError: there are no predictions, or they have no labels.
     """
     run = Path(run)
-    model, _ = load_model(run)
+    model = read_model(run)
     rows = {row["case"]: row for row in read_predictions(run / "predictions.csv") if row["label"]}
     if not rows:
         raise CohortError(f"{run / 'predictions.csv'} has no labels; metrics need them")

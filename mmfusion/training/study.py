@@ -83,8 +83,8 @@ class Study:
             return None
         return [1 / (len(self.classes) * share) for share in self.class_shares]
 
-    def model(self, threshold: float | None = None) -> Model:
-        """What inference needs to know beside the weights."""
+    def model(self) -> Model:
+        """What inference needs to know beside the weights; temperature and threshold come with :func:`finish`."""
         weighted = [
             s * w for s, w in zip(self.class_shares, self.class_weight or [1.0] * len(self.classes), strict=True)
         ]
@@ -95,7 +95,6 @@ class Study:
             case=self.cohort.options,
             training_prior=tuple(weighted),
             target_prior=tuple(self.class_shares),
-            threshold=threshold,
         )
 
     def summary(self, device: Any = "cpu") -> str:

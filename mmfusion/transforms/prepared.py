@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from monai.transforms import Transform
 
 from mmfusion.cohort import Case
 from mmfusion.io import PET_DETAILS
 from mmfusion.options import resolve
-from mmfusion.prepare import prepare_case
+from mmfusion.prepare import load_image, prepare_case
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -62,12 +61,7 @@ class LoadPreparedCased(Transform):
     """
 
     def __init__(self, wanted: Sequence[str], stored: Sequence[str]) -> None:
-        self.channels = [list(stored).index(name) if name in stored else None for name in wanted]
+        self.wanted, self.stored = list(wanted), list(stored)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        stored = np.load(data["image"], mmap_mode="r")
-        image = np.zeros((len(self.channels), *stored.shape[1:]), np.float32)
-        for out, channel in zip(image, self.channels, strict=True):
-            if channel is not None:
-                out[...] = stored[channel]
-        return {**data, "image": torch.from_numpy(image)}
+        return {**data, "image": torch.from_numpy(load_image(data["image"], self.wanted, self.stored))}

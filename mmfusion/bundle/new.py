@@ -1,0 +1,125 @@
+"""Bundles as folders: written for a study from the template, and given the weights that were trained with them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mmfusion.errors import CohortError, OptionError
+from mmfusion.io import write_json, write_text
+from mmfusion.networks import build
+from mmfusion.options import GROUPS, resolve
+from mmfusion.predict import load_model, save_model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TEMPLATE = Path(__file__).parent / "template"
+"""The bundle that ships with the package; those in ``bundles/`` are written from it."""
+
+_MODALITIES, _CLASSES = ("ct", "pet", "mr"), ("negative", "positive")
+
+
+def new_bundle(folder: str | Path, **options: Any) -> Path:
+    """Write a bundle for a study: the template, with these options in its ``train.yaml``, metadata and docs.
+
+    Args:
+        folder: the bundle, of which the last part is its name; made here.
+        options: group ``bundle new`` of :mod:`mmfusion.options`; those that are None stay as they are. Without
+            ``modalities`` and ``classes``, training takes those of its cohort.
+
+    Raises:
+        CohortError: the folder is there and not empty.
+        OptionError, NetworkError: an option does not fit, or the network cannot be.
+    """
+    folder, given = Path(folder), {name: value for name, value in options.items() if value is not None}
+    chosen = resolve(given, "bundle new")
+    modalities, classes = chosen["modalities"] or list(_MODALITIES), chosen["classes"] or list(_CLASSES)
+    if len(classes) < 2:
+        raise OptionError(f"option classes takes at least two class labels, found {' '.join(classes)}")
+    build(modalities=modalities, num_classes=len(classes), **{name: chosen[name] for name in GROUPS["network"]})
+    if folder.exists() and any(folder.iterdir()):
+        raise CohortError(f"{folder} is not empty; choose a new folder for the bundle")
+    shutil.copytree(TEMPLATE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    train = folder / "configs" / "train.yaml"
+    write_text(_with_options(train.read_text(), {name: chosen[name] for name in given}), train)
+    name = folder.resolve().name
+    _describe(folder, modalities, classes, chosen["strategy"], name=name)
+    readme = folder / "docs" / "README.md"
+    words = {"NAME": name, "TITLE": _title(name), "MODALITIES": ", ".join(modalities), "CLASSES": ", ".join(classes)}
+    words |= {"STRATEGY": chosen["strategy"], "ENCODER": str(chosen["encoder"]), "CHANNELS": str(len(modalities))}
+    text = readme.read_text()
+    for word, value in words.items():
+        text = text.replace("{" + word + "}", value)
+    write_text(text, readme)
+    return folder
+
+
+def pack_model(bundle: str | Path, run: str | Path, *, dtype: str = "float32") -> Path:
+    """Put the finished model of a run into a bundle, whose metadata then say what it takes and gives.
+
+    Args:
+        bundle: a bundle's folder.
+        run: a run folder that ``train.yaml`` wrote.
+        dtype: of the weights, ``float32`` or ``float16``.
+
+    Returns:
+        The bundle's ``models/model.pt``.
+
+    Raises:
+        CohortError: ``bundle`` is no bundle, the run has no finished model, or a weight does not fit ``dtype``.
+    """
+    bundle = Path(bundle)
+    if not (bundle / "configs" / "metadata.json").is_file():
+        raise CohortError(f"{bundle} has no configs/metadata.json: it is not a bundle. Make one: mmfusion bundle new")
+    model, network = load_model(run)
+    save_model(bundle / "models", network, model, dtype=dtype)
+    _describe(bundle, model.modalities, model.classes, model.network["strategy"])
+    return bundle / "models" / "model.pt"
+
+
+def _with_options(text: str, options: dict[str, Any]) -> str:
+    """A configuration with other values in its block of options; comments stay in their column."""
+    for name, value in options.items():
+        written = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+        found = re.search(rf"^{name}: .*?(?P<comment> *(?:#.*)?)$", text, flags=re.MULTILINE)
+        if found is None:
+            raise OptionError(f"option {name} is not among the options of the template's train.yaml")
+        comment = found["comment"].strip()
+        column = found.end() - len(comment) - found.start()
+        line = f"{name}: {written} ".ljust(column) + comment if comment else f"{name}: {written}"
+        text = text[: found.start()] + line + text[found.end() :]
+    return text
+
+
+def _describe(
+    bundle: Path, modalities: Sequence[str], classes: Sequence[str], strategy: str, *, name: str | None = None
+) -> None:
+    """Write what the network takes and gives into the bundle's metadata."""
+    file = bundle / "configs" / "metadata.json"
+    facts = json.loads(file.read_text())
+    if name:
+        facts["name"] = _title(name)
+    facts["task"] = f"Classification of a subject from {', '.join(modalities)}, any of which may be missing"
+    facts["description"] = (
+        f"Fuses {', '.join(modalities)} by strategy {strategy} and tells {', '.join(classes)} apart. Research use only."
+    )
+    facts["image_classes"] = f"{len(modalities)} channels, {', '.join(modalities)}, each about 0..1; absent ones are 0"
+    image, pred = facts["network_data_format"]["inputs"]["image"], facts["network_data_format"]["outputs"]["pred"]
+    image["modality"] = ", ".join(one.upper() for one in modalities)
+    image["num_channels"] = len(modalities)
+    image["channel_def"] = {str(number): one for number, one in enumerate(modalities)}
+    pred["num_channels"], pred["spatial_shape"] = len(classes), [1, len(classes)]
+    pred["channel_def"] = {str(number): one for number, one in enumerate(classes)}
+    write_json(facts, file)
+
+
+def _title(name: str) -> str:
+    """``m3t_fusion`` as a heading: M3T fusion."""
+    words = " ".join(word.upper() if any(map(str.isdigit, word)) else word for word in name.split("_"))
+    return words[:1].upper() + words[1:]

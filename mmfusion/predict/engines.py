@@ -1,0 +1,100 @@
+"""What answers for a trained model: PyTorch, TorchScript or ONNX Runtime; and the files of the latter two."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmfusion.errors import CohortError, OptionError
+from mmfusion.options import unknown
+from mmfusion.predict.model import EXPORTS, Model, load_model, model_folder, read_model
+
+Engine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From ``image [B, M, D, H, W]`` and ``present [B, M]`` to logits ``[B, K]`` on the CPU."""
+
+
+def load_engine(folder: str | Path, engine: str = "eager", device: Any = "cpu") -> tuple[Model, Engine]:
+    """The model of a run or bundle, ready to answer.
+
+    Args:
+        folder: a run folder or a bundle.
+        engine: ``eager`` runs the network in PyTorch; ``torchscript`` and ``onnx`` run ``model.ts`` and ``model.onnx``
+            that :func:`export_model`, or MONAI's ``ckpt_export`` and ``onnx_export``, wrote beside ``model.pt``.
+        device: of eager and TorchScript, as ``cuda``; ONNX runs on the CPU.
+
+    Raises:
+        OptionError: an unknown engine.
+        CohortError: no finished model, no such export, or one of other modalities.
+    """
+    if engine == "eager":
+        model, network = load_model(folder)
+        return model, _module_answer(network.to(device), device)
+    if engine not in EXPORTS:
+        raise OptionError(unknown("engine", engine, ("eager", *EXPORTS)))
+    model, file = read_model(folder), model_folder(folder) / EXPORTS[engine]
+    if not file.is_file():
+        raise CohortError(f"{file.parent} has no {file.name}: run mmfusion export {folder} --engine {engine}")
+    if engine == "onnx":
+        return model, _onnx_answer(file, model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        return model, _module_answer(torch.jit.load(str(file), map_location=device).eval(), device)
+
+
+def export_model(folder: str | Path, engine: str) -> Path:
+    """Write ``model.ts`` or ``model.onnx`` beside a model's weights, compared with the network before it is kept.
+
+    The ONNX file takes ``image [B, M, *size]`` of the size that the model's cases are prepared to, and ``present
+    [B, M]``, both float32, and gives ``pred [B, K]``, the logits; B is free.
+
+    Raises:
+        OptionError: an unknown engine.
+        NetworkError: the package onnx is missing, or the file answers otherwise than the network.
+    """
+    from mmfusion.networks import export_onnx, export_torchscript  # late, as it takes MONAI
+
+    if engine not in EXPORTS:
+        raise OptionError(unknown("engine", engine, EXPORTS))
+    model, network = load_model(folder)
+    write = export_onnx if engine == "onnx" else export_torchscript
+    file = model_folder(folder) / EXPORTS[engine]
+    write(network, file, model.case["size"])
+    return file
+
+
+def _module_answer(module: torch.nn.Module, device: Any) -> Engine:
+    def answer(image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return module(image.to(device), present.to(device)).float().cpu()
+
+    return answer
+
+
+def _onnx_answer(file: Path, model: Model) -> Engine:
+    """A session of ONNX Runtime; a file without the input ``present`` takes channels of zeros as absent."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise CohortError("engine onnx needs the package onnxruntime: pip install 'mmfusion[onnx]'")
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+    names = {one.name for one in session.get_inputs()}
+    channels = session.get_inputs()[0].shape[1]
+    if channels != len(model.modalities):
+        raise CohortError(
+            f"{file} takes {channels} channels, the model has {len(model.modalities)} ({', '.join(model.modalities)}); "
+            f"export it again: mmfusion export {file.parent} --engine onnx"
+        )
+
+    def answer(image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        given = {"image": image.float().numpy(), "present": present.float().numpy()}
+        feed = {name: value for name, value in given.items() if name in names}
+        return torch.from_numpy(session.run(["pred"], feed)[0])
+
+    return answer

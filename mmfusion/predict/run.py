@@ -1,0 +1,104 @@
+"""``mmfusion predict``: from raw scans to ``predictions.csv``, with nothing of the bundle executed.
+
+Of a bundle only ``models/model.json`` and the weights are read (or the exported network, by its runtime): its YAML
+files can run any code, and are never opened here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmfusion.errors import CohortError
+from mmfusion.predict.batches import check_batch, inference_items
+from mmfusion.predict.engines import Engine, load_engine
+from mmfusion.predict.model import Model, prepare_for
+from mmfusion.predict.predictions import prediction_rows, probabilities, write_predictions
+from mmfusion.prepare import Cohort, load_image
+
+Progress = Callable[[int, int, str], None]
+
+
+def predict_manifest(
+    folder: str | Path,
+    manifest: str | Path,
+    out: str | Path,
+    *,
+    engine: str = "eager",
+    batch_size: int = 8,
+    workers: int = 0,
+    device: Any = "cpu",
+    progress: Progress | None = None,
+) -> Path:
+    """Prepare raw scans as the training's were, and write their class probabilities.
+
+    Args:
+        folder: a bundle, a run folder, or a folder of ``fold_*`` runs, whose probabilities are averaged.
+        manifest: table of the cases, see :func:`mmfusion.cohort.read_manifest`; or a folder of DICOM studies.
+        out: the folder to write: ``predictions.csv``, ``predictions/<case>.json``, ``cohort/`` with ``qc.html``.
+        engine: ``eager``, ``torchscript`` or ``onnx``, see :func:`~mmfusion.predict.load_engine`.
+        batch_size: cases that the network sees at once.
+        workers: processes that prepare cases; 0 means one a core.
+        device: of the network.
+        progress: called with (done, all, words) after each batch.
+
+    Returns:
+        The path of ``predictions.csv``.
+
+    Raises:
+        CohortError, ManifestError, OptionError: see :func:`~mmfusion.predict.prepare_for` and
+            :func:`~mmfusion.predict.load_engine`; or the folds do not belong together.
+    """
+    members = [load_engine(one, engine, device) for one in member_folders(folder)]
+    model = joint_model([one for one, _ in members])
+    cohort = prepare_for(model, manifest, out, workers=workers)
+    path = Path(out) / "predictions.csv"
+    rows = list(_rows(members, model, cohort, batch_size, progress))
+    write_predictions(path, rows, model, "inference", cohort, each=True)
+    return path
+
+
+def member_folders(folder: str | Path) -> list[Path]:
+    """The runs ``fold_*`` of a cross-validation, in their order; or the folder itself, if it has none."""
+    folds = [one for one in Path(folder).glob("fold_*") if (one / "model.json").is_file()]
+    return sorted(folds, key=lambda one: (len(one.name), one.name)) or [Path(folder)]
+
+
+def joint_model(models: Sequence[Model]) -> Model:
+    """What the members of an ensemble have in common; their thresholds are averaged.
+
+    Raises:
+        CohortError: they differ in modalities, classes, or how cases are prepared.
+    """
+    first = models[0]
+    for model in models[1:]:
+        for name in ("modalities", "classes", "case"):
+            if getattr(model, name) != getattr(first, name):
+                raise CohortError(
+                    f"the members of an ensemble must have the same {name}, found {getattr(first, name)} and "
+                    f"{getattr(model, name)}; train the folds with the same options"
+                )
+    thresholds = [one.threshold for one in models if one.threshold is not None]
+    return replace(first, threshold=float(np.mean(thresholds)) if thresholds else None)
+
+
+def _rows(
+    members: Sequence[tuple[Model, Engine]], model: Model, cohort: Cohort, batch_size: int, progress: Progress | None
+) -> Iterator[Mapping[str, Any]]:
+    """The rows of all cases that have one of the model's modalities, a batch at a time."""
+    items = inference_items(model, cohort)
+    for start in range(0, len(items), batch_size):
+        part = items[start : start + batch_size]
+        batch = {name: [one[name] for one in part] for name in ("case", "subject", "session", "modalities")}
+        images = [load_image(one["image"], model.modalities, cohort.modalities) for one in part]
+        image, present = torch.from_numpy(np.stack(images)), torch.stack([one["present"] for one in part])
+        check_batch(image, present, batch["case"])
+        said = np.stack([probabilities(answer(image, present), about) for about, answer in members])
+        yield from prediction_rows(batch, said, model)
+        if progress:
+            progress(start + len(part), len(items), "predicted")
