@@ -105,7 +105,12 @@ def test_a_new_bundle_holds_the_options_of_its_study(tmp_path):
     assert network["inputs"]["image"]["channel_def"] == {"0": "pet", "1": "t1"}
     assert network["outputs"]["pred"]["channel_def"] == {"0": "0", "1": "yes"}
     page = (folder / "docs" / "README.md").read_text()
-    assert page.startswith("# My study\n") and "`image [B, 2, D, H, W]` (pet, t1)" in page and "{" not in page
+    assert (
+        page.startswith("# My study\n")
+        and "`image [B, 2, D, H, W]`" in page
+        and "| modalities | pet, t1 |" in page
+        and "{" not in page
+    )
     assert (folder / "LICENSE").read_bytes() == (PROJECT / "LICENSE").read_bytes()
 
 

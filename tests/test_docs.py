@@ -23,7 +23,7 @@ PAGES = sorted(
     if not {"runs", "build", "dist", "node_modules"} & set(path.relative_to(ROOT).parts)
     and not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 )
-BUNDLE = ROOT / "bundles" / "pet_ct_mr_fusion_classification"
+BUNDLE = ROOT / "bundles" / "feature_fusion_classification"
 
 
 def option_rows(page):
@@ -75,7 +75,9 @@ def test_prose_wraps(page):
         assert free or len(line) <= 120, f"{page.name} line {number} has {len(line)} characters"
 
 
-@pytest.mark.parametrize("page", ["docs/manifest.md", "docs/preparing.md", "docs/training.md", "docs/demo.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/manifest.md", "docs/preparing.md", "docs/training.md", "docs/bundles.md", "docs/demo.md"]
+)
 def test_the_options_in_the_tables_exist_and_have_these_defaults(page):
     rows = option_rows(page)
     assert rows
@@ -85,7 +87,7 @@ def test_the_options_in_the_tables_exist_and_have_these_defaults(page):
 
 
 def test_every_option_is_in_a_table():
-    pages = ("docs/manifest.md", "docs/preparing.md", "docs/training.md", "docs/demo.md")
+    pages = tuple(f"docs/{name}.md" for name in ("manifest", "preparing", "training", "bundles", "demo"))
     assert {name for page in pages for name, _ in option_rows(page)} == set(OPTIONS)
     assert {name for name, _ in option_rows("docs/preparing.md")} >= set(GROUPS["prepare"])
 
@@ -145,5 +147,13 @@ def test_pictures_are_small():
 def test_the_bundle_has_its_page_and_license():
     assert (BUNDLE / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     page = (BUNDLE / "docs" / "README.md").read_text()
-    for heading in ("Description", "Intended use", "Data", "Preprocessing", "Performance", "Commands", "Limitations"):
+    for heading in (
+        "Model description",
+        "Intended use",
+        "Data",
+        "Preprocessing",
+        "Performance",
+        "Commands",
+        "Limitations",
+    ):
         assert f"## {heading}" in page
