@@ -73,6 +73,22 @@ def test_the_bundle_configuration_predicts_the_same(bundle, scans, predicted, tm
     assert mine == theirs
 
 
+def test_cases_are_prepared_as_those_of_the_training_were(train, tmp_path):
+    """The same scans, once in a cohort to train on and once as new cases: the same tensors, to the bit."""
+    manifest = write_scans(
+        tmp_path, {name: (("ct", "pet", "mr"), ("pet", "mr"))[n % 2] for n, name in enumerate("ABCDEFGH")}
+    )
+    lines = manifest.read_text().splitlines()
+    known = tmp_path / "known.csv"
+    known.write_text("\n".join([f"{lines[0]},label", *(f"{line},{n // 2 % 2}" for n, line in enumerate(lines[1:]))]))
+    grid = {"spacing": [6.0, 5.0, 7.0], "size": [15, 20, 13], "suv_max": 7.0, "ct_window": [-100.0, 300.0]}
+    shares = {"test_share": 0.0, "validation_share": 0.5}
+    run = train(tmp_path / "run", cohort=None, manifest=str(known), epochs=1, workers=1, **grid, **shares)
+    predict_manifest(run, manifest, tmp_path / "out", workers=1)
+    trained, new = (sorted((folder / "cohort" / "cases").glob("*/image.npy")) for folder in (run, tmp_path / "out"))
+    assert len(trained) == 8 and [a.read_bytes() for a in trained] == [b.read_bytes() for b in new]
+
+
 def test_a_case_has_its_own_file(bundle, predicted):
     facts = json.loads((predicted.parent / "predictions" / "B.json").read_text())
     row = read_predictions(predicted)[1]
