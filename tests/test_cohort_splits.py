@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-from mmfusion.cohort import Case, folds, leakage, refuse_leakage, split_cases
+from mmfusion.cohort import Case, fold_parts, folds, leakage, refuse_leakage, split_cases
 from mmfusion.errors import LeakageError, ManifestError, OptionError
 
 
@@ -189,3 +189,91 @@ def test_too_many_or_too_few_folds() -> None:
         folds(subjects(3, "1") + subjects(9, "0"), 5)
     with pytest.raises(OptionError, match="at least 2 folds, found 1"):
         folds(cohort(0), 1)
+
+
+# one fold of a cross-validation
+
+
+def test_draws_stay_what_they_were() -> None:
+    cases = subjects(9, "0") + subjects(9, "1")
+    parts, number = split_cases(cases, seed=3), folds(cases, 3, seed=3)
+    found = {part: " ".join(id for id in parts if parts[id] == part) for part in ("validation", "test")}
+    assert found == {"validation": "000 003 101 103", "test": "001 006 100 104"}
+    assert "".join(str(number[case.id]) for case in cases) == "202101012211021002"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_folds_spread_cases_and_classes_as_scikit_learn_does_at_best(seed: int) -> None:
+    cases, k = cohort(seed, classes=3), 4
+    label, subject = np.array([case.label for case in cases]), np.array([case.subject for case in cases])
+    dealt = folds(cases, k, seed)
+    ours = np.array([dealt[case.id] for case in cases])
+    theirs = np.zeros(len(cases), int)
+    for number, (_, test) in enumerate(
+        StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(ours, label, subject)
+    ):
+        theirs[test] = number
+
+    def spread(fold: np.ndarray) -> int:
+        """Of the subjects of a class in a fold, the largest minus the smallest number."""
+        count = [[len(set(subject[(fold == f) & (label == one)])) for f in range(k)] for one in set(label)]
+        return int(np.ptp(count, axis=1).max())
+
+    for fold in (ours, theirs):
+        assert all(len(set(fold[subject == one])) == 1 for one in set(subject))
+    assert spread(ours) <= 1 and spread(ours) <= spread(theirs)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_of_all_folds(seed: int) -> None:
+    cases, k = cohort(seed, classes=2 + seed % 2, least=15), 3 + seed % 3
+    number = folds(cases, k, seed)
+    parts = [fold_parts(cases, number, fold, validation=0.25, seed=seed) for fold in range(k)]
+    for fold, one in enumerate(parts):
+        assert one.keys() == number.keys() and leakage(cases, one) == ""
+        assert {id for id in one if one[id] == "test"} == {id for id in number if number[id] == fold}
+        groups = by_part(cases, one)
+        rest = Counter(label for _, label in groups["train"] | groups["validation"])
+        drawn = Counter(label for _, label in groups["validation"])
+        assert all(abs(drawn[label] - 0.25 * rest[label]) < 1.0001 for label in rest)
+    assert all(sum(one[case.id] == "test" for one in parts) == 1 for case in cases)
+    learned = ["train" in {one[case.id] for one in parts} for case in cases]
+    assert np.mean(learned) > 0.85  # one validation for all folds would keep a quarter from every training
+    again = cases[::-1]
+    assert fold_parts(again, folds(again, k, seed), 1, validation=0.25, seed=seed) == parts[1]
+    assert fold_parts(cases, number, 1, validation=0.25, seed=seed + 9) != parts[1]
+
+
+def test_a_fold_that_is_not_there() -> None:
+    cases = [replace(case, fold=str(1 + n % 3)) for label in "01" for n, case in enumerate(subjects(9, label))]
+    with pytest.raises(OptionError, match="^there is no fold 0; this study has the folds 1, 2, 3$"):
+        fold_parts(cases, folds(cases), 0)
+    with pytest.raises(ManifestError, match="column fold has fold 1 alone; cross-validation needs at least 2"):
+        folds([replace(case, fold="1") for case in cases])
+    with pytest.raises(ManifestError, match="class 0 has 3 subjects .*; train, validation need at least 2"):
+        fold_parts(cases[:5] + cases[9:], folds(cases[:5] + cases[9:]), 1)
+
+
+def test_test_cases_of_column_split_stay_out_of_all_folds(caplog: pytest.LogCaptureFixture) -> None:
+    known = subjects(8, "0") + subjects(8, "1")
+    held = [Case(f"t{n}", label=str(n % 2), split="test", fold="1") for n in range(4)]
+    for split in ("", "train"):
+        cases = [replace(case, split=split) for case in known] + held
+        with caplog.at_level(logging.WARNING):
+            number = folds(cases, 2)
+        assert number == folds(known, 2) and "column split: 4 test cases stay out of all folds" in caplog.text
+        assert fold_parts(cases, number, 1).keys() == number.keys()
+    parts = ["validation" if n % 4 == 0 else "train" for n in range(16)]
+    assert folds([replace(case, split=part) for case, part in zip(known, parts, strict=True)], 2) == number
+
+
+def test_a_subject_in_a_fold_and_in_the_test_is_a_leak() -> None:
+    cases = [replace(case, line=line) for line, case in enumerate(subjects(8, "0") + subjects(8, "1"), 2)]
+    with pytest.raises(LeakageError, match=r"1 subject is in both test and the folds: 003 \(lines 5, 18\)"):
+        folds([*cases, Case("003", "2", "0", split="test", line=18)], 2)
+
+
+def test_column_split_is_complete_or_names_the_test_alone() -> None:
+    cases = [replace(case, split="train") for case in subjects(8, "0") + subjects(8, "1")]
+    with pytest.raises(ManifestError, match=r"column split is empty for 1 of 16 rows: 005\. Fill it"):
+        folds([replace(case, split="" if case.subject == "005" else "train") for case in cases], 2)

@@ -10,7 +10,7 @@ from mmfusion.cohort.manifest import (
     read_manifest,
     write_manifest,
 )
-from mmfusion.cohort.splits import folds, leakage, refuse_leakage, split_cases
+from mmfusion.cohort.splits import fold_parts, folds, leakage, refuse_leakage, split_cases
 from mmfusion.cohort.table import Problem
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "format_problems",
     "split_cases",
     "folds",
+    "fold_parts",
     "leakage",
     "refuse_leakage",
 ]

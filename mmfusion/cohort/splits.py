@@ -76,21 +76,29 @@ def split_cases(cases: Sequence[Case], *, validation: float = 0.2, test: float =
 def folds(cases: Sequence[Case], k: int = 5, seed: int = 0) -> dict[str, int]:
     """Divide cases into ``k`` folds for cross-validation, by subject and stratified by label.
 
-    If the manifest has a column ``fold``, it decides and ``k`` is not used. Otherwise the subjects of each class
-    are dealt one by one, so that neither a class nor the whole differs by more than one subject between folds.
+    Cases that column ``split`` puts into the test are in no fold; what it says of the others is not used. If the
+    manifest has a column ``fold``, it decides and ``k`` is not used. Otherwise the subjects of each class are dealt
+    one by one, so that neither a class nor the whole differs by more than one subject between folds. The same cases
+    and seed give the same folds in any order of the rows.
 
     Returns:
-        Case id to fold, from 0.
+        Case id to fold, from 0 (or as the column numbers them).
 
     Raises:
         OptionError: ``k`` is below 2.
-        ManifestError: a subject has no label or (in part of the rows) no fold, there are fewer than two classes,
-            or a fold would lack a class.
-        LeakageError: column ``fold`` puts a subject into two folds.
+        ManifestError: a subject has no label or (in part of the rows) no fold, there are fewer than two classes or
+            folds, or a fold would lack a class.
+        LeakageError: column ``fold`` puts a subject into two folds, or column ``split`` into test and another part.
     """
+    cases = _without_test(cases)
     labels = _subject_labels(cases)
     if given := _column(cases, "fold"):
         number = {subject: int(fold) for subject, fold in given.items()}
+        if len(set(number.values())) < 2:
+            raise ManifestError(
+                f"column fold has fold {number[min(number)]} alone; cross-validation needs at least 2. "
+                "Fill it or leave it out."
+            )
         for fold in sorted(set(number.values())):
             members = Counter(label for subject, label in labels.items() if number[subject] == fold)
             if len(members) < len(set(labels.values())):
@@ -113,6 +121,35 @@ def folds(cases: Sequence[Case], k: int = 5, seed: int = 0) -> dict[str, int]:
             number[subject] = dealt % k
             dealt += 1
     return {case.id: number[case.subject] for case in cases}
+
+
+def fold_parts(
+    cases: Sequence[Case], number: Mapping[str, int], fold: int, *, validation: float = 0.2, seed: int = 0
+) -> dict[str, str]:
+    """The parts of one fold's training: its own cases are the test, and validation is drawn out of the other folds.
+
+    Each fold draws its validation anew, so that no subject is kept from all trainings.
+
+    Args:
+        cases: the cases, all with labels.
+        number: case id to fold, of :func:`folds`; other cases take no part.
+        fold: which fold is the test.
+        validation: share of the other folds' subjects for validation, stratified by label.
+        seed: of the random choice.
+
+    Returns:
+        Case id to ``train``, ``validation`` or ``test``.
+
+    Raises:
+        OptionError: there is no such fold.
+        ManifestError: the other folds have too few subjects of a class for train and validation.
+    """
+    there = sorted(set(number.values()))
+    if fold not in there:
+        raise OptionError(f"there is no fold {fold}; this study has the folds {', '.join(map(str, there))}")
+    labels = _subject_labels([case for case in cases if number.get(case.id, fold) != fold])
+    parts = _draw(labels, {"train": 1 - validation, "validation": validation}, f"{seed} without fold {fold}")
+    return {case.id: parts.get(case.subject, "test") for case in cases if case.id in number}
 
 
 def leakage(cases: Sequence[Case], parts: Mapping[str, str | int]) -> str:
@@ -178,6 +215,17 @@ def _subject_labels(cases: Sequence[Case]) -> dict[str, str]:
     return labels
 
 
+def _without_test(cases: Sequence[Case]) -> list[Case]:
+    """The cases without those that column ``split`` keeps for a test after cross-validation."""
+    if any(case.split in ("train", "validation") for case in cases):
+        _column(cases, "split")  # then it has to be complete
+    refuse_leakage(cases, {case.id: "test" if case.split == "test" else "the folds" for case in cases})
+    left = [case for case in cases if case.split != "test"]
+    if len(left) < len(cases):
+        _LOG.warning("column split: %d test cases stay out of all folds", len(cases) - len(left))
+    return left
+
+
 def _column(cases: Sequence[Case], name: str) -> dict[str, str]:
     """Subject to the value of column ``split`` or ``fold``; empty if no row has one."""
     values = {case.id: str(getattr(case, name)) for case in cases}
@@ -186,7 +234,7 @@ def _column(cases: Sequence[Case], name: str) -> dict[str, str]:
     refuse_leakage(cases, {id: int(v) for id, v in values.items() if v} if name == "fold" else values)
     empty = [case for case in cases if not values[case.id]]
     if empty:
-        who = ", ".join(f"{case.subject} (line {case.line})" for case in empty[:10])
+        who = ", ".join(case.subject + (f" (line {case.line})" if case.line else "") for case in empty[:10])
         more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
         raise ManifestError(
             f"column {name} is empty for {len(empty)} of {len(cases)} rows: {who}{more}. Fill it or leave it out."
@@ -194,7 +242,7 @@ def _column(cases: Sequence[Case], name: str) -> dict[str, str]:
     return {case.subject: values[case.id] for case in cases}
 
 
-def _draw(labels: Mapping[str, str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
+def _draw(labels: Mapping[str, str], shares: Mapping[str, float], seed: int | str) -> dict[str, str]:
     """Subject to part: stratified, each class at least :data:`_LEAST` a part."""
     shares = {part: share for part, share in shares.items() if share > 0}
     sizes = Counter(labels.values())
@@ -222,7 +270,7 @@ def _draw(labels: Mapping[str, str], shares: Mapping[str, float], seed: int) -> 
     return {subject: out.get(subject, "train") for subject in labels}
 
 
-def _shuffled(subjects: Sequence[str], seed: int, salt: str) -> list[str]:
+def _shuffled(subjects: Sequence[str], seed: int | str, salt: str) -> list[str]:
     """The same order on every machine and Python version, whatever the order of the rows."""
     return sorted(subjects, key=lambda one: hashlib.sha256(f"{seed}\0{salt}\0{one}".encode()).digest())
 
