@@ -39,6 +39,16 @@ def test_two_classes_agree_with_scikit_learn():
     assert found["log_loss"] == pytest.approx(sk.log_loss(label, probability))
 
 
+def test_each_row_may_have_its_own_threshold():
+    label, probability = draw(53)
+    threshold = np.where(np.arange(53) % 3, 0.4, 0.7)
+    found = classification_metrics(label, probability, threshold=threshold, resamples=50)
+    predicted = probability[:, 1] >= threshold
+    assert found["sensitivity"].value == pytest.approx(sk.recall_score(label, predicted))
+    assert found["balanced_accuracy"].value == pytest.approx(sk.balanced_accuracy_score(label, predicted))
+    assert found["auc"].value == pytest.approx(sk.roc_auc_score(label, probability[:, 1]))
+
+
 def test_three_classes_agree_with_scikit_learn():
     label, probability = draw(61, 3)
     found = {name: e.value for name, e in classification_metrics(label, probability, resamples=50).items()}

@@ -7,6 +7,7 @@ The value itself is the case of one row of ones, so that value and interval cann
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
@@ -22,12 +23,14 @@ from mmfusion.evaluation.estimate import (
 )
 from mmfusion.options import unknown
 
+Threshold: TypeAlias = "float | np.ndarray"
+
 
 def classification_metrics(
     label: np.ndarray,
     probability: np.ndarray,
     *,
-    threshold: float = 0.5,
+    threshold: Threshold = 0.5,
     groups: np.ndarray | None = None,
     resamples: int = 2000,
     seed: int = 0,
@@ -47,7 +50,7 @@ def classification_metrics(
     Args:
         label: ``[N]`` class indices.
         probability: ``[N, K]``, or ``[N]`` the probability of class 1.
-        threshold: for class 1 of two.
+        threshold: for class 1 of two; ``[N]`` gives each row its own, as folds of a cross-validation have.
         groups: ``[N]`` subject identifiers; None: each row is a subject of its own.
         resamples: number of bootstrap resamples.
         seed: of the resampling; the same seed gives the same interval.
@@ -84,7 +87,7 @@ def classification_metrics(
     return estimates
 
 
-def value_of(name: str, rows: Rows, threshold: float) -> float:
+def value_of(name: str, rows: Rows, threshold: Threshold) -> float:
     """One metric of the rows as they are."""
     return float(METRICS[name](rows, np.ones((1, len(rows.label))), threshold)[0])
 
@@ -125,7 +128,7 @@ def class_counts(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -
     )
 
 
-def _auc(rows: Rows, weights: np.ndarray, threshold: float) -> np.ndarray:
+def _auc(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
     """Mann-Whitney form: the share of pairs in the right order, ties count half."""
 
     def one(k: int) -> np.ndarray:
@@ -136,7 +139,7 @@ def _auc(rows: Rows, weights: np.ndarray, threshold: float) -> np.ndarray:
     return _mean_over_classes(one, rows.classes)
 
 
-def _pr_auc(rows: Rows, weights: np.ndarray, threshold: float) -> np.ndarray:
+def _pr_auc(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
     """Average precision: the mean of the precision over the positives, without interpolation."""
 
     def one(k: int) -> np.ndarray:
@@ -153,7 +156,7 @@ def _mean_over_classes(one: Callable[[int], np.ndarray], classes: int) -> np.nda
     return one(1) if classes == 2 else np.mean([one(k) for k in range(classes)], axis=0)
 
 
-def _right(rows: Rows, threshold: float) -> np.ndarray:
+def _right(rows: Rows, threshold: Threshold) -> np.ndarray:
     """``[N]`` 1 where the prediction is the label."""
     if rows.classes == 2:
         predicted = (rows.probability[:, 1] >= threshold).astype(np.int64)
@@ -162,27 +165,27 @@ def _right(rows: Rows, threshold: float) -> np.ndarray:
     return (predicted == rows.label).astype(np.float64)
 
 
-def _recall(k: int) -> Callable[[Rows, np.ndarray, float], np.ndarray]:
-    def recall(rows: Rows, weights: np.ndarray, threshold: float) -> np.ndarray:
+def _recall(k: int) -> Callable[[Rows, np.ndarray, Threshold], np.ndarray]:
+    def recall(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
         return _mean(_right(rows, threshold), weights * (rows.label == k))
 
     return recall
 
 
-def _balanced_accuracy(rows: Rows, weights: np.ndarray, threshold: float) -> np.ndarray:
+def _balanced_accuracy(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
     return np.mean([_recall(k)(rows, weights, threshold) for k in range(rows.classes)], axis=0)
 
 
-def _accuracy(rows: Rows, weights: np.ndarray, threshold: float) -> np.ndarray:
+def _accuracy(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
     return _mean(_right(rows, threshold), weights)
 
 
-def _brier(rows: Rows, weights: np.ndarray, threshold: float) -> np.ndarray:
+def _brier(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
     squares = ((rows.probability - np.eye(rows.classes)[rows.label]) ** 2).sum(axis=1)
     return _mean(squares / 2 if rows.classes == 2 else squares, weights)
 
 
-def _log_loss(rows: Rows, weights: np.ndarray, threshold: float) -> np.ndarray:
+def _log_loss(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
     given = rows.probability[np.arange(len(rows.label)), rows.label]
     return _mean(-np.log(np.clip(given, np.finfo(np.float64).eps, 1)), weights)
 
@@ -191,7 +194,7 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ values / weights.sum(axis=1)
 
 
-METRICS: dict[str, Callable[[Rows, np.ndarray, float], np.ndarray]] = {
+METRICS: dict[str, Callable[[Rows, np.ndarray, Threshold], np.ndarray]] = {
     "auc": _auc,
     "pr_auc": _pr_auc,
     "balanced_accuracy": _balanced_accuracy,
@@ -215,7 +218,7 @@ def _cases(name: str, rows: Rows) -> int:
     return int(np.sum(rows.label == of_class[name])) if name in of_class else len(rows.label)
 
 
-def _without_spread(name: str, value: float, rows: Rows, n: int, threshold: float, confidence: float) -> Estimate:
+def _without_spread(name: str, value: float, rows: Rows, n: int, threshold: Threshold, confidence: float) -> Estimate:
     """The estimate where all resamples agree: an interval that does not need their spread, or none."""
     level = f"{100 * confidence:g} %"
     subjects = [rows.subjects_of(k) for k in range(rows.classes)]
