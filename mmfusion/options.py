@@ -232,6 +232,8 @@ _TABLE = (
         low=0,
         high=0.9,
     ),
+    Option("fold", int, None, "number of the fold that is the test (default: no cross-validation)", low=0),
+    Option("folds", int, 5, "folds of a cross-validation, if the manifest has no column fold", low=2),
     Option(
         "class_weights",
         bool,
@@ -292,6 +294,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "patience",
             "validation_share",
             "test_share",
+            "fold",
+            "folds",
         ),
         *("class_weights", "augment", "modality_drop", "seed"),
     ),
@@ -307,7 +311,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "report": (),
 }
 GROUPS["case"] = ("modalities", *GROUPS["geometry"], *GROUPS["intensity"])  # what decides a prepared case
-GROUPS["bundle new"] = ("modalities", "classes", *GROUPS["geometry"], *GROUPS["network"], *GROUPS["training"])
+GROUPS["bundle new"] = ("modalities", "classes", *GROUPS["geometry"], *GROUPS["network"])
+GROUPS["bundle new"] += tuple(name for name in GROUPS["training"] if name != "fold")  # it is of a run, not of a study
 GROUPS["bundle pack"] = ("dtype",)
 GROUPS["storage"] = ("dtype", "save_nifti", "keep_paths")  # what decides the files of a prepared case
 GROUPS["prepare"] = (

@@ -56,7 +56,7 @@ def test_null_stands_only_for_what_has_no_plain_default():
     null = {name for name, value in options_of("train").items() if value is None}
     decided_by_the_cohort = set(mmfusion.options.GROUPS["case"])
     assert null - decided_by_the_cohort == {
-        *("cohort", "manifest", "run_dir", "classes", "fusion", "losses", "encoder_options", "fusion_options"),
+        *("cohort", "manifest", "run_dir", "classes", "fold", "fusion", "losses", "encoder_options", "fusion_options"),
     }
 
 

@@ -2,6 +2,7 @@
 
 from mmfusion.predict.batches import PrepareFusionBatch, check_batch, dataset_items, inference_items
 from mmfusion.predict.engines import export_model, load_engine
+from mmfusion.predict.ensemble import fold_runs, joint_model, load_members, member_folders
 from mmfusion.predict.model import (
     Model,
     load_model,
@@ -21,7 +22,7 @@ from mmfusion.predict.predictions import (
     uncertainty,
     write_predictions,
 )
-from mmfusion.predict.run import joint_model, member_folders, predict_manifest
+from mmfusion.predict.run import predict_manifest
 
 __all__ = [
     "Model",
@@ -35,7 +36,9 @@ __all__ = [
     "export_model",
     "predict_manifest",
     "member_folders",
+    "load_members",
     "joint_model",
+    "fold_runs",
     "dataset_items",
     "inference_items",
     "check_batch",

@@ -98,6 +98,10 @@ def model_folder(folder: str | Path | None) -> Path:
     for place in (folder, folder / "models"):
         if (place / "model.json").is_file():
             return place
+    if any(folder.glob("fold_*")):
+        raise CohortError(
+            f"{folder} holds the runs of several folds: use evaluate_folds.yaml or ensemble.yaml, or one fold"
+        )
     raise CohortError(f"{folder} has no model.json: it is not a finished run or bundle. Train first, or check --run")
 
 

@@ -76,12 +76,20 @@ class PredictionsHandler:
         part: text for the column ``part``.
         cohort: adds the status of its cases, and a row for each of those without a prediction.
         each: also write ``predictions/<case>.json``.
+        members: the models of MONAI's ``EnsembleEvaluator``, in the order of its networks.
     """
 
     def __init__(
-        self, path: str | Path, model: Model, part: str = "", cohort: Cohort | None = None, each: bool = False
+        self,
+        path: str | Path,
+        model: Model,
+        part: str = "",
+        cohort: Cohort | None = None,
+        each: bool = False,
+        members: Sequence[Model] = (),
     ) -> None:
         self.path, self.model, self.part, self.cohort, self.each = Path(path), model, part, cohort, each
+        self.answers = {f"pred_{number}": one for number, one in enumerate(members)} or {"pred": model}
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Any) -> None:
@@ -96,8 +104,8 @@ class PredictionsHandler:
         self.rows = []
 
     def _collect(self, engine: Any) -> None:
-        shares = probabilities(engine.state.output["pred"], self.model)
-        self.rows += prediction_rows(engine.state.batch, shares[None], self.model)
+        shares = [probabilities(engine.state.output[name], one) for name, one in self.answers.items()]
+        self.rows += prediction_rows(engine.state.batch, np.stack(shares), self.model)
 
     def _write(self, _: Any) -> None:
         write_predictions(self.path, self.rows, self.model, self.part, self.cohort, each=self.each)

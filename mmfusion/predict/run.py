@@ -7,16 +7,15 @@ files can run any code, and are never opened here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mmfusion.errors import CohortError
 from mmfusion.predict.batches import check_batch, inference_items
 from mmfusion.predict.engines import Engine, load_engine
+from mmfusion.predict.ensemble import joint_model, member_folders
 from mmfusion.predict.model import Model, prepare_for
 from mmfusion.predict.predictions import prediction_rows, probabilities, write_predictions
 from mmfusion.prepare import Cohort, load_image
@@ -61,30 +60,6 @@ def predict_manifest(
     rows = list(_rows(members, model, cohort, batch_size, progress))
     write_predictions(path, rows, model, "inference", cohort, each=True)
     return path
-
-
-def member_folders(folder: str | Path) -> list[Path]:
-    """The runs ``fold_*`` of a cross-validation, in their order; or the folder itself, if it has none."""
-    folds = [one for one in Path(folder).glob("fold_*") if (one / "model.json").is_file()]
-    return sorted(folds, key=lambda one: (len(one.name), one.name)) or [Path(folder)]
-
-
-def joint_model(models: Sequence[Model]) -> Model:
-    """What the members of an ensemble have in common; their thresholds are averaged.
-
-    Raises:
-        CohortError: they differ in modalities, classes, or how cases are prepared.
-    """
-    first = models[0]
-    for model in models[1:]:
-        for name in ("modalities", "classes", "case"):
-            if getattr(model, name) != getattr(first, name):
-                raise CohortError(
-                    f"the members of an ensemble must have the same {name}, found {getattr(first, name)} and "
-                    f"{getattr(model, name)}; train the folds with the same options"
-                )
-    thresholds = [one.threshold for one in models if one.threshold is not None]
-    return replace(first, threshold=float(np.mean(thresholds)) if thresholds else None)
 
 
 def _rows(

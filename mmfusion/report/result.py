@@ -22,8 +22,11 @@ class Predictions:
     subject: np.ndarray
     rows: list[dict[str, str]]
 
-    def predicted(self, threshold: float) -> np.ndarray:
-        """``[N]`` class indices: at the threshold for two classes, the most probable one for more."""
+    def predicted(self, threshold: float | None) -> np.ndarray:
+        """``[N]`` class indices: at the threshold for two classes, the most probable one for more; without a threshold
+        what the rows say."""
+        if threshold is None:
+            return np.array([self.classes.index(row["predicted"]) for row in self.rows])
         if len(self.classes) == 2:
             return (self.probability[:, 1] >= threshold).astype(np.int64)
         return np.argmax(self.probability, axis=1)
@@ -53,8 +56,10 @@ class Result:
     cohort_options: dict[str, Any]
 
     @property
-    def threshold(self) -> float:
-        """At and above which class 1 of two is predicted."""
+    def threshold(self) -> float | None:
+        """At and above which class 1 of two is predicted; None in a cross-validation, where each fold has its own."""
+        if self.metrics.get("folds"):
+            return None
         found = number(self.metrics.get("threshold"))
         return 0.5 if found is None else found
 

@@ -120,7 +120,8 @@ def _performance(result: Result) -> list[Html]:
         main = 1
     own = dict(list(curves.items())[:main])
     two = len(predictions.classes) == 2
-    title = f"Confusion at threshold {threshold:.3g}" if two else "Confusion"
+    at = "each fold's threshold" if threshold is None else f"threshold {threshold:.3g}"
+    title = f"Confusion at {at}" if two else "Confusion"
     auc = result.estimate("auc")
     figures = []
     if own:

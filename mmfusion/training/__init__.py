@@ -1,5 +1,6 @@
 """From a cohort folder to a run folder: who is in which part, the training step, and what is written on the way."""
 
+from mmfusion.training.cross_validation import evaluate_folds
 from mmfusion.training.engine import History, TrainingStep, ValidationScore, total_loss, update
 from mmfusion.training.folds import out_of_fold
 from mmfusion.training.results import finish, single_runs, voices, write_metrics
@@ -18,5 +19,6 @@ __all__ = [
     "voices",
     "out_of_fold",
     "write_metrics",
+    "evaluate_folds",
     "single_runs",
 ]

@@ -22,6 +22,7 @@ from mmfusion.predict import (
     read_predictions,
     save_model,
 )
+from mmfusion.report.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -95,9 +96,11 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
     """Compute ``metrics.json`` from ``predictions.csv``, compared with the single modalities where they are there.
 
     The fusion and a modality alone are compared on the cases that both predicted, with a paired subject bootstrap.
+    Of a cross-validation the folds count together, each case at its own fold's threshold; beside that stand the AUC of
+    each fold, their mean and standard deviation.
 
     Args:
-        run: a run folder with ``predictions.csv``.
+        run: a run folder with ``predictions.csv``, or that of a cross-validation.
         resamples, seed: of the bootstrap.
         more: further plain entries of ``metrics.json``, as ``simulated=True`` or ``ceilings={...}``.
 
@@ -105,12 +108,15 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
         CohortError: there are no predictions, or they have no labels.
     """
     run = Path(run)
-    model = read_model(run)
     rows = {row["case"]: row for row in read_predictions(run / "predictions.csv") if row["label"]}
     if not rows:
         raise CohortError(f"{run / 'predictions.csv'} has no labels; metrics need them")
+    folds = list(dict.fromkeys(row["fold"] for row in rows.values() if "fold" in row))
+    models = {fold: read_model(run / f"fold_{fold}") for fold in folds} or {"": read_model(run)}
+    thresholds = {fold: 0.5 if model.threshold is None else model.threshold for fold, model in models.items()}
+    model = next(iter(models.values()))
     label, shares, groups = _arrays(rows.values(), model.classes)
-    threshold = 0.5 if model.threshold is None else model.threshold
+    threshold = np.array([thresholds[row.get("fold", "")] for row in rows.values()])
     how: dict[str, Any] = {"resamples": resamples, "seed": seed}
     metrics = classification_metrics(label, shares, threshold=threshold, groups=groups, **how)
     comparison = {}
@@ -129,13 +135,30 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
         "part": next(iter(rows.values()))["part"],
         "n": len(rows),
         "classes": list(model.classes),
-        "threshold": model.threshold,
+        "threshold": None if folds else model.threshold,
         "metrics": {name: estimate.as_dict() for name, estimate in metrics.items()},
         "comparison": comparison,
+        **(_by_fold(run, folds) if folds else {}),
         **more,
     }
     write_json(out, run / "metrics.json")
     return out
+
+
+def _by_fold(run: Path, folds: list[str]) -> dict[str, Any]:
+    """The AUC of each fold, from its own ``metrics.json``, with mean and standard deviation; and a note for readers."""
+    aucs = {fold: read_json(run / f"fold_{fold}" / "metrics.json")["metrics"]["auc"] for fold in folds}
+    values = [auc["value"] for auc in aucs.values() if auc["value"] is not None]
+    mean = float(np.mean(values)) if values else None
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    found = ", ".join(f"{value:.3f}" for value in values)
+    beside = "" if spread is None else f" (mean {mean:.3f}, standard deviation {spread:.3f})"
+    note = (
+        f"Cross-validation: each case was predicted by the one of {len(folds)} models that was trained without it. "
+        f"The AUCs of the folds are {found}{beside}; that of all cases together also compares cases of different "
+        "models, and is lower where their probabilities differ in scale."
+    )
+    return {"folds": {"auc": aucs, "mean": mean, "standard_deviation": spread}, "notes": [note]}
 
 
 def _arrays(rows: Iterable[Mapping[str, str]], classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

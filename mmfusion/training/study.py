@@ -10,12 +10,14 @@
       model.pt, model.json   the finished model: weights, classes, prior, threshold, how to prepare
       predictions.csv, metrics.json, report.html    of evaluate.yaml
       single/<modality>/     the same for each modality trained alone, where asked for
+      fold_<number>/         the same for each fold, in cross-validation (mmfusion.training.cross_validation)
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -25,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmfusion.cohort import refuse_leakage, split_cases
+from mmfusion.cohort import fold_parts, folds, refuse_leakage, split_cases
 from mmfusion.errors import CohortError, ManifestError, OptionError
 from mmfusion.io import write_csv, write_json
 from mmfusion.networks.build import build, default_losses
@@ -36,6 +38,8 @@ from mmfusion.progress import progress_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +108,9 @@ class Study:
             count = Counter(one.case.label for one in self.cases(part))
             by_class = ", ".join(f"{name}: {count[name]}" for name in self.classes)
             parts.append(f"{part} {sum(count.values())} ({by_class})")
+        fold = "" if self.options["fold"] is None else f"fold {self.options['fold']} of {self.options['folds']} | "
         return (
-            f"device {device} | {', '.join(parts)} | modalities {', '.join(self.modalities)} | "
+            f"device {device} | {fold}{', '.join(parts)} | modalities {', '.join(self.modalities)} | "
             f"cohort {self.cohort.folder} | run {self.run}"
         )
 
@@ -123,7 +128,7 @@ def open_study(
     """Open (or prepare) the cohort, split it by subject, and write ``options.json`` and ``split.csv`` of the run.
 
     Args:
-        run: the folder to write.
+        run: the folder to write; a fold of a cross-validation goes into its subfolder ``fold_<number>``.
         cohort: a prepared cohort; or
         manifest: to be prepared first, into ``run``/cohort.
         modalities: the network's channels; all of the cohort's if None.
@@ -162,7 +167,9 @@ def open_study(
         for name, value in resolve({k: v for k, v in options.items() if k in groups[group]}, group).items()
     }
     names = tuple(modalities or opened.modalities)
-    study_classes, parts = _parts(opened, names, classes, chosen)
+    study_classes, parts, number = _parts(opened, classes, chosen)
+    if number:
+        run, chosen["folds"] = run / f"fold_{chosen['fold']}", len(set(number.values()))
     study = Study(run, opened, names, study_classes, parts, chosen)
     if chosen["head"] == "bayesian" and chosen["losses"] is None:
         chosen["losses"] = {**default_losses(chosen["strategy"]), "kl": 1 / max(len(study.cases("train")), 1)}
@@ -176,7 +183,8 @@ def open_study(
                 "check labels, split and modalities"
             )
     run.mkdir(parents=True, exist_ok=True)
-    (run / "checkpoints" / "best.pt").unlink(missing_ok=True)  # of an earlier training in this folder
+    for name in ("checkpoints/best.pt", "model.json"):  # of an earlier training, which may have had other parts
+        (run / name).unlink(missing_ok=True)
     facts = {"cohort": os.path.relpath(opened.folder, run), "cohort_hash": opened.hash}
     write_json(
         {
@@ -190,19 +198,19 @@ def open_study(
         run / "options.json",
     )
     rows = [
-        {"case": one.case.id, "subject": one.case.subject, "part": parts[one.case.id]}
+        {"case": one.case.id, "subject": one.case.subject, "part": parts[one.case.id], "fold": number.get(one.case.id)}
         for one in opened.cases
         if one.case.id in parts
     ]
-    write_csv(rows, run / "split.csv", ["case", "subject", "part"])
+    write_csv(rows, run / "split.csv", ["case", "subject", "part", *(["fold"] if number else [])])
     return study
 
 
 def _parts(
-    cohort: Cohort, modalities: Sequence[str], classes: Sequence[str] | None, options: dict[str, Any]
-) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Class labels and the part of each case. The split is drawn over all modalities, so that a run on some of
-    them has the same subjects in each part and can be compared."""
+    cohort: Cohort, classes: Sequence[str] | None, options: dict[str, Any]
+) -> tuple[tuple[str, ...], dict[str, str], dict[str, int]]:
+    """Class labels, the part of each case, and its fold in cross-validation. The split is drawn over all modalities,
+    so that a run on some of them has the same subjects in each part and can be compared."""
     labels = sorted({one.case.label for one in cohort.cases if one.case.label is not None})
     if classes is not None and (lost := [name for name in classes if name not in labels]):
         raise OptionError(unknown("class", lost[0], labels))
@@ -214,9 +222,21 @@ def _parts(
             "Fill column label of the manifest (mmfusion index ... --labels FILE --label COLUMN) and prepare again"
         )
     cases = [one.case for one in cohort.cases if one.case.label in chosen]
-    parts = split_cases(cases, validation=options["validation_share"], test=options["test_share"], seed=options["seed"])
+    how: dict[str, Any] = {"validation": options["validation_share"], "seed": options["seed"]}
+    number: dict[str, int] = {}
+    if options["fold"] is None:
+        parts = split_cases(cases, test=options["test_share"], **how)
+    else:
+        number = folds(cases, options["folds"], options["seed"])
+        parts = fold_parts(cases, number, options["fold"], **how)
+        if cohort.options["mr_normalize"] == "histogram":
+            _LOG.warning(
+                "mr_normalize histogram: the standard scale in %s may rest on subjects that are the test of some folds "
+                "(not on their labels); with percentile or zscore each scan is scaled by itself",
+                cohort.folder,
+            )
     refuse_leakage(cases, parts)
-    return chosen, parts
+    return chosen, parts, number
 
 
 def run_cohort(run: str | Path) -> Cohort:

@@ -1,0 +1,99 @@
+"""Cross-validation: each fold is predicted by the model that was trained without it, and all of them count together.
+
+::
+
+    RUN/
+      fold_<number>/       a run each (see :mod:`mmfusion.training.study`), whose test part is the fold
+      options.json         what the folds have in common
+      split.csv            case, subject, part (test), fold
+      predictions.csv      every case once, by its fold's model at its fold's threshold; the last column is the fold
+      metrics.json, report.html    of all folds together, with the AUC of each fold, their mean and spread
+      single/<modality>/   the same for each modality trained alone, where asked for
+      ensemble/            of ensemble.yaml
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+
+from mmfusion.errors import CohortError
+from mmfusion.io import write_csv, write_json
+from mmfusion.predict import PredictionsHandler, PrepareFusionBatch, fold_runs, load_model
+from mmfusion.report import write_report
+from mmfusion.report.files import read_json, read_rows
+from mmfusion.training.results import write_metrics
+from mmfusion.training.study import evaluation_items
+from mmfusion.transforms import LoadPreparedCased
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def evaluate_folds(
+    run: str | Path | None,
+    *,
+    batch_size: int = 8,
+    resamples: int = 2000,
+    seed: int = 0,
+    device: Any = "cpu",
+    loaders: int = 0,
+) -> dict[str, Any]:
+    """Evaluate each fold's run as ``evaluate.yaml`` does, then all folds together.
+
+    Args:
+        run: the folder with the runs of all folds.
+        batch_size: cases at a time.
+        resamples, seed: of the bootstrap.
+        device: to run on.
+        loaders: processes that load batches.
+
+    Returns:
+        What is in ``metrics.json``, see :func:`mmfusion.training.write_metrics`.
+
+    Raises:
+        CohortError: see :func:`mmfusion.predict.fold_runs`; or the cohort has changed.
+    """
+    if run is None:
+        raise CohortError("no run is given: add --run RUN, a folder with the runs of all folds")
+    run, how = Path(str(run)), {"resamples": resamples, "seed": seed}
+    runs = fold_runs(run)
+    for folder in runs.values():
+        model, network = load_model(folder)
+        cohort, items = evaluation_items(folder, model, "test")
+        loader = DataLoader(
+            Dataset(items, LoadPreparedCased(model.modalities, cohort.modalities)),
+            batch_size=batch_size,
+            num_workers=loaders,
+        )
+        SupervisedEvaluator(
+            device,
+            loader,
+            network.to(device),
+            prepare_batch=PrepareFusionBatch(),
+            val_handlers=[PredictionsHandler(folder / "predictions.csv", model, "test", cohort)],
+            decollate=False,
+        ).run()
+        write_metrics(folder, **how)
+        write_report(folder)
+    _pool(run, runs)
+    return write_metrics(run, **how)
+
+
+def _pool(run: Path, runs: Mapping[int, Path]) -> None:
+    """Write ``predictions.csv``, ``split.csv`` and ``options.json`` of all folds together, from those of each."""
+    options = [read_json(folder / "options.json") for folder in runs.values()]
+    rows: list[dict[str, Any]] = []
+    split: list[dict[str, Any]] = []
+    for fold, folder in runs.items():
+        rows += [{**row, "fold": fold} for row in read_rows(folder / "predictions.csv")]
+        split += [row for row in read_rows(folder / "split.csv") if row["part"] == "test"]
+    cohort = os.path.relpath(next(iter(runs.values())) / options[0]["cohort"], run)
+    shared = {name: value for name, value in options[0].items() if all(one.get(name) == value for one in options)}
+    write_json({**shared, "cohort": cohort}, run / "options.json")
+    write_csv(split, run / "split.csv")
+    write_csv(rows, run / "predictions.csv")
