@@ -43,7 +43,7 @@ def local_hub() -> Iterator[tuple[str, dict[str, bytes]]]:
     """The address of a hub that takes every upload, and what it was sent: content by path."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     server.files = {}
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", server.files

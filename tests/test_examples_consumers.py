@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from local_hub import local_hub
+from pydicom import dcmread
+from pydicom.uid import Comprehensive3DSRStorage
+from tiny_cohort import write_scans
 
-from mmfusion.bundle import write_model_card
-from mmfusion.errors import CohortError
+from mmfusion.bundle import run_config, write_model_card
+from mmfusion.cohort import Case
+from mmfusion.errors import CohortError, VoxelError
+from mmfusion.io import load_volume
+from mmfusion.io.dicom_write import save_dicom_series
+from mmfusion.predict import load_model, predict_case, read_predictions
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "bundles" / "pet_ct_mr_fusion_classification"
@@ -94,3 +103,130 @@ def test_a_card_needs_the_files_and_entries_that_it_shows(bundle):
     (bundle / "LICENSE").unlink()
     with pytest.raises(CohortError, match=r"fusion has no LICENSE: a model card needs it. Add it, or check the path"):
         write_model_card(bundle)
+
+
+# one case in memory, which both servers call
+
+
+def case_of(folder, subject, *modalities):
+    """The case whose scans ``write_scans`` wrote."""
+    return Case(subject, images={name: folder / f"{subject}_{name}.nii.gz" for name in modalities})
+
+
+def test_one_case_in_memory_is_the_case_of_the_inference_bundle(tiny_run, tmp_path):
+    subjects = {"A": ("ct", "pet", "mr"), "B": ("pet", "mr"), "C": ("ct",)}
+    manifest = write_scans(tmp_path, subjects)
+    run_config("inference", run_dir=str(tiny_run), manifest=str(manifest), out=str(tmp_path / "out"), device="cpu")
+    model, network = load_model(tiny_run)
+    for row in read_predictions(tmp_path / "out" / "predictions.csv"):
+        one = predict_case(case_of(tmp_path, row["subject"], *subjects[row["subject"]]), model, network)
+        assert one.probabilities == {name: pytest.approx(float(row[f"p_{name}"]), abs=1e-6) for name in model.classes}
+        assert (one.predicted, " ".join(one.modalities)) == (row["predicted"], row["modalities"])
+        assert (one.status, " | ".join(one.reasons)) == (row["status"], row["reasons"])
+
+
+def test_one_case_without_any_of_the_networks_modalities_is_refused(train, tmp_path):
+    model, network = load_model(train(tmp_path / "run", modalities=["pet", "mr"], epochs=1))
+    write_scans(tmp_path, {"A": ("ct",)})
+    with pytest.raises(VoxelError, match="A: all modalities are absent; a case needs at least one"):
+        predict_case(case_of(tmp_path, "A", "ct"), model, network)
+
+
+# MONAI Deploy
+
+
+def python_of(example):
+    """The interpreter of an example's own environment; without one, the test skips."""
+    variable, folder = f"MMFUSION_{example.upper()}_PYTHON", ROOT / "examples" / example
+    python = Path(os.environ.get(variable, folder / ".venv" / "bin" / "python"))
+    if not python.is_file():
+        pytest.skip(f"no environment for examples/{example}: see its README, or set {variable} to its python")
+    return python
+
+
+def run_app(scans, run, out):
+    """The MONAI Deploy app, as its README starts it."""
+    command = [python_of("monai_deploy"), ROOT / "examples" / "monai_deploy" / "app.py"]
+    where = ["-i", str(scans), "-o", str(out), "-m", str(run)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([*command, *where], capture_output=True, text=True, env=environment, cwd=out.parent)
+
+
+def report_in(folder):
+    """The one report of a folder, and its content items as (concept, value)."""
+    report = dcmread(next(folder.glob("*.dcm")))
+
+    def walk(items):
+        for item in items:
+            name = item.ConceptNameCodeSequence[0].CodeMeaning if "ConceptNameCodeSequence" in item else ""
+            if item.ValueType == "NUM":
+                yield name, item.MeasuredValueSequence[0].FloatingPointValue
+            elif item.ValueType == "CODE":
+                yield name, item.ConceptCodeSequence[0].CodeMeaning
+            else:
+                yield name, item.get("TextValue")
+            yield from walk(item.get("ContentSequence", []))
+
+    return report, list(walk(report.ContentSequence))
+
+
+def references_of(report):
+    """(series, instance) of all evidence of a report."""
+    return {
+        (series.SeriesInstanceUID, instance.ReferencedSOPInstanceUID)
+        for study in report.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    }
+
+
+def study_of(folder, *series, **tags):
+    """A DICOM study of small scans: ``(modality, folder)`` each."""
+    manifest = write_scans(folder / "nifti", {"A": ("ct", "pet", "mr")})
+    for modality, name in series:
+        volume = load_volume(manifest.parent / f"A_{modality}.nii.gz", modality=modality)
+        kind = {"ct": "CT", "pet": "PT", "mr": "MR"}[modality]
+        given = {"modality": kind, "patient_id": "S01", "study_uid": "1.2.3.4", "tags": tags}
+        save_dicom_series(volume, folder / "dicom" / name, **given)
+    return folder / "dicom"
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_deploy_reports_what_mmfusion_says_of_a_real_study(tiny_run, testdata, tmp_path):
+    study = testdata / "sts_dicom" / "STS_004"
+    done = run_app(study, tiny_run, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    report, content = report_in(tmp_path / "out")
+    images = {"ct": study / "CT", "pet": study / "PET", "mr": study / "MR_T1"}
+    said = predict_case(Case("STS_004", images=images), *load_model(tiny_run))
+    assert {name: value for name, value in content if name.startswith("Probability of ")} == {
+        f"Probability of {name}": pytest.approx(share, abs=1e-5) for name, share in said.probabilities.items()
+    }
+    headers = [dcmread(file, stop_before_pixels=True) for path in images.values() for file in path.glob("*.dcm")]
+    assert references_of(report) == {(one.SeriesInstanceUID, one.SOPInstanceUID) for one in headers}
+    assert (report.StudyInstanceUID, report.PatientID) == (headers[0].StudyInstanceUID, "STS_004")
+    assert ("Predicted class", said.predicted) in content and ("Comment", "Modalities used: ct, pet, mr") in content
+    assert report.ContentQualification == "RESEARCH" and report.SOPClassUID == Comprehensive3DSRStorage
+    assert any(str(text).startswith("Intended use: Research use only.") for name, text in content if name == "Comment")
+
+
+@pytest.mark.slow
+def test_deploy_takes_a_study_without_mr_and_copies_no_more_than_a_report_needs(tiny_run, tmp_path):
+    planted = {"PatientComments": "fell off a bridge", "InstitutionName": "Saint Wobblesworth", "StationName": "KN-3"}
+    planted |= {"OtherPatientIDs": "OTHER-8812", "SeriesDescription": "for Ada", "StudyDescription": "Pumpernickel"}
+    scans = study_of(tmp_path, ("ct", "a"), ("pet", "b"), PatientName="Quill^Ada", **planted)
+    done = run_app(scans, tiny_run, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    report, content = report_in(tmp_path / "out")
+    assert ("Comment", "Modalities used: ct, pet") in content
+    assert (report.PatientID, report.PatientName, report.StudyInstanceUID) == ("S01", "Quill^Ada", "1.2.3.4")
+    written = next((tmp_path / "out").glob("*.dcm")).read_bytes()
+    assert b"Quill^Ada" in written and not [text for text in planted.values() if text.encode() in written]
+
+
+@pytest.mark.slow
+def test_deploy_does_not_choose_between_two_series(tiny_run, tmp_path):
+    done = run_app(study_of(tmp_path, ("ct", "a"), ("ct", "b")), tiny_run, tmp_path / "out")
+    assert done.returncode == 1 and not list(tmp_path.glob("out/*"))
+    assert "error: ct: 2 series of the study fit the rule, one is expected. Narrow it in rules.json" in done.stderr

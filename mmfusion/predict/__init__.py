@@ -12,6 +12,7 @@ from mmfusion.predict.model import (
     read_model,
     save_model,
 )
+from mmfusion.predict.one_case import CasePrediction, predict_case
 from mmfusion.predict.predictions import (
     PredictionsHandler,
     infer,
@@ -43,6 +44,8 @@ __all__ = [
     "inference_items",
     "check_batch",
     "PrepareFusionBatch",
+    "predict_case",
+    "CasePrediction",
     "infer",
     "prior_shift",
     "probabilities",

@@ -132,13 +132,16 @@ def prediction_rows(batch: Mapping[str, Any], members: np.ndarray, model: Model)
     return rows
 
 
-def _outcome(shares: np.ndarray, model: Model) -> dict[str, Any]:
+def decide(shares: np.ndarray, model: Model) -> str:
+    """The class that ``[K]`` probabilities are for: by the model's threshold if it has one, else the most probable."""
     if model.threshold is not None:
-        predicted = int(shares[-1] >= model.threshold)
-    else:
-        predicted = int(shares.argmax())
+        return model.classes[int(shares[-1] >= model.threshold)]
+    return model.classes[int(shares.argmax())]
+
+
+def _outcome(shares: np.ndarray, model: Model) -> dict[str, Any]:
     columns = {f"p_{name}": round(float(share), 6) for name, share in zip(model.classes, shares, strict=True)}
-    return {**columns, "predicted": model.classes[predicted]}
+    return {**columns, "predicted": decide(shares, model)}
 
 
 def write_predictions(
