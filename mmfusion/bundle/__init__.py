@@ -1,4 +1,4 @@
-"""MONAI bundles: writing them for a study, their model cards, running one in this process, what each run begins with."""
+"""MONAI bundles: writing them for a study, model cards, running one in this process, what each run begins with."""
 
 from mmfusion.bundle.begin import begin, report, require, root
 from mmfusion.bundle.model_card import write_model_card
