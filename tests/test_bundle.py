@@ -24,7 +24,7 @@ PROJECT = Path(__file__).parents[1]
 PUBLISHED = {  # what each bundle was written with: mmfusion bundle new
     "input_fusion_classification": {"strategy": "input"},
     "feature_fusion_classification": {},
-    "decision_fusion_classification": {"strategy": "decision"},
+    "decision_fusion_classification": {"strategy": "decision", "fusion": "product"},
     "m3t_fusion_classification": {"encoder": "m3t"},
 }
 

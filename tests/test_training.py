@@ -387,6 +387,23 @@ def test_best_checkpoint_belongs_to_the_best_epoch(train, tmp_path):
     assert -score.compute() == pytest.approx(min(history), abs=1e-4) and len(set(history)) == 3
 
 
+def test_the_best_weights_stand_beside_their_own_statistics(tiny_cohort, train, tmp_path):
+    run = train(tmp_path, modalities=["pet"], epochs=1, learning_rate=0.1)  # the moving average is far behind
+    study = open_study(tmp_path / "again", cohort=tiny_cohort, modalities=["pet"], encoder="resnet10", width=0.125)
+    about, network = load_model(run)
+    image = torch.cat([batch["image"] for batch in loader(study.items("train"), about.modalities)])
+    with torch.no_grad():
+        seen = network.encoders[0](image)
+    torch.testing.assert_close(network.standardize[0].norm.running_mean, seen.mean(0), rtol=1e-3, atol=1e-4)
+
+
+def test_the_statistics_are_settled_on_training_cases_spread_over_the_part(tiny_cohort, tmp_path):
+    study = open_study(tmp_path, cohort=tiny_cohort, encoder="resnet10", width=0.125)
+    cases, few = ([item["case"] for item in study.items("train", most)] for most in (None, 5))
+    assert few == [cases[number * len(cases) // 5] for number in range(5)] and len(set(few)) == 5
+    assert [item["case"] for item in study.items("train", 128)] == cases
+
+
 def test_finish_needs_a_validated_epoch(train, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.pt").write_bytes(b"of an earlier training")

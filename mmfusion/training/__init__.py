@@ -1,7 +1,7 @@
 """From a cohort folder to a run folder: who is in which part, the training step, and what is written on the way."""
 
 from mmfusion.training.cross_validation import evaluate_folds
-from mmfusion.training.engine import History, TrainingStep, ValidationScore, total_loss, update
+from mmfusion.training.engine import History, SettleStatistics, TrainingStep, ValidationScore, total_loss, update
 from mmfusion.training.folds import out_of_fold
 from mmfusion.training.results import finish, single_runs, voices, write_metrics
 from mmfusion.training.study import Study, evaluation_items, open_study
@@ -13,6 +13,7 @@ __all__ = [
     "TrainingStep",
     "update",
     "total_loss",
+    "SettleStatistics",
     "ValidationScore",
     "History",
     "finish",

@@ -15,9 +15,10 @@ from sklearn.metrics import roc_auc_score
 
 from mmfusion.errors import MmfusionError
 from mmfusion.io import write_csv
+from mmfusion.networks.statistics import settle_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mmfusion.networks import FusionNetwork
 
@@ -101,6 +102,33 @@ def update(engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
 def _clip(network: torch.nn.Module) -> torch.Tensor:
     """Bound the gradient, and return its length: a single odd batch of few can otherwise throw the training off."""
     return torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+
+
+class SettleStatistics:
+    """A handler of an evaluator: before it starts, the running statistics of its network are estimated anew.
+
+    Without it the validation, which chooses the epoch, judges weights beside statistics of earlier weights; see
+    :func:`mmfusion.networks.statistics.settle_statistics`. It draws nothing at random.
+
+    Args:
+        loader: training cases, not augmented.
+    """
+
+    def __init__(self, loader: Iterable[Mapping[str, Any]]) -> None:
+        self.loader = loader
+
+    def attach(self, engine: Any) -> None:
+        """Register with an evaluator (called by MONAI)."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Estimate them (called by ignite)."""
+        settle_statistics(engine.network, (self._read(engine, batch) for batch in self.loader))
+
+    @staticmethod
+    def _read(engine: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        image, _, _, extra = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
+        return image, extra["present"], extra.get("covariates")
 
 
 class ValidationScore(Metric):

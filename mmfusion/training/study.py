@@ -70,9 +70,15 @@ class Study:
             if self.parts.get(one.case.id) == part and set(one.modalities) & set(self.modalities)
         ]
 
-    def items(self, part: str) -> list[dict[str, Any]]:
-        """The cases of a part for a MONAI data set, see :func:`mmfusion.predict.dataset_items`."""
-        return dataset_items(self.cohort, self.cases(part), self.modalities, self.classes)
+    def items(self, part: str, most: int | None = None) -> list[dict[str, Any]]:
+        """The cases of a part for a MONAI data set, see :func:`mmfusion.predict.dataset_items`.
+
+        At most ``most`` of them, if it is given, spread evenly over the part.
+        """
+        cases = self.cases(part)
+        if most is not None and most < len(cases):
+            cases = [cases[number * len(cases) // most] for number in range(most)]
+        return dataset_items(self.cohort, cases, self.modalities, self.classes)
 
     @cached_property
     def class_shares(self) -> list[float]:
