@@ -305,7 +305,7 @@ def test_rare_class_keeps_its_share_of_the_probability(train, tmp_path):
     logits = infer(network, loader(items, about.modalities))
     assert about.target_prior[1] == pytest.approx(1 / 6) and about.training_prior[1] == pytest.approx(0.5)
     assert logits.softmax(1)[:, 1].mean() == pytest.approx(0.5, abs=0.08)  # what the weighted loss teaches
-    assert probabilities(logits, about)[:, 1].mean() == pytest.approx(1 / 6, abs=0.05)
+    assert probabilities(logits, about)[:, 1].mean() == pytest.approx(1 / 6, abs=0.1)
 
 
 def loader(items, modalities):
