@@ -243,6 +243,7 @@ _TABLE = (
     Option("augment", bool, True, "random flips, small affine motions and intensity changes in training"),
     Option("modality_drop", float, 0.1, "probability to hide a modality in training (never all)", low=0, high=0.9),
     Option("seed", int, 0, "of everything random", low=0),
+    Option("resume", bool, True, "go on with a training that was ended before its last epoch"),
     Option("threads", int, 0, "CPU threads of torch; 0 leaves torch's own choice", low=0),
     Option("loaders", int, 0, "processes that load batches", low=0),
     Option("amp", bool, False, "mixed precision, on a GPU only"),
@@ -299,7 +300,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         ),
         *("class_weights", "augment", "modality_drop", "seed"),
     ),
-    "machine": ("threads", "loaders", "amp", "tensorboard"),
+    "machine": ("resume", "threads", "loaders", "amp", "tensorboard"),
     "register": (
         *("kind", "init", "transform_in", "fixed_mask", "moving_mask", "device", "out", "transform_out", "json"),
         *("fixed_modality", "moving_modality", "frame", "assume_orientation"),

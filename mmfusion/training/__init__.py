@@ -1,7 +1,17 @@
 """From a cohort folder to a run folder: who is in which part, the training step, and what is written on the way."""
 
+from mmfusion.training.checkpoint import Checkpoints
 from mmfusion.training.cross_validation import evaluate_folds
-from mmfusion.training.engine import History, SettleStatistics, TrainingStep, ValidationScore, total_loss, update
+from mmfusion.training.distributed import FollowFirst, connect, is_first, own_device, share_of_step
+from mmfusion.training.engine import (
+    EarlyStop,
+    History,
+    SettleStatistics,
+    TrainingStep,
+    ValidationScore,
+    total_loss,
+    update,
+)
 from mmfusion.training.folds import out_of_fold
 from mmfusion.training.results import finish, single_runs, voices, write_metrics
 from mmfusion.training.study import Study, evaluation_items, open_study
@@ -16,6 +26,13 @@ __all__ = [
     "SettleStatistics",
     "ValidationScore",
     "History",
+    "Checkpoints",
+    "EarlyStop",
+    "connect",
+    "own_device",
+    "is_first",
+    "share_of_step",
+    "FollowFirst",
     "finish",
     "voices",
     "out_of_fold",

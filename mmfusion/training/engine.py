@@ -1,4 +1,7 @@
-"""The parts of MONAI's engines that fusion needs its own way: the step with its losses, the score, the history."""
+"""The parts of MONAI's engines that fusion needs its own way: the step with its losses, the score, the history.
+
+They work in one process and in several that train together, see :mod:`mmfusion.training.distributed`.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from ignite.metrics import Metric
 from monai.engines import IterationEvents
 from sklearn.metrics import roc_auc_score
 
-from mmfusion.errors import MmfusionError
 from mmfusion.io import write_csv
 from mmfusion.networks.statistics import settle_statistics
+from mmfusion.training.distributed import gather, is_first, refuse_together
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -62,7 +65,7 @@ def update(engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
     """MONAI's ``iteration_update`` for a :class:`TrainingStep`: one optimizer step on all losses.
 
     Raises:
-        MmfusionError: the loss is not finite.
+        MmfusionError: the loss, or a gradient, is not finite.
     """
     image, label, _, extra = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking)
     engine.network.train()
@@ -72,12 +75,13 @@ def update(engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         loss = engine.loss_function(losses)
     engine.state.output = {"label": label, "pred": logits.detach(), "loss": loss.detach()}
     engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+    where = f"in epoch {engine.state.epoch}"
+    advice = "Lower --learning_rate, or switch --amp off"
+    problem = None
     if not torch.isfinite(loss):
         parts = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
-        raise MmfusionError(
-            f"the loss is not finite in epoch {engine.state.epoch} ({parts}; cases {', '.join(batchdata['case'])}). "
-            "Lower --learning_rate, or switch --amp off"
-        )
+        problem = f"the loss is not finite {where} ({parts}; cases {', '.join(batchdata['case'])}). {advice}"
+    refuse_together(problem)
     engine.fire_event(IterationEvents.LOSS_COMPLETED)
     if engine.amp and engine.scaler is not None:
         engine.scaler.scale(loss).backward()
@@ -89,11 +93,8 @@ def update(engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
     else:
         loss.backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if not torch.isfinite(_clip(engine.network)):  # clipped, it would make every weight NaN
-            raise MmfusionError(
-                f"a gradient is not finite in epoch {engine.state.epoch} (cases {', '.join(batchdata['case'])}). "
-                "Lower --learning_rate, or switch --amp off"
-            )
+        if not torch.isfinite(_clip(engine.network)):  # in every process; clipped, it would make every weight NaN
+            refuse_together(f"a gradient is not finite {where} (cases {', '.join(batchdata['case'])}). {advice}")
         engine.optimizer.step()
     engine.fire_event(IterationEvents.MODEL_COMPLETED)
     return engine.state.output
@@ -132,7 +133,7 @@ class SettleStatistics:
 
 
 class ValidationScore(Metric):
-    """A number from all logits and labels of an epoch.
+    """A number from all logits and labels of an epoch, those of every process.
 
     Args:
         kind: ``negative_loss``: minus the class-balanced cross entropy, greater is better, a proper score that
@@ -156,7 +157,7 @@ class ValidationScore(Metric):
 
     def compute(self) -> float:
         """The score of all batches since :meth:`reset`."""
-        logits, labels = torch.cat(self._logits), torch.cat(self._labels)
+        logits, labels = (torch.cat(gather(torch.cat(own))) for own in (self._logits, self._labels))
         if self.kind == "negative_loss":
             count = torch.bincount(labels, minlength=logits.shape[1]).clamp(min=1)
             return -float(torch.nn.functional.cross_entropy(logits, labels, weight=1 / count))
@@ -197,14 +198,17 @@ class History:
     def _end(self, engine: Any) -> None:
         validated = self.validator.state.epoch == engine.state.epoch  # not each epoch is, if val_interval is above 1
         scores = self.validator.state.metrics if validated else {}
+        means = gather(sum(self._losses) / len(self._losses))
         row: dict[str, Any] = {
             "epoch": engine.state.epoch,
-            "train_loss": round(sum(self._losses) / len(self._losses), 5),
+            "train_loss": round(sum(means) / len(means), 5),
             "validation_loss": round(-scores["negative_loss"], 5) if validated else None,
             "validation_auc": round(scores["auc"], 5) if validated else None,
             "seconds": round(perf_counter() - self._start, 2),
         }
         self.rows.append(row)
+        if not is_first():
+            return
         write_csv(self.rows, self.path)
         words = f"loss {row['validation_loss']:.3f}, auc {row['validation_auc']:.3f}" if validated else "left out"
         print(
@@ -213,3 +217,25 @@ class History:
             file=sys.stderr,
             flush=True,
         )
+
+
+class EarlyStop:
+    """Ends a training when validation has not become better for a while.
+
+    Args:
+        validator: the evaluator that knows the best epoch.
+        patience: epochs.
+    """
+
+    def __init__(self, validator: Any, patience: int) -> None:
+        self.validator, self.patience = validator, patience
+
+    def attach(self, engine: Any) -> None:
+        """Register with a trainer, after its ValidationHandler (called by MONAI)."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """End the training, if it is time (called by ignite)."""
+        seen = self.validator.state
+        if seen.epoch == engine.state.epoch and engine.state.epoch - seen.best_metric_epoch >= self.patience:
+            engine.terminate()

@@ -23,6 +23,8 @@ from mmfusion.predict import (
     save_model,
 )
 from mmfusion.report.files import read_json
+from mmfusion.training.checkpoint import RESUME
+from mmfusion.training.distributed import by_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from mmfusion.training.study import Study
 
 
+@by_first
 def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str, Any]], device: Any = "cpu") -> Path:
     """Load the best weights; fit decision rule, temperature and threshold on validation; write the finished model.
 
@@ -60,6 +63,7 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
     if len(study.classes) == 2:
         model = replace(model, threshold=choose_threshold(labels, probabilities(logits, model)[:, 1]))
     save_model(study.run, network, model)
+    (study.run / "checkpoints" / RESUME).unlink(missing_ok=True)  # nothing is left to go on with
     return study.run
 
 

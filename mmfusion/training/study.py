@@ -35,6 +35,8 @@ from mmfusion.options import GROUPS, OPTIONS, resolve, unknown
 from mmfusion.predict import Model, dataset_items
 from mmfusion.prepare import Cohort, PreparedCase, open_cohort, prepare_cohort, refuse_contradictions, versions
 from mmfusion.progress import progress_line
+from mmfusion.training.checkpoint import keep_unfinished
+from mmfusion.training.distributed import by_first
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,6 +123,7 @@ class Study:
         )
 
 
+@by_first
 def open_study(
     run: str | Path | None,
     *,
@@ -188,21 +191,19 @@ def open_study(
                 f"{opened.folder} has no case of class {', '.join(lost)} with {' or '.join(names)} for {part}; "
                 "check labels, split and modalities"
             )
+    written = {
+        "modalities": list(names),
+        "classes": list(study_classes),
+        "cohort": os.path.relpath(opened.folder, run),
+        "cohort_hash": opened.hash,
+        **chosen,
+        **{name: value for name, value in opened.options.items() if name != "modalities"},
+        "versions": versions(),
+    }
+    keep_unfinished(run, written)
     run.mkdir(parents=True, exist_ok=True)
-    for name in ("checkpoints/best.pt", "model.json"):  # of an earlier training, which may have had other parts
-        (run / name).unlink(missing_ok=True)
-    facts = {"cohort": os.path.relpath(opened.folder, run), "cohort_hash": opened.hash}
-    write_json(
-        {
-            "modalities": list(names),
-            "classes": list(study_classes),
-            **facts,
-            **chosen,
-            **{name: value for name, value in opened.options.items() if name != "modalities"},
-            "versions": versions(),
-        },
-        run / "options.json",
-    )
+    (run / "model.json").unlink(missing_ok=True)  # of an earlier training, which may have had other parts
+    write_json(written, run / "options.json")
     rows = [
         {"case": one.case.id, "subject": one.case.subject, "part": parts[one.case.id], "fold": number.get(one.case.id)}
         for one in opened.cases

@@ -1,0 +1,212 @@
+"""The checkpoints of a training: its best and its last weights, and all that it takes to go on after a kill.
+
+::
+
+    RUN/checkpoints/
+      best.pt      weights of the network in its best epoch on validation
+      final.pt     weights after the last epoch
+      resume.pt    while a training is unfinished: the state after its last whole epoch
+
+A training goes on exactly as it would have: weights, optimizer, schedule, scores and every random state are those of
+the last whole epoch. Files hold tensors and plain values, are read with ``weights_only=True`` and written at once.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.transforms import Randomizable, Transform
+
+from mmfusion.errors import CohortError
+from mmfusion.io import atomic_path, read_fields
+from mmfusion.training.distributed import gather, is_first, refuse_together
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmfusion.training.engine import History
+
+RESUME = "resume.pt"
+_FORMAT = 1
+
+
+def keep_unfinished(run: Path, options: Mapping[str, Any]) -> None:
+    """Keep the checkpoints of an unfinished training with these options; remove those of any other.
+
+    Args:
+        run: the run folder.
+        options: all that will be written to its ``options.json``.
+
+    Raises:
+        CohortError: there is an unfinished training with other options.
+    """
+    folder = run / "checkpoints"
+    if options["resume"] and (folder / RESUME).is_file():
+        before = read_fields(run / "options.json", "the options of the unfinished training")
+        now = json.loads(json.dumps(options))
+        names = [name for name in now | before if name != "resume" and now.get(name) != before.get(name)]
+        if names:
+            changes = ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in names)
+            raise CohortError(
+                f"{run} holds an unfinished training with other options ({changes}); start it as before to go on with "
+                "it, choose another --run, or add --resume False to begin anew"
+            )
+        return
+    for name in ("best.pt", RESUME):
+        (folder / name).unlink(missing_ok=True)
+
+
+class Checkpoints:
+    """Writes the checkpoints of a training, and takes up the one that was left unfinished.
+
+    Args:
+        folder: where they are.
+        network: whose weights they hold, without any wrapper.
+        validator: the evaluator that knows the best epoch.
+        scheduler: of the learning rate.
+        history: the rows of ``history.csv``.
+        loader: of the training cases; its generator and the random states of its transforms belong to the state.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        network: torch.nn.Module,
+        validator: Any,
+        scheduler: Any,
+        history: History,
+        loader: torch.utils.data.DataLoader[Any],
+    ) -> None:
+        self.folder, self.network, self.validator = Path(folder), network, validator
+        self.scheduler, self.history, self.loader = scheduler, history, loader
+
+    def attach(self, engine: Any) -> None:
+        """Register with a trainer, after its ValidationHandler (called by MONAI)."""
+        engine.add_event_handler(Events.STARTED, self._resume)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._keep_best)
+        # when the loader has no more batches, and not when the last one is done: asking it draws a random number
+        engine.add_event_handler(Events.DATALOADER_STOP_ITERATION, self._keep_all)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self._write(self.network.state_dict(), "final.pt"))
+
+    def _write(self, state: Mapping[str, Any], name: str) -> None:
+        if is_first():
+            with atomic_path(self.folder / name) as temporary:
+                torch.save(state, temporary)
+
+    def _keep_best(self, engine: Any) -> None:
+        if self.validator.state.best_metric_epoch == engine.state.epoch:
+            self._write(self.network.state_dict(), "best.pt")
+
+    def _keep_all(self, engine: Any) -> None:
+        if engine.state.iteration % engine.state.epoch_length:
+            return  # in the midst of an epoch that is longer than the data
+        state = {
+            "format": _FORMAT,
+            "epoch": engine.state.iteration // engine.state.epoch_length,
+            "network": self.network.state_dict(),
+            "optimizer": engine.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": engine.scaler.state_dict() if engine.scaler else {},
+            "best": [self.validator.state.best_metric, self.validator.state.best_metric_epoch],
+            "history": self.history.rows,
+            "random": gather(random_state(self.loader)),  # of each process
+        }
+        self._write(state, RESUME)
+
+    def _resume(self, engine: Any) -> None:
+        file = self.folder / RESUME
+        if not file.is_file():
+            return
+        state, problem = _read(file)
+        if not problem and len(state["random"]) != len(gather(None)):
+            problem = (
+                f"{file} was left by {len(state['random'])} processes, and this is a training by {len(gather(None))}; "
+                "start as many, choose another --run, or add --resume False to begin anew"
+            )
+        refuse_together(problem)
+        self.network.load_state_dict(state["network"])
+        engine.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if engine.scaler:
+            engine.scaler.load_state_dict(state["scaler"])
+        self.validator.state.best_metric, self.validator.state.best_metric_epoch = state["best"]
+        self.history.rows = state["history"]
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["epoch"] * engine.state.epoch_length
+        set_random_state(self.loader, state["random"][engine.state.rank])
+        if is_first():
+            print(f"goes on after epoch {state['epoch']} of an unfinished training", file=sys.stderr, flush=True)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], str | None]:
+    """What a file for resuming holds, or what is wrong with it."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of pickle, zip and torch alike
+        state = {"format": (str(error).splitlines() or [type(error).__name__])[0]}
+    if state.get("format") == _FORMAT:
+        return state, None
+    return {}, (
+        f"{file} is damaged, or was written by another version of mmfusion (format {state.get('format')}); "
+        "add --resume False to begin anew"
+    )
+
+
+def random_state(loader: torch.utils.data.DataLoader[Any]) -> dict[str, Any]:
+    """Every random state that a training draws from, as tensors and plain values.
+
+    Args:
+        loader: of the training cases.
+
+    Returns:
+        ``torch``, ``cuda`` (each GPU), ``numpy``, ``python``, ``generator`` (of the loader, None if it has none) and
+        ``transforms`` (each state below the transform of its data set).
+    """
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+        "numpy": _plain(np.random.get_state()),
+        "python": random.getstate(),
+        "generator": loader.generator.get_state() if loader.generator else None,
+        "transforms": [_plain(one.get_state()) for one in _states(loader.dataset.transform)],  # type: ignore[attr-defined]
+    }
+
+
+def set_random_state(loader: torch.utils.data.DataLoader[Any], state: Mapping[str, Any]) -> None:
+    """Put back what :func:`random_state` gave."""
+    torch.set_rng_state(state["torch"])
+    torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+    np.random.set_state(_numpy(state["numpy"]))
+    random.setstate(state["python"])
+    if loader.generator:
+        loader.generator.set_state(state["generator"])
+    for one, its in zip(_states(loader.dataset.transform), state["transforms"], strict=True):  # type: ignore[attr-defined]
+        one.set_state(_numpy(its))
+
+
+def _states(part: Any) -> list[np.random.RandomState]:
+    """The random states of a MONAI transform and of all transforms inside it, in a fixed order."""
+    if isinstance(part, np.random.RandomState):
+        return [part]
+    inside: Any = ()
+    if isinstance(part, (list, tuple)):
+        inside = part
+    elif isinstance(part, (Transform, Randomizable)):
+        inside = vars(part).values()
+    return [state for one in inside for state in _states(one)]
+
+
+def _plain(state: Any) -> list[Any]:
+    """A state of numpy's Mersenne twister, which files of weights alone may not hold, as a tensor and numbers."""
+    return [torch.from_numpy(state[1].astype(np.int64)), *state[2:]]
+
+
+def _numpy(state: list[Any]) -> tuple[Any, ...]:
+    return ("MT19937", state[0].numpy().astype(np.uint32), *state[1:])

@@ -1,0 +1,172 @@
+"""A training that was killed goes on, and ends exactly where the undisturbed one ends."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+from tiny_cohort import FAST
+
+from mmfusion.bundle import TEMPLATE
+from mmfusion.errors import CohortError, MmfusionError
+from mmfusion.training import open_study
+from mmfusion.training.checkpoint import random_state, set_random_state
+
+RANDOM = {"augment": True, "dropout": 0.3, "modality_drop": 0.3, "epochs": 4, "width": 0.06}
+CONFIG = str(TEMPLATE / "configs" / "train.yaml")
+
+
+class Killed(Exception):
+    """What stands for the kill in this process."""
+
+
+def train_until(cohort, run, epoch, iteration, **options):
+    """A training that breaks off within an epoch, with nothing caught and nothing written afterwards."""
+    given = FAST | RANDOM | {"cohort": str(cohort), "run_dir": str(run)} | options
+    workflow = ConfigWorkflow(CONFIG, logging_file=False, workflow_type="train", **given)
+    workflow.initialize()
+
+    def kill(engine):
+        if engine.state.epoch == epoch and engine.state.iteration % engine.state.epoch_length == iteration:
+            raise Killed
+
+    workflow.trainer.add_event_handler(Events.ITERATION_STARTED, kill)
+    with pytest.raises(RuntimeError) as error:
+        workflow.run()
+    assert isinstance(error.value.__cause__, Killed)
+
+
+def history_of(run):
+    with (run / "history.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same(run, other):
+    assert history_of(run) == history_of(other)
+    for name in ("checkpoints/best.pt", "checkpoints/final.pt", "model.pt"):
+        one, two = (torch.load(folder / name, weights_only=True) for folder in (run, other))
+        assert all(torch.equal(value, two[key]) for key, value in one.items()), name
+    assert (run / "model.json").read_text() == (other / "model.json").read_text()
+    assert not (run / "checkpoints" / "resume.pt").exists()
+
+
+# 14 cases: batches of 8 leave a small one, and those of 7 do not; only then is the loader's end seen late
+@pytest.mark.parametrize(("batch_size", "loaders"), [(8, 0), (7, 0), pytest.param(7, 2, marks=pytest.mark.slow)])
+def test_a_training_that_broke_off_ends_as_if_it_had_not(train, tiny_cohort, tmp_path, capsys, batch_size, loaders):
+    options = RANDOM | {"batch_size": batch_size, "loaders": loaders}
+    train(tmp_path / "whole", **options)
+    train_until(tiny_cohort, tmp_path / "broken", epoch=3, iteration=0, **options)
+    assert len(history_of(tmp_path / "broken")) == 2
+    capsys.readouterr()
+    train(tmp_path / "broken", **options)
+    assert "goes on after epoch 2 of an unfinished training" in capsys.readouterr().err
+    assert_same(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_the_best_epoch_and_the_patience_are_remembered(train, tiny_cohort, tmp_path):
+    stuck = {"learning_rate": 0.0, "patience": 3, "epochs": 6, "standardize": False}  # every epoch is as good
+    train_until(tiny_cohort, tmp_path, epoch=3, iteration=1, **stuck)
+    first = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
+    train(tmp_path, **RANDOM | stuck)
+    assert len(history_of(tmp_path)) == 4  # the first epoch was the best, and three have passed
+    last = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
+    assert all(torch.equal(value, last[name]) for name, value in first.items())
+
+
+def test_a_finished_training_starts_anew(train, tmp_path, capsys):
+    train(tmp_path, epochs=1)
+    train(tmp_path, epochs=2)
+    assert "unfinished" not in capsys.readouterr().err and len(history_of(tmp_path)) == 2
+
+
+def test_an_unfinished_training_goes_on_with_its_own_options_alone(train, tiny_cohort, tmp_path, capsys):
+    train_until(tiny_cohort, tmp_path, epoch=2, iteration=1)
+    words = (
+        r"holds an unfinished training with other options \(dropout was 0.3 and is 0.0, epochs was 4 and is 5\); start "
+        r"it as before to go on with it, choose another --run, or add --resume False to begin anew"
+    )
+    with pytest.raises(CohortError, match=words):
+        train(tmp_path, **RANDOM | {"epochs": 5, "dropout": 0.0})
+    assert (tmp_path / "checkpoints" / "resume.pt").is_file()
+    train(tmp_path, **RANDOM | {"epochs": 1, "resume": False})
+    assert "unfinished" not in capsys.readouterr().err and len(history_of(tmp_path)) == 1
+
+
+def test_a_damaged_checkpoint_is_refused(train, tiny_cohort, tmp_path):
+    train_until(tiny_cohort, tmp_path, epoch=2, iteration=1)
+    file = tmp_path / "checkpoints" / "resume.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(MmfusionError, match="resume.pt is damaged, or was .* another version .* add --resume False"):
+        train(tmp_path, **RANDOM)
+
+
+def test_as_many_processes_as_before(train, tiny_cohort, tmp_path):
+    train_until(tiny_cohort, tmp_path, epoch=2, iteration=1)
+    file = tmp_path / "checkpoints" / "resume.pt"
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"random": state["random"] * 2}, file)
+    with pytest.raises(MmfusionError, match="was left by 2 processes, and this is a training by 1; start as many"):
+        train(tmp_path, **RANDOM)
+
+
+def test_checkpoints_are_of_the_network_alone(train, tiny_cohort, tmp_path):
+    train_until(tiny_cohort, tmp_path, epoch=2, iteration=1)
+    network = open_study(tmp_path / "other", cohort=tiny_cohort, width=0.06).model().build()
+    state = torch.load(tmp_path / "checkpoints" / "resume.pt", weights_only=True)
+    network.load_state_dict(state["network"])
+    assert state["epoch"] == 1 and [row["epoch"] for row in state["history"]] == [1]
+
+
+def test_random_states_are_put_back():
+    from monai.data import DataLoader, Dataset
+
+    from mmfusion.transforms import training_augmentation
+
+    case = {"image": torch.rand(3, 9, 8, 7), "present": torch.tensor([True, True, True])}
+    data = Dataset([case] * 4, training_augmentation(modality_drop=0.5))
+    loader = DataLoader(data, batch_size=4, generator=torch.Generator().manual_seed(3))
+
+    def draw():
+        image = next(iter(loader))["image"]
+        return [image, torch.rand(2), torch.randperm(9, generator=loader.generator), torch.tensor(np.random.rand(2))]
+
+    draw()
+    state = random_state(loader)
+    first, second = draw(), draw()
+    set_random_state(loader, state)
+    again = draw()
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def start(cohort, run, **options):
+    given = FAST | RANDOM | {"cohort": str(cohort), "run_dir": str(run)} | options
+    arguments = ["--config_file", CONFIG, *(f"--{name}={value}" for name, value in given.items())]
+    command = [sys.executable, "-m", "monai.bundle", "run", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_taken_up_by_the_same_command(tiny_cohort, tmp_path):
+    options = {"epochs": 12, "batch_size": 2}  # so that there is an epoch to be killed in
+    for run in ("whole", "killed"):
+        process = start(tiny_cohort, tmp_path / run, **options)
+        if run == "killed":
+            while not (lines := process.stderr.readline()).startswith("epoch   3/12"):
+                assert lines, "ended before it was killed"
+            time.sleep(0.05)
+            os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=300)
+        assert process.returncode == (-signal.SIGKILL if run == "killed" else 0)
+    assert not (tmp_path / "killed" / "model.pt").exists() and len(history_of(tmp_path / "killed")) < 12
+    process = start(tiny_cohort, tmp_path / "killed", **options)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 0 and "of an unfinished training" in said, said
+    assert_same(tmp_path / "killed", tmp_path / "whole")
