@@ -1,16 +1,11 @@
-"""The bundle as its consumers see it: properties, metadata, export, overrides, and the command line of MONAI."""
+"""Writing bundles, packing models into them, and what a run begins with: overrides, seeds, one-sentence errors."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import jsonschema
 import pytest
 import torch
 import yaml
-from monai.bundle import ConfigWorkflow, ckpt_export, verify_net_in_out
-from tiny_cohort import FAST, write_scans
 
 import mmfusion
 from mmfusion.bundle import TEMPLATE, begin, new_bundle, pack_model, run_config
@@ -58,38 +53,6 @@ def test_null_stands_only_for_what_has_no_plain_default():
     assert null - decided_by_the_cohort == {
         *("cohort", "manifest", "run_dir", "classes", "fold", "fusion", "losses", "encoder_options", "fusion_options"),
     }
-
-
-def test_metadata_is_complete():
-    text, versions = {"type": "string", "minLength": 1}, {"type": "string", "pattern": r"^\d+\.\d+\.\d+$"}
-    tensor = {
-        "type": "object",
-        "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data"],
-    }
-    formats = {
-        name: {"type": "object", "required": [entry], "properties": {entry: tensor}}
-        for name, entry in (("inputs", "image"), ("outputs", "pred"))
-    }
-    schema = {
-        "type": "object",
-        "properties": {
-            **dict.fromkeys(("schema", "task", "description", "authors", "copyright"), text),
-            **dict.fromkeys(("version", "monai_version", "pytorch_version", "numpy_version"), versions),
-            "changelog": {"type": "object"},
-            "required_packages_version": {"type": "object", "additionalProperties": versions, "minProperties": 1},
-            "network_data_format": {"type": "object", "required": ["inputs", "outputs"], "properties": formats},
-        },
-    }
-    schema["required"] = list(schema["properties"])
-    metadata = json.loads((CONFIGS / "metadata.json").read_text())
-    jsonschema.validate(metadata, schema)
-    assert metadata["version"] in metadata["changelog"] and "optional_packages_version" not in metadata
-    assert metadata["required_packages_version"]["mmfusion"] == mmfusion.__version__
-
-
-def test_inference_stands_alone():
-    text = (CONFIGS / "inference.yaml").read_text()
-    assert "%" not in text and not (TEMPLATE / "scripts").exists()
 
 
 def test_a_new_bundle_holds_the_options_of_its_study(tmp_path):
@@ -156,48 +119,6 @@ def test_packing_a_run_makes_the_bundle_answer_as_the_run(tiny_run, tmp_path):
         pack_model(tmp_path, tiny_run)
 
 
-# what consumers ask of a workflow
-
-
-@pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
-def test_workflows_have_all_properties(name, tiny_run, tiny_cohort, tmp_path):
-    if name == "train":
-        given = FAST | {"cohort": str(tiny_cohort), "run_dir": str(tmp_path)}
-    else:
-        given = {"run_dir": str(tiny_run), "device": "cpu"}
-    if name == "inference":
-        manifest = write_scans(tmp_path, {"A": ("ct", "pet")})
-        given |= {"manifest": str(manifest), "out": str(tmp_path / "out"), "workers": 1}
-    kind = "train" if name == "train" else "inference"
-    workflow = ConfigWorkflow(str(CONFIGS / f"{name}.yaml"), logging_file=False, workflow_type=kind, **given)
-    workflow.initialize()
-    assert workflow.check_properties() == []
-    assert isinstance(workflow.network_def, torch.nn.Module) and Path(workflow.dataset_dir).is_dir()
-
-
-def test_export_to_torchscript_gives_the_same_logits(tiny_run, tmp_path):
-    ckpt_export(
-        net_id="network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(tiny_run / "model.pt"),
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=str(CONFIGS / "inference.yaml"),
-        run_dir=str(tiny_run),
-    )
-    scripted, (_, eager) = torch.jit.load(tmp_path / "model.ts"), load_model(tiny_run)
-    image = torch.rand(3, 3, 17, 19, 18, generator=torch.Generator().manual_seed(2))
-    image[1, 0] = 0  # without presence a channel of zeros is absent
-    present = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 1]]).bool()
-    with torch.no_grad():
-        torch.testing.assert_close(scripted(image, present), eager(image, present))
-        torch.testing.assert_close(scripted(image[:2]), eager(image[:2], present[:2]))
-
-
-def test_network_takes_and_gives_what_the_metadata_say(tiny_run):
-    files = {"meta_file": str(CONFIGS / "metadata.json"), "config_file": str(CONFIGS / "inference.yaml")}
-    verify_net_in_out(net_id="network_def", device="cpu", run_dir=str(tiny_run), **files)
-
-
 # overrides
 
 
@@ -225,6 +146,8 @@ def test_overrides_that_name_something_pass(given):
         ("--batch-sise=5", "unknown option '--batch_sise'; did you mean '--batch_size'"),
         ("--train#trainer#max_epoch 1", "unknown option '--train#trainer#max_epoch'. Known: --cohort"),
         ("--train#handlers#99 1", "unknown option '--train#handlers#99'"),
+        ("--dataset_dir d", "option --dataset_dir follows from other options: give --cohort or --manifest instead"),
+        ("--output_dir=d", "option --output_dir follows from other options: give --run_dir instead"),
     ],
 )
 def test_overrides_that_name_nothing_are_refused(given, words):
@@ -241,6 +164,9 @@ def test_overrides_of_several_files_and_of_an_arguments_file(tmp_path):
     (tmp_path / "arguments.json").write_text(json.dumps({"config_file": files, "gradient_clip": 3, "epochz": 1}))
     with pytest.raises(OptionError, match="unknown option '--epochz'; did you mean '--epochs'"):
         check_overrides(["--args_file", str(tmp_path / "arguments.json"), "--gradient_clip", "2"])
+    (tmp_path / "arguments.json").write_text(json.dumps({"config_file": files, "run": "runs/a"}))
+    with pytest.raises(OptionError, match="MONAI keeps the name run .*: write run_dir in the args_file"):
+        check_overrides(["--args_file", str(tmp_path / "arguments.json")])
 
 
 def test_run_config_refuses_the_same(tmp_path):
@@ -292,37 +218,3 @@ def test_run_is_another_word_for_run_dir(monkeypatch):
     assert started == [[*command[:4], "--run_dir", "runs/a", "--run_dir=b", "--run_dir=c", "--run_id", "run"]]
     _restart_with_run_dir(started[0])
     assert len(started) == 1
-
-
-# as a user types it
-
-
-def monai_bundle(folder, *arguments):
-    """``python -m monai.bundle run`` in a folder that is not the project's."""
-    command = [sys.executable, "-m", "monai.bundle", "run", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-
-
-@pytest.mark.slow
-def test_train_from_another_folder(tiny_cohort, tmp_path):
-    fast = [f"--{name}={value}" for name, value in (FAST | {"epochs": 1}).items()]
-    given = ["--config_file", CONFIGS / "train.yaml", "--cohort", tiny_cohort, "--run", "runs/a", *fast]
-    done = monai_bundle(tmp_path, *given)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs" / "a" / "model.pt").is_file() and "epoch   1/1 | train loss" in done.stderr
-    assert done.stdout.startswith("device cpu | train 14 (") or "\ndevice cpu | train 14 (" in done.stdout
-
-
-@pytest.mark.slow
-def test_misspelt_override_ends_with_one_sentence(tiny_cohort, tmp_path):
-    given = ["--cohort", tiny_cohort, "--run_dir", "r", "--learning_rte", "5"]
-    done = monai_bundle(tmp_path, "--config_file", CONFIGS / "train.yaml", *given)
-    assert done.returncode == 1 and "Traceback" not in done.stderr and not (tmp_path / "r").exists()
-    assert "error: unknown option '--learning_rte'; did you mean '--learning_rate'?" in done.stderr
-
-
-@pytest.mark.slow
-def test_error_of_a_component_ends_with_one_sentence(tmp_path):
-    done = monai_bundle(tmp_path, "--config_file", CONFIGS / "train.yaml", "--run_dir", "r")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("error: give either --cohort COHORT (prepared before)")

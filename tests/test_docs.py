@@ -142,18 +142,3 @@ _VIEW_WORDS = {"vector": "a vector", "tokens": "tokens", "pyramid": "a pyramid"}
 def test_pictures_are_small():
     pictures = list((ROOT / "docs" / "pictures").iterdir())
     assert pictures and all(path.stat().st_size < 300_000 for path in pictures)
-
-
-def test_the_bundle_has_its_page_and_license():
-    assert (BUNDLE / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
-    page = (BUNDLE / "docs" / "README.md").read_text()
-    for heading in (
-        "Model description",
-        "Intended use",
-        "Data",
-        "Preprocessing",
-        "Performance",
-        "Commands",
-        "Limitations",
-    ):
-        assert f"## {heading}" in page

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _OF_MONAI = ("config_file", "meta_file", "logging_file", "tracking", "args_file", "run_id", "init_id", "final_id",
              "workflow_name", "properties_path", "workflow_type")  # fmt: skip
+_FOLLOWS = {"dataset_dir": ("cohort", "manifest"), "output_dir": ("run_dir", "out")}
+"""What configurations say for MONAI's sake alone, by the options that it follows from: setting it changes nothing."""
 
 
 def begin(seed: int | None = None, threads: int = 0) -> None:
@@ -84,17 +86,22 @@ def check_overrides(arguments: list[str]) -> None:
     """
     given = _given(arguments)
     config = ConfigParser.load_config_files(_config_files(given))
+    if "run" in given:  # of an arguments file: that of the command line has become run_dir
+        raise OptionError("MONAI keeps the name run for what a configuration executes: write run_dir in the args_file")
     refuse_unknown([name for name in given if name not in _OF_MONAI], config, "--")
 
 
 def refuse_unknown(names: Iterable[str], config: Mapping[str, Any], dashes: str = "") -> None:
-    """Refuse a name (``epochs``, ``train#trainer#max_epochs``) that is not in a configuration.
+    """Refuse a name (``epochs``, ``train#trainer#max_epochs``) that is not in a configuration, or has no effect there.
 
     Raises:
-        OptionError: with the nearest option that exists.
+        OptionError: with the nearest option that exists, or those that have the effect.
     """
     parser = ConfigParser(dict(config))
     for name in names:
+        if name in _FOLLOWS:
+            others = [f"{dashes}{one}" for one in _FOLLOWS[name] if one in config] or [f"{dashes}run_dir"]
+            raise OptionError(f"option {dashes}{name} follows from other options: give {' or '.join(others)} instead")
         if name not in parser:
             plain = [f"{dashes}{key}" for key in config if key in OPTIONS]
             raise OptionError(unknown("option", f"{dashes}{name}", plain))
