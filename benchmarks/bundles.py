@@ -72,7 +72,7 @@ def train(name: str, study: Path, run: Path, seed: int, modality: str | None = N
         return None
     options = ROOT / "bundles" / name / "docs" / "embedded_study.yaml"
     alone = ["--modalities", f"['{modality}']"] if modality else []
-    given = ["--args_file", options, "--cohort", study, "--run_dir", run, "--seed", seed, *alone]
+    given = ["--args_file", options, "--cohort", study, "--run_dir", run, "--seed", seed, "--threads", 1, *alone]
     start = time.perf_counter()
     bundle_run(name, "train", *given)
     return round(time.perf_counter() - start, 1)
