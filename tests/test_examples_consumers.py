@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
 import pytest
 from local_hub import local_hub
@@ -230,3 +236,72 @@ def test_deploy_does_not_choose_between_two_series(tiny_run, tmp_path):
     done = run_app(study_of(tmp_path, ("ct", "a"), ("ct", "b")), tiny_run, tmp_path / "out")
     assert done.returncode == 1 and not list(tmp_path.glob("out/*"))
     assert "error: ct: 2 series of the study fit the rule, one is expected. Narrow it in rules.json" in done.stderr
+
+
+# MONAI Label
+
+
+@pytest.fixture
+def label_server(tiny_run, tmp_path):
+    """A function (studies) that starts the app's server and returns a function (image id) to status and answer."""
+    processes, python = [], python_of("monai_label")
+
+    def start(studies):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        app = shutil.copytree(ROOT / "examples" / "monai_label", tmp_path / "app")  # the server writes into it
+        command = [python, "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--conf", "model", tiny_run]
+        command += ["--conf", "python", sys.executable]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        log = (tmp_path / "log.txt").open("w")
+        processes.append((subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=tmp_path), log))
+
+        def ask(image):
+            query = urlencode({"image": image, "output": "json"})
+            request = Request(f"http://127.0.0.1:{port}/infer/fusion?{query}", method="POST")
+            try:
+                with urlopen(request) as answer:
+                    return answer.status, json.load(answer)
+            except HTTPError as error:
+                with error:
+                    return error.code, error.read().decode()
+
+        for _ in range(600):
+            assert processes[0][0].poll() is None, (tmp_path / "log.txt").read_text()[-2000:]
+            try:
+                urlopen(f"http://127.0.0.1:{port}/info/").close()
+                return ask
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError((tmp_path / "log.txt").read_text()[-2000:])
+
+    yield start
+    for process, log in processes:
+        process.terminate()
+        process.wait()
+        log.close()
+
+
+@pytest.mark.slow
+def test_label_finds_the_siblings_and_says_what_mmfusion_says(label_server, tiny_run, tmp_path):
+    subjects = {"A": ("ct", "pet", "mr"), "B_2": ("pet", "mr"), "D": ("ct",)}
+    studies = write_scans(tmp_path / "studies", subjects).parent
+    dicom = study_of(tmp_path, ("ct", "C_ct"), ("pet", "C_pet"))
+    for folder in dicom.iterdir():
+        folder.rename(studies / folder.name)
+    shutil.copy(studies / "D_ct.nii.gz", studies / "D_ct.mha")
+    ask, (model, network) = label_server(studies), load_model(tiny_run)
+    cases = {"A_mr": case_of(studies, "A", "ct", "pet", "mr"), "B_2_pet": case_of(studies, "B_2", "pet", "mr")}
+    cases["C"] = Case("C", images={"ct": studies / "C_ct", "pet": studies / "C_pet"})
+    for image, case in cases.items():
+        status, answer = ask(image)
+        said = predict_case(case, model, network)
+        assert status == 200 and answer["modalities"] == list(said.modalities), answer
+        assert {one["label"]: one["score"] for one in answer["prediction"]} == pytest.approx(dict(said.probabilities))
+        assert (answer["predicted"], answer["status"]) == (said.predicted, said.status)
+        assert answer["intended_use"].startswith("Research use only.")
+    status, text = ask("D_ct")
+    assert status == 422 and "subject D has two scans for ct: D_ct.mha, D_ct.nii.gz; keep one" in text
+    assert "the image is not in the folder of studies" in ask(str(tiny_run / "model.pt"))[1]
