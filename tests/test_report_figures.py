@@ -10,6 +10,7 @@ from mmfusion.report import (
     checkerboard,
     equalize,
     figure_joint_histogram,
+    figure_map,
     figure_overlay,
     figure_slices,
 )
@@ -142,6 +143,27 @@ def test_slices_show_the_planes_through_the_center():
         assert np.array_equal(image, expected.T)
 
 
+@pytest.mark.parametrize(("signed", "limits", "cmap"), [(False, (0, 4), "hot"), (True, (-4, 4), "bwr")])
+def test_a_map_is_transparent_at_zero_and_colored_by_its_sign(signed, limits, cmap):
+    volume, values = np.random.default_rng(0).random((5, 7, 9)), np.zeros((5, 7, 9))
+    values[1, 2, 3], values[1, 3, 3] = 1, -1
+    figure = figure_map(volume, values, signed=signed, largest=4, label="SUVbw", center=(1, 2, 3))
+    gray, colors = figure.axes[0].images
+    assert np.array_equal(gray.get_array(), volume[:, :, 3].T) and colors.get_array()[2, 1] == 1
+    assert colors.get_clim() == limits and colors.get_cmap().name == cmap
+    opacity = np.asarray(colors.get_alpha())[:, 1]
+    assert opacity == pytest.approx(0.7 * 1.5 / 4 * np.array([0, 0, 1, signed, 0, 0, 0]))
+    assert figure.axes[3].get_ylabel() == "SUVbw" and len(png_of_figure(figure)) > 1000
+
+
+def test_the_scale_of_a_map_is_that_of_its_largest_values():
+    values = np.linspace(0, 1, 11 * 13 * 17).reshape(11, 13, 17)
+    assert figure_map(values, -values, signed=True).axes[0].images[1].get_clim() == pytest.approx(
+        (-0.999, 0.999), abs=1e-6
+    )
+    assert figure_map(values, 0 * values).axes[0].images[1].get_clim() == (0, 1e-6)
+
+
 def test_joint_histogram_counts_the_voxels_of_the_mask():
     generator = np.random.default_rng(0)
     a, b = generator.random((2, 7, 8, 9))
@@ -154,5 +176,7 @@ def test_volumes_of_different_shape_or_unknown_kind_are_refused():
     a, b = np.zeros((3, 4, 5)), np.zeros((3, 4, 6))
     with pytest.raises(GeometryError, match=r"shapes \(3, 4, 5\) and \(3, 4, 6\) cannot be laid over"):
         figure_overlay(a, b)
+    with pytest.raises(GeometryError, match="cannot be laid over each other; resample both to one Grid"):
+        figure_map(a, b)
     with pytest.raises(OptionError, match="unknown kind of overlay 'chequer'"):
         figure_overlay(a, a, kind="chequer")

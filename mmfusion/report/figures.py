@@ -36,9 +36,9 @@ def figure_slices(
     shape = next(iter(volumes.values())).shape
     for row, (name, array) in zip(axes, volumes.items(), strict=True):
         _same_shape(shape, array.shape)
-        low, high = np.percentile(array, [0.5, 99.5])
+        gray = _gray(array)
         for axis, (plane, image, aspect) in zip(row, _planes(array, spacing, center), strict=True):
-            axis.imshow(image.T, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower", aspect=aspect)
+            axis.imshow(image.T, origin="lower", aspect=aspect, **gray)
             _letters(axis, plane)
         row[0].set_ylabel(name)
     return figure
@@ -89,6 +89,50 @@ def figure_overlay(
     return figure
 
 
+def figure_map(
+    volume: np.ndarray,
+    values: np.ndarray,
+    *,
+    signed: bool = False,
+    largest: float | None = None,
+    label: str = "",
+    spacing: Sequence[float] = (1, 1, 1),
+    center: Sequence[int] | None = None,
+    title: str = "",
+) -> Figure:
+    """Values as colors on a volume in gray, in three planes, with a color bar: PET on CT, or a map of evidence.
+
+    Args:
+        volume, values: ``[i, j, k]`` arrays on RAS axes, of one shape; values near 0 are transparent.
+        signed: colors from blue (negative) through 0 to red (positive); else they begin at 0, and less is not shown.
+        largest: value of the last color, which gives several figures one scale; None: the largest of either sign, but
+            for a thousandth of the voxels.
+        label: of the color bar: what the values are, and their unit.
+        spacing: of the voxels, mm.
+        center: voxel that the planes go through; None: the middle.
+
+    Raises:
+        GeometryError: the volumes have different shapes.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    _same_shape(volume.shape, values.shape)
+    gray, values = _gray(volume), values if signed else values.clip(0)
+    largest = max(float(np.percentile(np.abs(values), 99.9)), 1e-6) if largest is None else largest
+    colors: dict[str, Any] = {"cmap": "bwr" if signed else "hot", "vmin": -largest if signed else 0, "vmax": largest}
+    figure, axes = _canvas(1, title)
+    both = zip(_planes(volume, spacing, center), _planes(values, spacing, center), strict=True)
+    for axis, ((plane, below, aspect), (_, above, _)) in zip(axes[0], both, strict=True):
+        axis.imshow(below.T, origin="lower", aspect=aspect, **gray)
+        opacity = 0.7 * np.clip(1.5 * np.abs(above) / largest, 0, 1)  # never so much that the gray is hidden
+        axis.imshow(above.T, alpha=opacity.T, origin="lower", aspect=aspect, **colors)
+        _letters(axis, plane)
+    opaque = ScalarMappable(Normalize(colors["vmin"], colors["vmax"]), colors["cmap"])
+    figure.colorbar(opaque, ax=list(axes[0]), label=label, shrink=0.8)
+    return figure
+
+
 def figure_joint_histogram(
     fixed: np.ndarray, moving: np.ndarray, *, mask: np.ndarray | None = None, bins: int = 32, title: str = ""
 ) -> Figure:
@@ -131,6 +175,12 @@ def _planes(array: np.ndarray, spacing: Sequence[float], center: Sequence[int] |
         across = _AXES[plane]
         x, y = (axis for axis in range(3) if axis != across)
         yield plane, np.take(array, middle[across], axis=across), spacing[y] / spacing[x]
+
+
+def _gray(array: np.ndarray) -> dict[str, Any]:
+    """How a volume is shown in gray: one window for all its planes."""
+    low, high = np.percentile(array, [0.5, 99.5])
+    return {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6)}
 
 
 def _letters(axis: Any, plane: str) -> None:
