@@ -102,7 +102,9 @@ def test_published_bundles_are_what_is_written_anew(name, tmp_path):
 
 def test_packing_a_run_makes_the_bundle_answer_as_the_run(tiny_run, tmp_path):
     bundle = new_bundle(tmp_path / "b")
-    with pytest.raises(CohortError, match="b has no model.json: it is not a finished run or bundle"):
+    with pytest.raises(
+        CohortError, match="the bundle .*b has no weights yet: train, then mmfusion bundle pack .*b RUN"
+    ):
         load_model(bundle)
     (bundle / "models").mkdir()
     (bundle / "models" / "model.onnx").write_bytes(b"of earlier weights")

@@ -234,7 +234,8 @@ def test_a_bundle_without_weights(scans, typed, tmp_path):
     new_bundle(tmp_path / "new")
     given = ["--config_file", tmp_path / "new" / "configs" / "inference.yaml", "--manifest", scans]
     said = one_sentence(typed(*given))
-    assert said.startswith(f"{tmp_path / 'new'} has no model.json: it is not a finished run or bundle")
+    folder = tmp_path / "new"
+    assert said == f"the bundle {folder} has no weights yet: train, then mmfusion bundle pack {folder} RUN"
 
 
 @pytest.mark.slow

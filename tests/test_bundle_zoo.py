@@ -49,10 +49,11 @@ def trained(published, tiny_cohort, tmp_path_factory):
     given = {name: value for name, value in FAST.items() if name != "encoder"}
     if "m3t" in bundle.name:
         given["encoder_options"] = SMALL_M3T
-    run_config("train", bundle, cohort=str(tiny_cohort), run_dir=str(folder / "run"), **given)
+    run = folder / "run"
+    run_config("train", bundle, cohort=str(tiny_cohort), run_dir=str(run), **given)
     if not (bundle / "models").exists():
-        pack_model(bundle, folder / "run", dtype="float16")
-    return bundle, folder / "run"
+        pack_model(bundle, run, dtype="float16")
+    return bundle, run
 
 
 @pytest.fixture(autouse=True)

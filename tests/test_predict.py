@@ -255,5 +255,5 @@ def test_inference_asks_for_a_manifest_and_a_run(tiny_run):
         OptionError, match="no manifest is given: add --manifest MANIFEST .manifest to prepare first, or"
     ):
         run_config("inference", run_dir=str(tiny_run))
-    with pytest.raises(CohortError, match="template has no model.json: it is not a finished run or bundle"):
+    with pytest.raises(CohortError, match="the bundle .*template has no weights yet"):
         run_config("inference", manifest="manifest.csv")

@@ -236,7 +236,10 @@ def test_commands_from_a_bundle_to_predictions(tiny_run, scans, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert main(["bundle", "new", "mine", "--modalities", "ct", "pet", "mr", "--classes", "no", "yes"]) == 0
     assert main(["predict", "mine", str(scans), "--out", "out"]) == 1
-    assert "error: mine has no model.json: it is not a finished run or bundle" in capsys.readouterr().err
+    assert (
+        "error: the bundle mine has no weights yet: train, then mmfusion bundle pack mine RUN"
+        in capsys.readouterr().err
+    )
     assert main(["bundle", "pack", "mine", str(tiny_run), "--dtype", "float16"]) == 0
     assert main(["export", "mine"]) == 1 and "say what to export to: --engine onnx" in capsys.readouterr().err
     assert main(["export", "mine", "--engine", "onnx"]) == 0

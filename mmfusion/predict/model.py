@@ -102,6 +102,8 @@ def model_folder(folder: str | Path | None) -> Path:
         raise CohortError(
             f"{folder} holds the runs of several folds: use evaluate_folds.yaml or ensemble.yaml, or one fold"
         )
+    if (folder / "configs" / "metadata.json").is_file():
+        raise CohortError(f"the bundle {folder} has no weights yet: train, then mmfusion bundle pack {folder} RUN")
     raise CohortError(f"{folder} has no model.json: it is not a finished run or bundle. Train first, or check --run")
 
 
