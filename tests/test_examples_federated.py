@@ -202,7 +202,7 @@ def test_an_agreement_is_read_as_it_was_written(tmp_path):
 
 def test_the_example_is_an_agreement_that_the_bundle_understands():
     given = read_agreement(FEDERATED / "agreement.yaml").overrides()
-    assert given["size"] == [40, 48, 40] and given["epochs"] == given["patience"] == 12
+    assert given["size"] == [40, 48, 40] and given["epochs"] == given["patience"] == 24
     assert given["ct_window"] == OPTIONS["ct_window"]  # defaults too, so that no site prepares otherwise
 
 

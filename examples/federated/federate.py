@@ -68,7 +68,9 @@ def federation(agreement: Agreement, cohorts: Mapping[str, Path], run: Path) -> 
     }
     set_per_site_config(recipe, {site: {"train_args": one} for site, one in arguments.items()})
     for site in cohorts:
-        guard = OnlyNumbers(str(agreed), str(run / "sites" / site / "sent.jsonl"))
+        record = run / "sites" / site / "sent.jsonl"
+        record.unlink(missing_ok=True)  # of an earlier federation in this folder
+        guard = OnlyNumbers(str(agreed), str(record))
         recipe.add_client_output_filter(guard, tasks=["train"], clients=[site])
     return recipe
 
