@@ -246,7 +246,13 @@ _TABLE = (
     Option("resume", bool, True, "go on with a training that was ended before its last epoch"),
     Option("threads", int, 0, "CPU threads of torch; 0 leaves torch's own choice", low=0),
     Option("loaders", int, 0, "processes that load batches", low=0),
-    Option("amp", bool, False, "mixed precision, on a GPU only"),
+    Option(
+        "precision",
+        str,
+        "float32",
+        "what training steps compute in (float16 on a GPU only)",
+        choices=("float32", "bfloat16", "float16"),
+    ),
     Option("tensorboard", bool, False, "write TensorBoard events (extra: tensorboard)"),
     Option(
         "engine",
@@ -300,7 +306,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         ),
         *("class_weights", "augment", "modality_drop", "seed"),
     ),
-    "machine": ("resume", "threads", "loaders", "amp", "tensorboard"),
+    "machine": ("resume", "threads", "loaders", "precision", "tensorboard"),
     "register": (
         *("kind", "init", "transform_in", "fixed_mask", "moving_mask", "device", "out", "transform_out", "json"),
         *("fixed_modality", "moving_modality", "frame", "assume_orientation"),

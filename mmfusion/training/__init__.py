@@ -9,6 +9,7 @@ from mmfusion.training.engine import (
     SettleStatistics,
     TrainingStep,
     ValidationScore,
+    autocast,
     total_loss,
     update,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "update",
     "total_loss",
     "SettleStatistics",
+    "autocast",
     "ValidationScore",
     "History",
     "Checkpoints",

@@ -6,6 +6,7 @@ They work in one process and in several that train together, see :mod:`mmfusion.
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from ignite.metrics import Metric
 from monai.engines import IterationEvents
 from sklearn.metrics import roc_auc_score
 
+from mmfusion.errors import OptionError
 from mmfusion.io import write_csv
 from mmfusion.networks.statistics import settle_statistics
 from mmfusion.training.distributed import gather, is_first, refuse_together
@@ -61,29 +63,61 @@ def total_loss(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
+def autocast(precision: str, device: Any) -> dict[str, Any]:
+    """How a training step computes: the ``amp_kwargs`` of a trainer, for ``torch.autocast``.
+
+    Only the step is rounded. Weights stay in float32, and validation computes in float32 as the finished model will, so
+    that the best epoch, the temperature and the threshold are chosen on its own answers.
+
+    Args:
+        precision: ``float32``; ``bfloat16``, which pays on a GPU and on a CPU is for checks alone; or ``float16``, with a
+            scaled loss, which its range needs.
+        device: that the training runs on.
+
+    Raises:
+        OptionError: float16 without a GPU.
+    """
+    if precision == "float16" and torch.device(device).type != "cuda":
+        raise OptionError(
+            f"precision float16 needs a GPU, and the device is {device}; use --precision bfloat16, which a CPU can "
+            "compute in (slowly), or float32"
+        )
+    return {"dtype": getattr(torch, precision), "enabled": precision != "float32"}
+
+
 def update(engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
     """MONAI's ``iteration_update`` for a :class:`TrainingStep`: one optimizer step on all losses.
 
     Raises:
         MmfusionError: the loss, or a gradient, is not finite.
     """
+    rounded = engine.amp_kwargs.get("enabled", False)
+    # torch 2.13 with oneDNN gives some bfloat16 gradients of 3D convolutions from memory that nobody has written to
+    # (3 x 3 x 3 over maps of depth 2; some finite, none right), so a CPU computes without it, many times slower
+    wrong = rounded and engine.state.device.type == "cpu"
+    off = torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None)
+    with off if wrong else nullcontext():
+        return _step(engine, batchdata)
+
+
+def _step(engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
     image, label, _, extra = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking)
     engine.network.train()
     engine.optimizer.zero_grad()
-    with torch.autocast(torch.device(engine.state.device).type, enabled=engine.amp):
+    with torch.autocast(engine.state.device.type, **({"enabled": False} | engine.amp_kwargs)):
         logits, losses = engine.network(image, extra["present"], extra.get("covariates"), label)
         loss = engine.loss_function(losses)
     engine.state.output = {"label": label, "pred": logits.detach(), "loss": loss.detach()}
     engine.fire_event(IterationEvents.FORWARD_COMPLETED)
     where = f"in epoch {engine.state.epoch}"
-    advice = "Lower --learning_rate, or switch --amp off"
+    advice = "Lower --learning_rate, or use --precision float32"
     problem = None
     if not torch.isfinite(loss):
         parts = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
         problem = f"the loss is not finite {where} ({parts}; cases {', '.join(batchdata['case'])}). {advice}"
     refuse_together(problem)
     engine.fire_event(IterationEvents.LOSS_COMPLETED)
-    if engine.amp and engine.scaler is not None:
+    if engine.scaler is not None:
         engine.scaler.scale(loss).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         engine.scaler.unscale_(engine.optimizer)
