@@ -153,11 +153,19 @@ def simulate_study(
         seed: of the subjects.
         progress: called with (done, all, case) after each case.
     """
-    folder = Path(out)
+    return simulated_cohort(Path(out), *_drawn(train_subjects, test_subjects, seed), progress)
+
+
+def simulated_cohort(
+    folder: Path,
+    known: Sequence[SimulatedSubject],
+    fresh: Sequence[SimulatedSubject],
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Cohort:
+    """A cohort folder of these subjects: ``known`` to train and, the first fifth, to validate on; ``fresh`` to test."""
     if (folder / "cases.csv").is_file():  # written last
         return open_cohort(folder)
     options = resolve({**GRID, "modalities": list(MODALITIES)}, "case")
-    known, fresh = _drawn(train_subjects, test_subjects, seed)
     validation = len(known) // 5
     splits = ["validation"] * validation + ["train"] * (len(known) - validation) + ["test"] * len(fresh)
     rows = []

@@ -109,7 +109,7 @@ def main() -> None:
         out, start = given.out / f"seed{seed}", time.perf_counter()
         cohorts = simulated_sites(out / "cohorts", seed, agreement.case)
         fresh = draw_subjects(TEST, 10_000 + seed, prefix="TEST", missing=0.05)
-        test = demo._simulate_cohort(out / "cohorts" / "test", [], fresh)
+        test = demo.simulated_cohort(out / "cohorts" / "test", [], fresh)
         runs = {"federated": out / "federated"}
         if not (runs["federated"] / "model.json").is_file():
             recipe = federation(agreement, {site: cohorts[site].folder for site in SITES}, runs["federated"])

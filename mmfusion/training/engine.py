@@ -70,8 +70,8 @@ def autocast(precision: str, device: Any) -> dict[str, Any]:
     that the best epoch, the temperature and the threshold are chosen on its own answers.
 
     Args:
-        precision: ``float32``; ``bfloat16``, which pays on a GPU and on a CPU is for checks alone; or ``float16``, with a
-            scaled loss, which its range needs.
+        precision: ``float32``; ``bfloat16``, which pays on a GPU and on a CPU is for checks alone; or ``float16``, with
+            a scaled loss, which its range needs.
         device: that the training runs on.
 
     Raises:
