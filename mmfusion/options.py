@@ -274,7 +274,7 @@ _TABLE = (
     Option("transform_out", str, None, "ITK transform file (.tfm, .h5) to write, fixed to moving"),
     Option("json", bool, False, "print one JSON object instead of text"),
     Option("subjects", int, 40, "simulated subjects that go the whole way as raw scans", low=8),
-    Option("train_subjects", int, 400, "simulated subjects to train on, a fifth of them for validation", low=20),
+    Option("train_subjects", int, 400, "simulated subjects to train on, a fifth of them for validation", low=40),
     Option("test_subjects", int, 1000, "simulated subjects of the test part", low=0),
 )
 

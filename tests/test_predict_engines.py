@@ -258,7 +258,7 @@ def test_bundle_new_reads_tables(tmp_path):
 
 
 def test_simulate_writes_a_cohort(tmp_path, capsys):
-    sizes = ["--train-subjects", "20", "--test-subjects", "3"]
+    sizes = ["--train-subjects", "40", "--test-subjects", "3"]
     assert main(["simulate", "--out", str(tmp_path / "study"), *sizes]) == 0
-    assert capsys.readouterr().out == f"SIMULATED DATA | 23 cases | {tmp_path / 'study'}\n"
+    assert capsys.readouterr().out == f"SIMULATED DATA | 43 cases | {tmp_path / 'study'}\n"
     assert (tmp_path / "study" / "cases.csv").is_file()
