@@ -253,7 +253,14 @@ _TABLE = (
         "what training steps compute in (float16 on a GPU only)",
         choices=("float32", "bfloat16", "float16"),
     ),
-    Option("tensorboard", bool, False, "write TensorBoard events (extra: tensorboard)"),
+    Option(
+        "track",
+        str,
+        None,
+        "who is told the losses, beside history.csv (extras: tensorboard, mlflow)",
+        choices=("tensorboard", "mlflow"),
+        count=0,
+    ),
     Option(
         "engine",
         str,
@@ -306,7 +313,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         ),
         *("class_weights", "augment", "modality_drop", "seed"),
     ),
-    "machine": ("resume", "threads", "loaders", "precision", "tensorboard"),
+    "machine": ("resume", "threads", "loaders", "precision", "track"),
     "register": (
         *("kind", "init", "transform_in", "fixed_mask", "moving_mask", "device", "out", "transform_out", "json"),
         *("fixed_modality", "moving_modality", "frame", "assume_orientation"),

@@ -52,6 +52,7 @@ def test_null_stands_only_for_what_has_no_plain_default():
     decided_by_the_cohort = set(mmfusion.options.GROUPS["case"])
     assert null - decided_by_the_cohort == {
         *("cohort", "manifest", "run_dir", "classes", "fold", "fusion", "losses", "encoder_options", "fusion_options"),
+        "track",
     }
 
 

@@ -16,6 +16,7 @@ from mmfusion.training.engine import (
 from mmfusion.training.folds import out_of_fold
 from mmfusion.training.results import finish, single_runs, voices, write_metrics
 from mmfusion.training.study import Study, evaluation_items, open_study
+from mmfusion.training.tracking import tracked_name, tracked_options, trackers
 
 __all__ = [
     "Study",
@@ -30,6 +31,9 @@ __all__ = [
     "History",
     "Checkpoints",
     "EarlyStop",
+    "trackers",
+    "tracked_options",
+    "tracked_name",
     "connect",
     "own_device",
     "is_first",

@@ -241,6 +241,8 @@ class History:
             "seconds": round(perf_counter() - self._start, 2),
         }
         self.rows.append(row)
+        told = {name: value for name, value in row.items() if name not in ("epoch", "seconds") and value is not None}
+        engine.state.metrics = told  # for handlers that track a training
         if not is_first():
             return
         write_csv(self.rows, self.path)
