@@ -2,7 +2,7 @@
 
 from mmfusion.training.checkpoint import Checkpoints
 from mmfusion.training.cross_validation import evaluate_folds
-from mmfusion.training.distributed import FollowFirst, connect, is_first, own_device, share_of_step
+from mmfusion.training.distributed import FollowFirst, connect, disconnect, is_first, own_device, share_of_step
 from mmfusion.training.engine import (
     EarlyStop,
     History,
@@ -35,6 +35,7 @@ __all__ = [
     "tracked_options",
     "tracked_name",
     "connect",
+    "disconnect",
     "own_device",
     "is_first",
     "share_of_step",

@@ -6,6 +6,7 @@ Everything here is what it is in one process, too, where there is nothing to agr
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from datetime import timedelta
 from functools import wraps
@@ -57,6 +58,14 @@ def connect(device: Any, seed: int) -> None:
     torch.manual_seed(seed + idist.get_rank())
 
 
+def disconnect() -> None:
+    """Leave the other processes, all together: gloo's thread may hold the last reference to what was just exchanged,
+    and a process that ends meanwhile waits for this thread, which waits for Python, for ever."""
+    with suppress(RuntimeError):  # another one has left already
+        distributed.barrier()
+    distributed.destroy_process_group()
+
+
 def is_first() -> bool:
     """Whether this process writes and prints for all: the first one, or the only one."""
     return idist.get_rank() == 0
@@ -80,9 +89,8 @@ def refuse_together(problem: str | None) -> None:
     """
     if idist.all_reduce(int(problem is not None)):  # cheap enough for every step
         problems = [one for one in gather(problem) if one]
-        if is_first():
-            raise MmfusionError(problems[0])
-        _end_after_first()
+        _end_others()
+        raise MmfusionError(problems[0])
 
 
 def by_first(work: Work) -> Work:
@@ -101,19 +109,21 @@ def by_first(work: Work) -> Work:
                 said = [True, work(*args, **kwargs)]
         finally:  # also after an error, which the others wait for
             distributed.broadcast_object_list(said)
-        if not said[0]:
-            _end_after_first()
+            if not said[0]:
+                _end_others()
         return said[1]
 
     return cast("Work", shared)
 
 
-def _end_after_first() -> None:
-    """End this process without a word, but only when the first one, whose word counts, has ended: torchrun ends all
-    processes as soon as it sees one fail."""
-    with suppress(Exception):
-        distributed.barrier()  # that the first process never comes to
-    raise SystemExit(1)
+def _end_others() -> None:
+    """End this process without a word, unless it is the first, whose word counts: torchrun ends all processes as soon
+    as it sees one fail, so the others wait for that."""
+    if idist.get_world_size() > 1:
+        distributed.barrier()  # see disconnect
+        if not is_first():
+            time.sleep(60)
+            raise SystemExit(1)
 
 
 class FollowFirst:
