@@ -228,7 +228,7 @@ def test_an_agreement_that_cannot_be_kept_is_refused(tmp_path, change, message):
 @pytest.fixture(scope="module")
 def nvflare():
     """NVFLARE, which the extra ``federated`` installs."""
-    reason = "NVFLARE is not installed: pip install -c constraints.txt '.[federated]'"
+    reason = "NVFLARE is not installed: pip install -c examples/federated/constraints.txt '.[federated]'"
     return pytest.importorskip("nvflare.recipe", reason=reason)
 
 
