@@ -66,7 +66,7 @@ def test_the_card_is_the_front_matter_the_page_and_the_facts(bundle):
     assert front.startswith("---\nlicense: apache-2.0\nlibrary_name: monai\npipeline_tag: image-classification\n")
     assert rest.startswith((bundle / "docs" / "README.md").read_text().strip() + "\n\n## Facts\n")
     assert "| version | 3.2.1 |" in text and "| modalities | ct, pet, mr |" in text
-    assert "| classes | negative, positive |" in text and "not a medical device |" in text
+    assert "| classes | 0, 1 |" in text and "not a medical device |" in text
 
 
 def test_the_hubs_own_parser_reads_the_card(bundle, hub):
