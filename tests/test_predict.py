@@ -25,6 +25,7 @@ from mmfusion.predict import (
     write_predictions,
 )
 from mmfusion.prepare import open_cohort
+from mmfusion.training import open_study
 
 
 def model(**given) -> Model:
@@ -120,6 +121,18 @@ def test_model_comes_back_from_disk(tmp_path):
     assert again == about and not loaded.training
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, network.state_dict()[name])
+
+
+def test_a_model_of_a_simulated_cohort_says_so_beside_every_prediction(tmp_path):
+    cohort = write_tiny_cohort(tmp_path / "cohort", ["no", "yes"] * 6)
+    options = json.loads((cohort.folder / "options.json").read_text())
+    study = open_study(tmp_path / "run", cohort=cohort.folder, width=0.125)
+    assert study.model().notice == "Research use only; not a medical device."
+    (cohort.folder / "options.json").write_text(json.dumps(options | {"simulated": True}))
+    told = open_study(tmp_path / "run", cohort=cohort.folder, width=0.125).model()
+    assert told.simulated and told.notice.endswith(
+        "trained on SIMULATED data: its probabilities say nothing about any patient."
+    )
 
 
 def test_model_file_holds_tensors_only(tiny_run):

@@ -38,6 +38,7 @@ class Model:
         threshold: of the last class's probability, chosen on validation; None for more than two classes.
         temperature: the logits are divided by it; fitted on validation, see
             :func:`mmfusion.evaluation.fit_temperature`.
+        simulated: whether the cohort that it was trained on was; then whoever predicts is told.
     """
 
     modalities: tuple[str, ...]
@@ -48,6 +49,15 @@ class Model:
     target_prior: tuple[float, ...]
     threshold: float | None = None
     temperature: float = 1.0
+    simulated: bool = False
+
+    @property
+    def notice(self) -> str:
+        """What stands beside every prediction."""
+        note = "Research use only; not a medical device."
+        if self.simulated:
+            note += " The model was trained on SIMULATED data: its probabilities say nothing about any patient."
+        return note
 
     def build(self) -> FusionNetwork:
         """The network, untrained; its decision rule, if it has one, knows the prior that the loss sees."""

@@ -205,7 +205,7 @@ def _as_json(row: Mapping[str, Any], prepared: Mapping[str, Any], model: Model) 
             "reference": prepared.get("reference", ""),
             "modalities": {name: facts for name, facts in measured.items() if any(facts.values())},
         },
-        "notice": "Research use only; not a medical device",
+        "notice": model.notice,
     }
 
 

@@ -103,6 +103,11 @@ class Cohort:
         ]
 
     @cached_property
+    def simulated(self) -> bool:
+        """Whether its cases were simulated, as ``options.json`` then says."""
+        return bool(json.loads((self.folder / "options.json").read_text()).get("simulated"))
+
+    @cached_property
     def hash(self) -> str:
         """One short text that changes with the options, the cases and their content."""
         keys = sorted("|".join(row[name] for name in ("case", "key", "status", "label", "split")) for row in self.rows)

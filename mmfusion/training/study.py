@@ -107,6 +107,7 @@ class Study:
             case=self.cohort.options,
             training_prior=tuple(weighted),
             target_prior=tuple(self.class_shares),
+            simulated=self.cohort.simulated,
         )
 
     def summary(self, device: Any = "cpu") -> str:
