@@ -49,10 +49,10 @@ TRAINING: dict[str, Any] = {
     "strategy": "single_level",
     "encoder": "resnet10",
     "width": 0.125,
-    "epochs": 12,
+    "epochs": 24,
     "batch_size": 16,
     "learning_rate": 0.003,
-    "patience": 12,
+    "patience": 24,
     "augment": True,
     "modality_drop": 0.0,
 }
