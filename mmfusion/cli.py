@@ -320,16 +320,15 @@ def _registration_text(found: Any, out: str, transform_out: str | None, as_json:
 
 
 def _predict(model: str, manifest: str, out: str, **how: Any) -> int:
-    from mmfusion.predict import member_folders, predict_manifest, read_model, read_predictions
+    from mmfusion.predict import member_folders, predict_manifest, read_model
 
     given = {name: OPTIONS[name].check(value) for name, value in how.items() if value is not None}
     path = predict_manifest(model, manifest, out, progress=progress_line("predicted"), **given)
     with path.open(newline="") as file:
-        cases = sum(1 for _ in csv.DictReader(file))
-    done = len(read_predictions(path))
-    print(f"{done} of {cases} cases predicted | {path} | look at {Path(out) / 'cohort' / 'qc.html'}")
+        predicted = [bool(row["predicted"]) for row in csv.DictReader(file)]
+    print(f"{sum(predicted)} of {len(predicted)} cases predicted | {path} | look at {Path(out) / 'cohort' / 'qc.html'}")
     print(read_model(member_folders(model)[0]).notice)
-    return int(done < cases)
+    return int(not all(predicted))
 
 
 def _export(model: str, engine: str | None) -> int:

@@ -86,3 +86,8 @@ class NetworkError(MmfusionError):
 
 class EvaluationError(MmfusionError):
     """Numbers that cannot be computed from what is there."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first; its kind, if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

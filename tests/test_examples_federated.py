@@ -21,7 +21,7 @@ from mmfusion.training import ValidationScore, open_study
 from mmfusion.transforms import LoadPreparedCased
 
 FEDERATED = Path(__file__).parents[1] / "examples" / "federated"
-sys.path.insert(0, str(FEDERATED))
+sys.path.insert(0, str(FEDERATED))  # as a script of that folder sees its neighbors; so these imports come after it
 
 from agreement import Agreement, read_agreement, write_agreement  # noqa: E402
 from averaging import average, pooled, reach  # noqa: E402

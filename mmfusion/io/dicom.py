@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.errors import MmfusionError, ReadError, UnitsError
+from mmfusion.errors import MmfusionError, ReadError, UnitsError, first_line
 from mmfusion.io.frames import Frames, frames_of
 from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
 from mmfusion.io.metaimage import LPS_TO_RAS
@@ -236,9 +236,5 @@ def pixels_of(path: DicomFile) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise what they like, and of broken codes nothing that helps
-        reason = f"{decoder} cannot decode them" if decoder else _first_line(error)
+        reason = f"{decoder} cannot decode them" if decoder else first_line(error).rstrip(".")
         raise ReadError(f"{path}: pixels cannot be read ({reason}; {name}). Copy or export the series again") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

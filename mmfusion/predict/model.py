@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmfusion.errors import CohortError
+from mmfusion.errors import CohortError, first_line
 from mmfusion.io import atomic_path, write_json
 from mmfusion.prepare import prepare_cohort
 from mmfusion.progress import progress_line
@@ -157,7 +157,9 @@ def load_weights(file: str | Path, network: FusionNetwork) -> dict[str, torch.Te
         own = network.state_dict()
         fits = {name: value.shape for name, value in own.items()} == {n: v.shape for n, v in weights.items()}
     except Exception as error:  # of pickle, zip and torch alike
-        raise CohortError(f"{file} is not a file of weights alone, as mmfusion writes it: {_first(error)}") from error
+        raise CohortError(
+            f"{file} is not a file of weights alone, as mmfusion writes it: {first_line(error)}"
+        ) from error
     if not fits:
         other = sorted(name for name in own.keys() | weights.keys() if name not in own or name not in weights)
         other = other or sorted(name for name in own if own[name].shape != weights[name].shape)
@@ -167,10 +169,6 @@ def load_weights(file: str | Path, network: FusionNetwork) -> dict[str, torch.Te
             f"as {other[0]}. Give the checkpoint of this model, or the options that it was trained with"
         )
     return weights
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def prepare_for(model: Model, manifest: str | Path, out: str | Path, workers: int = 0) -> Cohort:

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 
 def prior_shift(model: Model) -> np.ndarray:
-    """``[K]`` log of the target prior over the training prior, which corrects logits to the target."""
-    training, target = np.array(model.training_prior), np.array(model.target_prior)
-    return np.asarray(np.log(target / target.sum()) - np.log(training / training.sum()))
+    """``[K]`` what logits need added to be corrected as :func:`mmfusion.evaluation.prior_correction` corrects."""
+    undecided = np.ones((1, len(model.classes)))
+    return np.log(prior_correction(undecided, np.array(model.training_prior), np.array(model.target_prior)))[0]
 
 
 def probabilities(logits: torch.Tensor, model: Model) -> np.ndarray:
@@ -166,12 +166,10 @@ def write_predictions(
         prepared = {row["case"]: row for row in cohort.rows}
         for row in out:
             row |= {name: prepared[row["case"]][name] for name in ("label", "status", "reasons")}
-        for name in prepared.keys() - {row["case"] for row in out}:
-            row = dict(prepared[name])
-            why = row["reasons"] if row["status"] == "failed" else f"has none of {', '.join(model.modalities)}"
-            out.append({**row, "part": part, "modalities": "", "reasons": why})
-        order = list(prepared)
-        out[len(rows) :] = sorted(out[len(rows) :], key=lambda row: order.index(row["case"]))
+        predicted = {row["case"] for row in out}
+        for left in (row for name, row in prepared.items() if name not in predicted):
+            why = left["reasons"] if left["status"] == "failed" else f"has none of {', '.join(model.modalities)}"
+            out.append({**left, "part": part, "modalities": "", "reasons": why})
     write_csv(out, path, columns)
     if each:
         folder = path.with_suffix("")

@@ -17,19 +17,21 @@ import json
 import random
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from ignite.engine import Events
 from monai.transforms import Randomizable, Transform
 
-from mmfusion.errors import CohortError
+from mmfusion.errors import CohortError, first_line
 from mmfusion.io import atomic_path, read_fields
 from mmfusion.training.distributed import gather, is_first, refuse_together
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from monai.data import Dataset
 
     from mmfusion.training.engine import History
 
@@ -150,7 +152,7 @@ def _read(file: Path) -> tuple[dict[str, Any], str | None]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of pickle, zip and torch alike
-        state = {"format": (str(error).splitlines() or [type(error).__name__])[0]}
+        state = {"format": first_line(error)}
     if state.get("format") == _FORMAT:
         return state, None
     return {}, (
@@ -175,7 +177,7 @@ def random_state(loader: torch.utils.data.DataLoader[Any]) -> dict[str, Any]:
         "numpy": _plain(np.random.get_state()),
         "python": random.getstate(),
         "generator": loader.generator.get_state() if loader.generator else None,
-        "transforms": [_plain(one.get_state()) for one in _states(loader.dataset.transform)],  # type: ignore[attr-defined]
+        "transforms": [_plain(one.get_state()) for one in _states(_transform(loader))],
     }
 
 
@@ -187,8 +189,13 @@ def set_random_state(loader: torch.utils.data.DataLoader[Any], state: Mapping[st
     random.setstate(state["python"])
     if loader.generator:
         loader.generator.set_state(state["generator"])
-    for one, its in zip(_states(loader.dataset.transform), state["transforms"], strict=True):  # type: ignore[attr-defined]
+    for one, its in zip(_states(_transform(loader)), state["transforms"], strict=True):
         one.set_state(_numpy(its))
+
+
+def _transform(loader: torch.utils.data.DataLoader[Any]) -> Any:
+    """The transform of MONAI's data set, of which torch's type for it knows nothing."""
+    return cast("Dataset", loader.dataset).transform
 
 
 def _states(part: Any) -> list[np.random.RandomState]:
