@@ -24,7 +24,7 @@ from typing import Any
 
 from mmfusion.bundle import pack_model
 from mmfusion.demo import simulate_study
-from mmfusion.io import write_json
+from mmfusion.files import write_json
 from mmfusion.prepare import versions
 
 ROOT = Path(__file__).parents[1]

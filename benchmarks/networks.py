@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmfusion.io import write_json
+from mmfusion.files import write_json
 from mmfusion.networks import build, for_inference, m3t
 from mmfusion.prepare import versions
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmfusion.io import write_json
+from mmfusion.files import write_json
 from mmfusion.predict import export_model, load_engine, load_model, model_folder
 from mmfusion.prepare import versions
 

@@ -42,7 +42,7 @@ def main() -> None:
         return
 
     from mmfusion.cohort import build_index
-    from mmfusion.io import write_json
+    from mmfusion.files import write_json
     from mmfusion.prepare import open_cohort, versions
 
     found: dict[str, Any] = {"ours": [], "plain": []}

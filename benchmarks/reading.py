@@ -33,7 +33,8 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from mmfusion.cohort import build_index
-from mmfusion.io import load_volume, write_json
+from mmfusion.files import write_json
+from mmfusion.io import load_volume
 from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.prepare import versions
 from mmfusion.volume import Grid, Volume

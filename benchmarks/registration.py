@@ -29,7 +29,8 @@ from registration_heads import bent_plans, capture_plans, head_plans
 from registration_tables import ORDER, OURS, Row, describe, pooled_verdicts
 from scipy.spatial.transform import Rotation
 
-from mmfusion.io import save_volume, write_text
+from mmfusion.files import write_text
+from mmfusion.io import save_volume
 from mmfusion.volume import Grid, Volume
 
 HERE = Path(__file__).parent

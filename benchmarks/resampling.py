@@ -22,7 +22,7 @@ from monai.data import MetaTensor
 from monai.transforms import Spacing, SpatialResample
 from scipy import ndimage
 
-from mmfusion.io import write_json
+from mmfusion.files import write_json
 from mmfusion.prepare import versions
 from mmfusion.volume import Displacement, Grid, Transform, Volume, resample
 

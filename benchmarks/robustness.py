@@ -36,7 +36,7 @@ import robustness_prepare
 from corrupt_files import MEMORY_LIMIT, READERS, attempt, corrupt, make_seeds
 
 from mmfusion.errors import LostError
-from mmfusion.io import write_json
+from mmfusion.files import write_json
 from mmfusion.prepare import versions
 from mmfusion.prepare.processes import Processes
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from mmfusion.demo import run_demo
-from mmfusion.io import write_json
+from mmfusion.files import write_json
 from mmfusion.prepare import versions
 
 RESULTS = Path(__file__).parent / "results" / "simulated_study.json"

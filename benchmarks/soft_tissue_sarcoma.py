@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mmfusion.cohort import build_index, check_manifest
-from mmfusion.io import write_json
+from mmfusion.files import write_json
 from mmfusion.prepare import prepare_cohort, versions
 
 RESULTS = Path(__file__).parent / "results" / "soft_tissue_sarcoma.json"

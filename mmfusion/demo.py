@@ -29,7 +29,8 @@ from mmfusion.cohort.simulate import (
 )
 from mmfusion.errors import CohortError
 from mmfusion.evaluation import classification_metrics
-from mmfusion.io import load_transform, write_json
+from mmfusion.files import write_json
+from mmfusion.io import load_transform
 from mmfusion.options import resolve
 from mmfusion.predict import read_predictions
 from mmfusion.prepare import CaseResult, Cohort, open_cohort, prepare_cohort, write_case, write_cohort

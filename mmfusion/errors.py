@@ -12,6 +12,7 @@
     ├── ManifestError        a manifest or label table with problems (all of them listed)
     │   └── LeakageError     one subject on both sides of a split
     ├── CohortError          a cohort or run folder that is missing, incomplete, or contradicts the options
+    ├── OutputError          a file or folder that must not be written (it is not ours), or cannot be (the disk is full)
     ├── NetworkError         an illegal combination of network parts, or a tensor that does not fit the network
     └── EvaluationError      numbers that cannot be computed from what is there (one class, no rows)
 
@@ -30,6 +31,7 @@ __all__ = [
     "ManifestError",
     "LeakageError",
     "CohortError",
+    "OutputError",
     "LostError",
     "NetworkError",
     "EvaluationError",
@@ -74,6 +76,10 @@ class LeakageError(ManifestError):
 
 class CohortError(MmfusionError):
     """A cohort or run folder that is missing, incomplete, or contradicts the options."""
+
+
+class OutputError(MmfusionError):
+    """A file or folder that must not be written, because it is not ours, or cannot be, because the disk is full."""
 
 
 class LostError(MmfusionError):

@@ -9,7 +9,7 @@ import pytest
 from report_folders import write_cohort, write_csv, write_run
 from report_reader import Page, in_browser
 
-from mmfusion.errors import CohortError
+from mmfusion.errors import CohortError, ReadError
 from mmfusion.report import write_qc, write_report
 from mmfusion.report.page import Html, element, text, void
 from mmfusion.report.result import read_result
@@ -150,18 +150,18 @@ def test_folders_that_are_not_ready(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("metrics.json", "{", "is no JSON"),
-    ("metrics.json", "[]", "holds a list, expected an object"),
+    ("metrics.json", "{", "is not JSON, or is damaged"),
+    ("metrics.json", "[]", "holds no fields"),
     ("metrics.json", '{"part": "train2"}', "no rows of part 'train2' with a label"),
     ("predictions.csv", "case,part,label\n1,test,0\n", "columns case, part, label; expected p_<class>"),
     ("predictions.csv", "case,part,label,p_0,p_1\n7,test,x,0.5,0.5\n", "case 7: found 'x', expected a label of 0, 1"),
     ("predictions.csv", "case,part,label,p_0,p_1\n7,test,1,0.5,\n", r"case 7: found \[0.5, None\]"),
-    ("predictions.csv", b"\xff\xfe\x00", "is no CSV table"),
+    ("predictions.csv", b"\xff\xfe\x00", "is not text in UTF-8"),
 ])  # fmt: skip
 def test_files_that_are_broken(tmp_path, name, content, message):
     run = write_run(tmp_path / "a", tmp_path)
     (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(CohortError, match=message):
+    with pytest.raises((CohortError, ReadError), match=message):
         write_report(run)
 
 

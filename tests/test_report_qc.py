@@ -10,8 +10,9 @@ from report_folders import write_cohort, write_csv, write_large_cohort
 from report_reader import Page, in_browser, shown_cases
 
 from mmfusion.errors import CohortError
+from mmfusion.files import read_rows
 from mmfusion.report import qc, write_qc
-from mmfusion.report.files import read_pictures, read_rows, score_of, verdict_of
+from mmfusion.report.files import read_pictures, score_of, verdict_of
 from mmfusion.report.numbers import NUMBERS
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mmfusion.cohort import Case
-from mmfusion.io import save_volume, write_csv
+from mmfusion.files import write_csv
+from mmfusion.io import save_volume
 from mmfusion.options import resolve
 from mmfusion.prepare import CaseResult, Cohort, write_case, write_cohort
 from mmfusion.volume import Grid, Volume

@@ -27,7 +27,7 @@ from mmfusion import demo
 from mmfusion.bundle import run_config
 from mmfusion.cohort.simulate import draw_subjects, observed_ceilings
 from mmfusion.evaluation import classification_metrics, compare
-from mmfusion.io import write_json
+from mmfusion.files import write_json
 from mmfusion.predict import dataset_items, infer, load_model, probabilities
 from mmfusion.prepare import Cohort, open_cohort, versions, write_case, write_cohort
 from mmfusion.transforms import LoadPreparedCased

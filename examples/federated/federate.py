@@ -23,7 +23,7 @@ from nvflare.recipe import SimEnv, set_per_site_config
 from server import Federation, OnlyNumbers
 
 from mmfusion.errors import MmfusionError, OptionError
-from mmfusion.io import atomic_path
+from mmfusion.files import atomic_path
 from mmfusion.predict import load_model
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 
-from mmfusion.io import write_json
+from mmfusion.files import write_json
 from mmfusion.networks.decision import DecisionRule
 from mmfusion.predict import save_model
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mmfusion.errors import CohortError
-from mmfusion.io import read_fields, write_text
+from mmfusion.files import read_fields, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

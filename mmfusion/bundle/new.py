@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mmfusion.errors import CohortError, OptionError
-from mmfusion.io import write_json, write_text
+from mmfusion.files import write_json, write_text
 from mmfusion.networks import build
 from mmfusion.options import GROUPS, resolve
 from mmfusion.predict import load_model, save_model

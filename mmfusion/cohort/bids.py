@@ -16,7 +16,7 @@ from mmfusion.cohort.bids_tables import session_facts
 from mmfusion.cohort.found import Index, Unused, why_first
 from mmfusion.cohort.manifest import Case
 from mmfusion.errors import ReadError
-from mmfusion.io import read_json
+from mmfusion.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -9,7 +9,7 @@ from mmfusion.cohort.labels import few
 from mmfusion.cohort.manifest import RESERVED, is_modality_key
 from mmfusion.cohort.table import MISSING, Problem, as_rows, listed, no_column, read_table
 from mmfusion.errors import ManifestError
-from mmfusion.io import read_fields
+from mmfusion.files import read_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from mmfusion.cohort.table import MISSING, Problem, header_problems, listed, no_column, read_table, too_long
 from mmfusion.errors import ManifestError
-from mmfusion.io import split_series, write_csv
+from mmfusion.files import write_csv
+from mmfusion.io import split_series
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

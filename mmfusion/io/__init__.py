@@ -1,6 +1,5 @@
 """Files to volumes in RAS+ mm with physical units, and back."""
 
-from mmfusion.io.files import atomic_path, read_fields, read_json, write_csv, write_json, write_text
 from mmfusion.io.header import Header, kind_of
 from mmfusion.io.index import Series, find_series
 from mmfusion.io.load import load_volume, read_header
@@ -29,10 +28,4 @@ __all__ = [
     "load_transform",
     "suv_factor",
     "PET_DETAILS",
-    "atomic_path",
-    "read_fields",
-    "read_json",
-    "write_csv",
-    "write_json",
-    "write_text",
 ]

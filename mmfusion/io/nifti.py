@@ -13,7 +13,7 @@ import numpy as np
 from isal import igzip, igzip_lib
 
 from mmfusion.errors import GeometryError, OptionError, OrientationError, ReadError, VoxelError
-from mmfusion.io.files import atomic_path
+from mmfusion.files import atomic_path
 from mmfusion.io.header import Opened, chosen_frame, static_shape
 from mmfusion.io.voxels import empty_voxels, fill, refuse_bomb, slabs
 from mmfusion.volume import Grid

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import UnitsError
-from mmfusion.io.files import read_fields
+from mmfusion.files import read_fields
 from mmfusion.io.suv import body_of, given, mean_decay, suv_per_bq
 from mmfusion.io.times import MAX_HALF_LIVES, elapsed_s, parse_time
 

@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from mmfusion.errors import GeometryError, ReadError
-from mmfusion.io.files import atomic_path
+from mmfusion.files import atomic_path
 from mmfusion.io.metaimage import LPS_TO_RAS, META, last_line
 from mmfusion.io.nifti import check_nifti_header
 from mmfusion.io.text_headers import check_text_header

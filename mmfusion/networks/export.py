@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmfusion.errors import NetworkError
-from mmfusion.io.files import atomic_path
+from mmfusion.files import atomic_path
 from mmfusion.networks.network import FusionNetwork
 
 TOLERANCE = 1e-4

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import CohortError
+from mmfusion.files import optional_fields, read_rows
 from mmfusion.options import GROUPS
 from mmfusion.predict.model import Model, load_model
-from mmfusion.report.files import read_json, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,7 +102,7 @@ def _facts(run: Path) -> dict[str, Any]:
     Raises:
         CohortError: the run was not trained as a fold.
     """
-    options = read_json(run / "options.json")
+    options = optional_fields(run / "options.json")
     if not options:
         return {}
     if f"fold_{options.get('fold')}" != run.name:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmfusion.errors import CohortError, first_line
-from mmfusion.io import atomic_path, write_json
+from mmfusion.files import atomic_path, write_json
 from mmfusion.prepare import prepare_cohort
 from mmfusion.progress import progress_line
 

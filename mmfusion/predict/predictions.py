@@ -19,7 +19,7 @@ from scipy.special import entr
 
 from mmfusion.errors import CohortError
 from mmfusion.evaluation import prior_correction
-from mmfusion.io import write_csv, write_json
+from mmfusion.files import write_csv, write_json
 from mmfusion.predict.batches import PrepareFusionBatch
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from mmfusion import __version__
 from mmfusion.cohort import Case, read_manifest
 from mmfusion.cohort.files import without_paths
 from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError, ReadError, VoxelError
-from mmfusion.io import write_json
+from mmfusion.files import write_json
 from mmfusion.options import GROUPS, OPTIONS, resolve
 from mmfusion.prepare.case import check_crop, prepare_case
 from mmfusion.prepare.derivatives import FOLDER, labels_of, refuse_shared_names, write_dataset, write_derivative

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmfusion import __version__
 from mmfusion.errors import OptionError
-from mmfusion.io import kind_of, save_transform, save_volume, write_json, write_text
+from mmfusion.files import write_json, write_text
+from mmfusion.io import kind_of, save_transform, save_volume
 from mmfusion.prepare.folder import to_disk
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mmfusion.errors import CohortError
-from mmfusion.io import write_text
+from mmfusion.files import write_text
 from mmfusion.prepare.derivatives import FOLDER
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ import numpy as np
 from mmfusion import __version__
 from mmfusion.cohort import Case
 from mmfusion.errors import CohortError, OptionError
-from mmfusion.io import save_transform, write_csv, write_json
+from mmfusion.files import write_csv, write_json
+from mmfusion.io import save_transform
 from mmfusion.options import resolve
 from mmfusion.report import write_qc
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from mmfusion.io import atomic_path
+from mmfusion.files import atomic_path
 
 _FORMAT = "1"  # of the pictures; a change draws every one again
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import zipfile
 from collections.abc import Mapping
@@ -12,46 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mmfusion.errors import CohortError
-
 STATES = ("failed", "doubtful", "ok")
 """Of cases, and verdicts on registrations; the worst first."""
-
-
-def read_rows(path: Path, remedy: str = "") -> list[dict[str, str]]:
-    """The rows of a CSV file; without a remedy the file is optional and may be absent.
-
-    Raises:
-        CohortError: the file is absent and a remedy says what to run first, or it is no text.
-    """
-    if not path.is_file():
-        if remedy:
-            raise CohortError(f"{path.parent} has no {path.name}: {remedy}")
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CohortError(f"{path} is no CSV table ({error}); write the folder again") from error
-
-
-def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
-    """The object in a JSON file; without a remedy the file is optional and may be absent.
-
-    Raises:
-        CohortError: the file is absent and a remedy says what to run first, or it holds no JSON object.
-    """
-    if not path.is_file():
-        if remedy:
-            raise CohortError(f"{path.parent} has no {path.name}: {remedy}")
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CohortError(f"{path} is no JSON ({error}); write the folder again") from error
-    if not isinstance(content, dict):
-        raise CohortError(f"{path} holds a {type(content).__name__}, expected an object; write the folder again")
-    return content
 
 
 def number(value: Any) -> float | None:

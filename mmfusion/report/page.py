@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.io import write_text
+from mmfusion.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

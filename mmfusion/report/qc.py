@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmfusion.files import optional_fields, read_rows
 from mmfusion.report import page
 from mmfusion.report.album import Album
 from mmfusion.report.cards import GOOD_AND_BAD, case_card
 from mmfusion.report.files import (
     STATES,
     modalities_of,
-    read_json,
-    read_rows,
     reasons_of,
     status_of,
     verdict_of,
@@ -85,7 +84,7 @@ def write_qc(cohort_dir: str | Path) -> Path:
     """
     cohort = Path(cohort_dir)
     rows = worst_first(read_rows(cohort / "cases.csv", f"run `mmfusion prepare ... --out {cohort}` first"))
-    options = read_json(cohort / "options.json")
+    options = optional_fields(cohort / "options.json")
     folder = cohort / "qc"
     album = Album(folder if len(rows) > INSIDE else None)
     cards = [case_card(cohort, row, album) for row in rows]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mmfusion.errors import CohortError
-from mmfusion.report.files import number, read_json, read_rows
+from mmfusion.files import optional_fields, read_rows
+from mmfusion.report.files import number
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def read_result(run_dir: str | Path) -> Result:
     """
     folder = Path(run_dir)
     remedy = f"run the bundle's evaluate.yaml with --run {folder} first"
-    options = read_json(folder / "options.json")
-    metrics = read_json(folder / "metrics.json", remedy) if (folder / "predictions.csv").is_file() else {}
+    options = optional_fields(folder / "options.json")
+    metrics = optional_fields(folder / "metrics.json", remedy) if (folder / "predictions.csv").is_file() else {}
     rows = read_rows(folder / "predictions.csv", remedy)
     predictions = read_predictions(folder / "predictions.csv", rows, options, str(metrics.get("part", "test")))
     cohort = cohort_folder(folder, options.get("cohort"))
@@ -106,7 +107,7 @@ def read_result(run_dir: str | Path) -> Result:
         history=read_rows(folder / "history.csv"),
         cohort=cohort,
         cases=read_rows(cohort / "cases.csv") if cohort else [],
-        cohort_options=read_json(cohort / "options.json") if cohort else {},
+        cohort_options=optional_fields(cohort / "options.json") if cohort else {},
     )
 
 

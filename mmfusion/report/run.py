@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import CohortError
+from mmfusion.files import read_rows
 from mmfusion.report import charts, page
 from mmfusion.report.cards import GOOD_AND_BAD, case_card
 from mmfusion.report.files import (
     modalities_of,
     number,
-    read_rows,
     reasons_of,
     score_of,
     status_of,

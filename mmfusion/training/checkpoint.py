@@ -25,7 +25,7 @@ from ignite.engine import Events
 from monai.transforms import Randomizable, Transform
 
 from mmfusion.errors import CohortError, first_line
-from mmfusion.io import atomic_path, read_fields
+from mmfusion.files import atomic_path, read_fields
 from mmfusion.training.distributed import gather, is_first, refuse_together
 
 if TYPE_CHECKING:

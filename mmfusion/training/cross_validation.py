@@ -22,10 +22,9 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 
 from mmfusion.errors import CohortError
-from mmfusion.io import write_csv, write_json
+from mmfusion.files import optional_fields, read_rows, write_csv, write_json
 from mmfusion.predict import PredictionsHandler, PrepareFusionBatch, fold_runs, load_model
 from mmfusion.report import write_report
-from mmfusion.report.files import read_json, read_rows
 from mmfusion.training.results import write_metrics
 from mmfusion.training.study import evaluation_items
 from mmfusion.transforms import LoadPreparedCased
@@ -86,7 +85,7 @@ def evaluate_folds(
 
 def _pool(run: Path, runs: Mapping[int, Path]) -> None:
     """Write ``predictions.csv``, ``split.csv`` and ``options.json`` of all folds together, from those of each."""
-    options = [read_json(folder / "options.json") for folder in runs.values()]
+    options = [optional_fields(folder / "options.json") for folder in runs.values()]
     rows: list[dict[str, Any]] = []
     split: list[dict[str, Any]] = []
     for fold, folder in runs.items():

@@ -18,7 +18,7 @@ from monai.engines import IterationEvents
 from sklearn.metrics import roc_auc_score
 
 from mmfusion.errors import OptionError
-from mmfusion.io import write_csv
+from mmfusion.files import write_csv
 from mmfusion.networks.statistics import settle_statistics
 from mmfusion.training.distributed import gather, is_first, refuse_together
 

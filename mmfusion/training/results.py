@@ -11,7 +11,7 @@ import torch
 
 from mmfusion.errors import CohortError
 from mmfusion.evaluation import choose_threshold, classification_metrics, compare, fit_temperature
-from mmfusion.io import write_json
+from mmfusion.files import optional_fields, write_json
 from mmfusion.predict import (
     PrepareFusionBatch,
     infer,
@@ -22,7 +22,6 @@ from mmfusion.predict import (
     read_predictions,
     save_model,
 )
-from mmfusion.report.files import read_json
 from mmfusion.training.checkpoint import RESUME
 from mmfusion.training.distributed import by_first
 
@@ -151,7 +150,7 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
 
 def _by_fold(run: Path, folds: list[str]) -> dict[str, Any]:
     """The AUC of each fold, from its own ``metrics.json``, with mean and standard deviation; and a note for readers."""
-    aucs = {fold: read_json(run / f"fold_{fold}" / "metrics.json")["metrics"]["auc"] for fold in folds}
+    aucs = {fold: optional_fields(run / f"fold_{fold}" / "metrics.json")["metrics"]["auc"] for fold in folds}
     values = [auc["value"] for auc in aucs.values() if auc["value"] is not None]
     mean = float(np.mean(values)) if values else None
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -29,7 +29,7 @@ import torch
 
 from mmfusion.cohort import fold_parts, folds, refuse_leakage, split_cases
 from mmfusion.errors import CohortError, ManifestError, OptionError
-from mmfusion.io import write_csv, write_json
+from mmfusion.files import write_csv, write_json
 from mmfusion.networks.build import build, default_losses
 from mmfusion.options import GROUPS, OPTIONS, resolve, unknown
 from mmfusion.predict import Model, dataset_items

@@ -1,0 +1,60 @@
+"""Files and folders that mmfusion writes: whose they are, written whole or not at all, locked, and read back."""
+
+from mmfusion.files.folders import (
+    KINDS,
+    MARK,
+    check_folder,
+    check_output_file,
+    claim,
+    folder_kind,
+    is_bundle,
+    refuse_replacing,
+)
+from mmfusion.files.locks import FolderLock, lock_folder, lock_for_process
+from mmfusion.files.reading import interpreting, optional_fields, read_fields, read_json, read_rows, read_text
+from mmfusion.files.writing import (
+    TEMPORARY,
+    atomic_path,
+    clear_temporary,
+    plain_cell,
+    temporary_path,
+    to_disk,
+    to_plain,
+    write_bytes,
+    write_csv,
+    write_json,
+    write_text,
+    writing,
+)
+
+__all__ = [
+    "KINDS",
+    "MARK",
+    "claim",
+    "check_folder",
+    "check_output_file",
+    "refuse_replacing",
+    "folder_kind",
+    "is_bundle",
+    "FolderLock",
+    "lock_folder",
+    "lock_for_process",
+    "TEMPORARY",
+    "atomic_path",
+    "temporary_path",
+    "clear_temporary",
+    "writing",
+    "write_bytes",
+    "write_text",
+    "write_json",
+    "write_csv",
+    "to_disk",
+    "to_plain",
+    "read_text",
+    "read_json",
+    "read_fields",
+    "optional_fields",
+    "read_rows",
+    "interpreting",
+    "plain_cell",
+]

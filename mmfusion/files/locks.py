@@ -1,0 +1,89 @@
+"""A folder that one program writes into, and no other."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from threading import Lock as ThreadLock
+from typing import Any
+from weakref import WeakValueDictionary
+
+from mmfusion.errors import CohortError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+
+class FolderLock:
+    """The lock of a folder, held until :meth:`release`, or until nobody has this object any more.
+
+    It is on the folder itself, leaves no file, and ends with this process, however that ends. A copy in another
+    process (pickled) holds nothing.
+    """
+
+    def __init__(self, handle: int | None = None) -> None:
+        self._handle = handle
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def __del__(self) -> None:
+        self.release()
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __reduce__(self) -> Any:
+        return FolderLock, ()
+
+
+def lock_folder(folder: str | Path, who: str) -> FolderLock:
+    """The lock of a folder that is there.
+
+    Args:
+        folder: to be locked.
+        who: who else may have it, for the message, as ``mmfusion prepare``.
+
+    Raises:
+        CohortError: somebody else has it.
+        OSError: the folder is not there.
+    """
+    if fcntl is None:
+        return FolderLock()
+    lock = FolderLock(os.open(folder, os.O_RDONLY))
+    try:
+        fcntl.flock(lock._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
+    except BlockingIOError:
+        lock.release()
+        raise CohortError(
+            f"another {who} is writing into {folder}; wait until it has ended, or choose another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return lock
+
+
+_own: WeakValueDictionary[tuple[int, int], FolderLock] = WeakValueDictionary()
+_guard = ThreadLock()
+
+
+def lock_for_process(folder: str | Path, who: str) -> FolderLock:
+    """As :func:`lock_folder`, but whoever asks in the process that has the lock gets it again.
+
+    A program may set up a training twice; what must not be is that two programs train in one folder.
+    """
+    with _guard:
+        facts = Path(folder).stat()
+        key = (facts.st_dev, facts.st_ino)
+        lock = _own.get(key)
+        if lock is None or lock._handle is None:
+            lock = _own[key] = lock_folder(folder, who)
+        return lock

@@ -1,0 +1,140 @@
+"""Reading JSON and tables that mmfusion wrote, or that others did: what is damaged is one sentence."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mmfusion.errors import CohortError, MmfusionError, ReadError
+from mmfusion.files.writing import plain_cell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+_SEPARATORS = (",", ";", "\t")
+
+
+@contextmanager
+def interpreting(path: Path, remedy: str) -> Iterator[None]:
+    """Turns whatever goes wrong while the content of a file of ours is understood into one sentence.
+
+    A file that was cut, changed by hand, saved by a spreadsheet, or written by a newer version, can be wrong in more
+    ways than can be listed; each of them is the same to the user.
+
+    Args:
+        path: the file.
+        remedy: what to do.
+
+    Raises:
+        ReadError: something other than an :class:`MmfusionError` was raised.
+    """
+    try:
+        yield
+    except (MmfusionError, OSError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        words = f"no entry {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise ReadError(
+            f"{path} is damaged, or was written by another version of mmfusion ({words[:200]}); {remedy}"
+        ) from error
+
+
+def read_text(path: Path, expected: str) -> str:
+    """The text in a file in UTF-8, without a byte order mark.
+
+    Raises:
+        ReadError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ReadError(f"{path} is not text in UTF-8 ({error.reason}); {expected} is expected") from None
+    except OSError as error:
+        raise ReadError(f"{path} cannot be read ({error.strerror or error}); {expected} is expected") from None
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """What is in a JSON file in UTF-8; ``expected`` says in an error what it should be.
+
+    Raises:
+        ReadError: the file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(read_text(path, expected))
+    except RecursionError:
+        raise ReadError(f"{path} is nested too deeply; {expected} is expected. Correct or remove it") from None
+    except ValueError as error:
+        raise ReadError(
+            f"{path} is not JSON, or is damaged ({error}); {expected} is expected. Correct or remove it"
+        ) from None
+
+
+def read_fields(path: Path, expected: str) -> dict[str, Any]:
+    """The fields in a JSON file; see :func:`read_json`.
+
+    Raises:
+        ReadError: as there, or it is no object.
+    """
+    content = read_json(path, expected)
+    if not isinstance(content, dict):
+        raise ReadError(f"{path} holds no fields; {expected} is expected. Correct or remove it")
+    return content
+
+
+def optional_fields(path: Path, remedy: str = "") -> dict[str, Any]:
+    """The fields in a JSON file of a cohort or run folder; without a remedy the file is optional and may be absent.
+
+    Raises:
+        CohortError: the file is absent and a remedy says what to run first.
+        ReadError: see :func:`read_fields`.
+    """
+    return read_fields(path, "a file of mmfusion") if _is_there(path, remedy) else {}
+
+
+def read_rows(path: Path, remedy: str = "", columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a table of ours, as text; without a remedy the file is optional and may be absent.
+
+    A byte order mark, semicolons and tabs, as spreadsheets write them, are understood.
+
+    Args:
+        path: CSV.
+        remedy: what to run if it is absent.
+        columns: those that it must have.
+
+    Raises:
+        CohortError: the file is absent and a remedy says what to run first.
+        ReadError: it is no text in UTF-8, no table, or lacks a column.
+    """
+    if not _is_there(path, remedy):
+        return []
+    text = read_text(path, "a table of mmfusion")
+    if "\0" in text:
+        raise ReadError(f"{path} is no table, it holds zero bytes; write it again")
+    header = text.split("\n", 1)[0]
+    separator = max(_SEPARATORS, key=header.count)
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+        rows = [
+            {plain_cell(key.strip()): plain_cell(value or "") for key, value in row.items() if key} for row in reader
+        ]
+        names = [plain_cell(name.strip()) for name in reader.fieldnames or ()]
+    except csv.Error as error:
+        raise ReadError(f"{path} is no table ({error}); write it again") from error
+    if missing := [name for name in columns if name not in names]:
+        raise ReadError(
+            f"{path} has no column {', '.join(missing)}: it is damaged, or was written by another program; "
+            "put back the file as mmfusion wrote it, or run the command again that wrote it"
+        )
+    return rows
+
+
+def _is_there(path: Path, remedy: str) -> bool:
+    if path.is_file():
+        return True
+    if remedy:
+        raise CohortError(f"{path.parent} has no {path.name}: {remedy}")
+    return False
