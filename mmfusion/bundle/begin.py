@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -17,10 +18,11 @@ from mmfusion.options import OPTIONS, unknown
 from mmfusion.report import write_report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _OF_MONAI = ("config_file", "meta_file", "logging_file", "tracking", "args_file", "run_id", "init_id", "final_id",
              "workflow_name", "properties_path", "workflow_type")  # fmt: skip
+_PLACES = ("_meta_", "bundle_root", "dataset_dir", "output_dir", "initialize", "imports")
 _FOLLOWS = {"dataset_dir": ("cohort", "manifest"), "output_dir": ("run_dir", "out")}
 """What configurations say for MONAI's sake alone, by the options that it follows from: setting it changes nothing."""
 
@@ -66,6 +68,35 @@ def require(**values: Any) -> None:
         if value is None:
             option = OPTIONS[name]
             raise OptionError(f"no {name} is given: add --{name} {name.upper()} ({option.help})")
+
+
+def configuration() -> dict[str, Any]:
+    """What decides the result of the configuration that is being run, beside its options: each value by its path.
+
+    Named in a configuration as a component. MONAI gives a component no reference to the configuration it stands in, so
+    the parser that is resolving it is looked up among the calls that lead here; without one there is nothing to tell.
+
+    Returns:
+        ``{"train#optimizer#_target_": "torch.optim.AdamW", ...}``, overrides by path (``--train#optimizer#lr``)
+        included, without the options of :mod:`mmfusion.options`, which are compared by what they come to.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        parser = frame.f_locals.get("self")
+        if isinstance(parser, ConfigParser):
+            own = {name: value for name, value in parser.get().items() if name not in (*OPTIONS, *_PLACES)}
+            return dict(_flat(own))
+        frame = frame.f_back
+    return {}
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The plain values in a configuration, each with its path."""
+    if isinstance(value, (dict, list)) and value:
+        for name, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(one, f"{path}#{name}" if path else str(name))
+    else:
+        yield path, value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def leave() -> None:
