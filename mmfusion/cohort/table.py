@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from mmfusion.errors import ManifestError, ReadError
+from mmfusion.errors import ManifestError, ReadError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ class Problem:
         """The problem as a message that stands alone."""
         who = f"subject {self.subject}: " if self.subject else ""
         where = f" ({file} line {self.line})" if self.line else ""
-        return f"{who}{self.problem}{where}. {self.remedy}".strip()
+        return printable(f"{who}{self.problem}{where}. {self.remedy}".strip())
 
 
 def listed(problems: Sequence[Problem], file: str) -> str:
@@ -53,7 +53,7 @@ def listed(problems: Sequence[Problem], file: str) -> str:
     sentences = [problem.sentence(file) for problem in problems]
     if len(sentences) == 1:
         return sentences[0]
-    return "\n  ".join([f"{file} has {len(sentences)} problems:", *sentences])
+    return "\n  ".join([f"{printable(file)} has {len(sentences)} problems:", *sentences])
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmfusion.cohort import fold_parts, folds, refuse_leakage, split_cases
-from mmfusion.errors import CohortError, ManifestError, OptionError
+from mmfusion.errors import CohortError, ManifestError, OptionError, printable
 from mmfusion.files import write_csv, write_json
 from mmfusion.networks.build import build, default_losses
 from mmfusion.options import GROUPS, OPTIONS, resolve, unknown
@@ -118,7 +118,7 @@ class Study:
             by_class = ", ".join(f"{name}: {count[name]}" for name in self.classes)
             parts.append(f"{part} {sum(count.values())} ({by_class})")
         fold = "" if self.options["fold"] is None else f"fold {self.options['fold']} of {self.options['folds']} | "
-        return (
+        return printable(
             f"device {device} | {fold}{', '.join(parts)} | modalities {', '.join(self.modalities)} | "
             f"cohort {self.cohort.folder} | run {self.run}"
         )
@@ -241,7 +241,7 @@ def _parts(
             _LOG.warning(
                 "mr_normalize histogram: the standard scale in %s may rest on subjects that are the test of some folds "
                 "(not on their labels); with percentile or zscore each scan is scaled by itself",
-                cohort.folder,
+                printable(cohort.folder),
             )
     refuse_leakage(cases, parts)
     return chosen, parts, number
