@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
@@ -325,12 +324,12 @@ def _registration_text(found: Any, out: str, transform_out: str | None, as_json:
 
 
 def _predict(model: str, manifest: str, out: str, **how: Any) -> int:
+    from mmfusion.files import read_rows
     from mmfusion.predict import member_folders, predict_manifest, read_model
 
     given = {name: OPTIONS[name].check(value) for name, value in how.items() if value is not None}
     path = predict_manifest(model, manifest, out, progress=progress_line("predicted"), **given)
-    with path.open(newline="") as file:
-        predicted = [bool(row["predicted"]) for row in csv.DictReader(file)]
+    predicted = [bool(row["predicted"]) for row in read_rows(path)]
     _say(f"{sum(predicted)} of {len(predicted)} cases predicted | {path} | look at {Path(out) / 'cohort' / 'qc.html'}")
     print(read_model(member_folders(model)[0]).notice)
     return int(not all(predicted))

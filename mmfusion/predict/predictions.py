@@ -8,7 +8,6 @@ preparing measured.
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,8 @@ import numpy as np
 import torch
 from scipy.special import entr
 
-from mmfusion.errors import CohortError
 from mmfusion.evaluation import prior_correction
-from mmfusion.files import write_csv, write_json
+from mmfusion.files import read_rows, write_csv, write_json
 from mmfusion.predict.batches import PrepareFusionBatch
 
 if TYPE_CHECKING:
@@ -214,7 +212,5 @@ def read_predictions(path: str | Path) -> list[dict[str, str]]:
         CohortError: the file is not there.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CohortError(f"{path.parent} has no {path.name}: run evaluate.yaml or inference.yaml first")
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row["predicted"]]
+    rows = read_rows(path, "run evaluate.yaml or inference.yaml first", ["predicted"])
+    return [row for row in rows if row["predicted"]]

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -31,7 +30,7 @@ import numpy as np
 from mmfusion import __version__
 from mmfusion.cohort import Case
 from mmfusion.errors import CohortError, OptionError
-from mmfusion.files import write_csv, write_json
+from mmfusion.files import read_rows, write_csv, write_json
 from mmfusion.io import save_transform
 from mmfusion.options import resolve
 from mmfusion.report import write_qc
@@ -133,8 +132,7 @@ def open_cohort(folder: str | Path) -> Cohort:
                 f"Run: mmfusion prepare MANIFEST --out {folder}"
             )
     options = json.loads((folder / "options.json").read_text())
-    with (folder / "cases.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(folder / "cases.csv")
     return Cohort(folder, resolve({k: v for k, v in options.items() if k in resolve({}, "case")}, "case"), rows)
 
 

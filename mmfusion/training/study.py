@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ import torch
 
 from mmfusion.cohort import fold_parts, folds, refuse_leakage, split_cases
 from mmfusion.errors import CohortError, ManifestError, OptionError, printable
-from mmfusion.files import write_csv, write_json
+from mmfusion.files import read_rows, write_csv, write_json
 from mmfusion.networks.build import build, default_losses
 from mmfusion.options import GROUPS, OPTIONS, resolve, unknown
 from mmfusion.predict import Model, dataset_items
@@ -273,8 +272,7 @@ def evaluation_items(run: str | Path, model: Model, part: str) -> tuple[Cohort, 
         CohortError: see :func:`run_cohort`; or the part has no cases.
     """
     cohort, run = run_cohort(run), Path(run)
-    with (run / "split.csv").open(newline="") as file:
-        parts = {row["case"]: row["part"] for row in csv.DictReader(file)}
+    parts = {row["case"]: row["part"] for row in read_rows(run / "split.csv", "train it again", ["case", "part"])}
     cases = [one for one in cohort.cases if parts.get(one.case.id) == part]
     if not cases:
         raise CohortError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -18,6 +17,7 @@ from mmfusion.cohort.simulate.anatomy import MODALITIES
 from mmfusion.cohort.simulate.scan import native_grids, simulate_volumes
 from mmfusion.cohort.simulate.subjects import SimulatedSubject, from_plain, to_plain
 from mmfusion.errors import CohortError
+from mmfusion.files import write_csv
 from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.volume import Volume
 
@@ -64,8 +64,7 @@ def write_raw_study(
             _write_scan(subject, modality, volume, root / subject.subject)
         if progress:
             progress(number, len(subjects))
-    with (root / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("subject", "label"), *((s.subject, s.label) for s in subjects)])
+    write_csv([{"subject": s.subject, "label": s.label} for s in subjects], root / "labels.csv", ["subject", "label"])
     truth = {"note": NOTE, "subjects": [to_plain(s) for s in subjects]}
     (root / "truth.json").write_text(json.dumps(truth, indent=1), encoding="utf-8")
     return root
