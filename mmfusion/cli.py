@@ -36,7 +36,7 @@ HELP = {
     "check": "list every problem of a manifest, from headers (--deep: from voxels, too), or of a cohort folder",
     "prepare": "load, register, resample once, normalize: a manifest to a cohort folder",
     "register": "one pair of volumes in any readable format",
-    "predict": "raw scans to class probabilities, by a bundle or a run; nothing of the bundle is executed",
+    "predict": "raw scans to class probabilities, by a bundle or a run; nothing of it is executed, but with --trust",
     "export": "write a model as TorchScript or ONNX beside its weights",
     "report": "write report.html of a run (or qc.html of a cohort) again",
     "bundle new": "write a MONAI bundle for a study",

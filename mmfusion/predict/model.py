@@ -171,11 +171,13 @@ def load_weights(file: str | Path, network: FusionNetwork) -> dict[str, torch.Te
     return weights
 
 
-def prepare_for(model: Model, manifest: str | Path, out: str | Path, workers: int = 0) -> Cohort:
+def prepare_for(
+    model: Model, manifest: str | Path, out: str | Path, workers: int = 0, time_limit: int | None = None
+) -> Cohort:
     """Prepare the cases of a manifest as this model's training cases were, into the folder ``out``/cohort.
 
     Instead of a manifest, a folder of DICOM studies or a BIDS tree will do: it is indexed to ``out``/manifest.csv.
-    Modalities that the manifest lacks altogether are missing in every case.
+    Modalities that the manifest lacks altogether are missing in every case. ``time_limit`` is in seconds for one case.
 
     Raises:
         CohortError: the manifest has none of the network's modalities.
@@ -198,4 +200,5 @@ def prepare_for(model: Model, manifest: str | Path, out: str | Path, workers: in
     usable = [name for name in model.case["modalities"] if name in there]
     reference = [name for name in model.case["reference"] if name in there] or None
     how = {**model.case, "modalities": usable, "reference": reference, "progress": progress_line("prepared")}
+    how |= {} if time_limit is None else {"time_limit": time_limit}
     return prepare_cohort(manifest, Path(out) / "cohort", workers=workers, **how)
