@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
-from mmfusion.errors import MmfusionError, OptionError
+from mmfusion.errors import MmfusionError, OptionError, printable, sentence
 from mmfusion.options import OPTIONS, unknown
 from mmfusion.report import write_report
 
@@ -40,6 +41,8 @@ def begin(seed: int | None = None, threads: int = 0) -> None:
     """
     if _under_monai():
         sys.excepthook = _one_sentence
+        for handler in logging.getLogger().handlers:  # ignite logs the errors that end an engine
+            handler.setFormatter(_Printable(handler.formatter))
         _restart_with_run_dir(sys.orig_argv)
         check_overrides(sys.argv[2:])
     if threads:
@@ -111,7 +114,7 @@ def leave() -> None:
 def report(run: str | Path) -> Path:
     """Write ``report.html`` of a run, and say where it is."""
     path = write_report(Path(run))
-    print(f"report: {path}", flush=True)
+    print(printable(f"report: {path}"), flush=True)
     return path
 
 
@@ -196,9 +199,20 @@ def own_error(error: BaseException | None) -> MmfusionError | None:
     return error
 
 
+class _Printable(logging.Formatter):
+    """What another formatter makes of a message, line by line without what a terminal obeys."""
+
+    def __init__(self, other: logging.Formatter | None) -> None:
+        super().__init__()
+        self._other = other or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, self._other.format(record).split("\n")))
+
+
 def _one_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
     """``sys.excepthook``: the one sentence of an error of ours, the trace of any other."""
     if own := own_error(error):
-        print(f"error: {own}", file=sys.stderr)
+        print(sentence(own), file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

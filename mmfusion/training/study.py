@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -31,8 +30,17 @@ import torch
 
 from mmfusion.cohort import fold_parts, folds, read_manifest, refuse_leakage, split_cases
 from mmfusion.cohort.files import inputs_of
-from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError
-from mmfusion.files import FolderLock, check_folder, claim, clear_temporary, lock_for_process, write_csv, write_json
+from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError, printable
+from mmfusion.files import (
+    FolderLock,
+    check_folder,
+    claim,
+    clear_temporary,
+    lock_for_process,
+    read_rows,
+    write_csv,
+    write_json,
+)
 from mmfusion.networks.build import build, default_losses
 from mmfusion.options import GROUPS, OPTIONS, resolve, unknown
 from mmfusion.predict import Model, dataset_items
@@ -123,7 +131,7 @@ class Study:
             by_class = ", ".join(f"{name}: {count[name]}" for name in self.classes)
             parts.append(f"{part} {sum(count.values())} ({by_class})")
         fold = "" if self.options["fold"] is None else f"fold {self.options['fold']} of {self.options['folds']} | "
-        return (
+        return printable(
             f"device {device} | {fold}{', '.join(parts)} | modalities {', '.join(self.modalities)} | "
             f"cohort {self.cohort.folder} | run {self.run}"
         )
@@ -270,7 +278,7 @@ def _parts(
             _LOG.warning(
                 "mr_normalize histogram: the standard scale in %s may rest on subjects that are the test of some folds "
                 "(not on their labels); with percentile or zscore each scan is scaled by itself",
-                cohort.folder,
+                printable(cohort.folder),
             )
     refuse_leakage(cases, parts)
     return chosen, parts, number
@@ -302,8 +310,7 @@ def evaluation_items(run: str | Path, model: Model, part: str) -> tuple[Cohort, 
         CohortError: see :func:`run_cohort`; or the part has no cases.
     """
     cohort, run = run_cohort(run), Path(run)
-    with (run / "split.csv").open(newline="") as file:
-        parts = {row["case"]: row["part"] for row in csv.DictReader(file)}
+    parts = {row["case"]: row["part"] for row in read_rows(run / "split.csv", "train it again", ["case", "part"])}
     cases = [one for one in cohort.cases if parts.get(one.case.id) == part]
     if not cases:
         raise CohortError(
