@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
@@ -220,7 +219,9 @@ def _prepare(manifest: str, out: str, **options: Any) -> int:
 
 def _bodies_missed(cohort: Any) -> str:
     """A warning if the grid was to hold the body and misses much of it; empty if not."""
-    shares = {row["case"]: float(row.get("foreground_outside") or 0) for row in cohort.rows}
+    from mmfusion.report.files import number
+
+    shares = {row["case"]: number(row.get("foreground_outside")) or 0.0 for row in cohort.rows}
     bad = [case for case, share in shares.items() if share > 0.5]
     if not bad or cohort.options["center"] != "foreground" or cohort.options["to"]:
         return ""
@@ -320,12 +321,12 @@ def _registration_text(found: Any, out: str, transform_out: str | None, as_json:
 
 
 def _predict(model: str, manifest: str, out: str, **how: Any) -> int:
+    from mmfusion.files import read_rows
     from mmfusion.predict import member_folders, predict_manifest, read_model
 
     given = {name: OPTIONS[name].check(value) for name, value in how.items() if value is not None}
     path = predict_manifest(model, manifest, out, progress=progress_line("predicted"), **given)
-    with path.open(newline="") as file:
-        predicted = [bool(row["predicted"]) for row in csv.DictReader(file)]
+    predicted = [bool(row["predicted"]) for row in read_rows(path)]
     print(f"{sum(predicted)} of {len(predicted)} cases predicted | {path} | look at {Path(out) / 'cohort' / 'qc.html'}")
     print(read_model(member_folders(model)[0]).notice)
     return int(not all(predicted))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mmfusion.errors import CohortError, OptionError
-from mmfusion.files import write_json, write_text
+from mmfusion.files import interpreting, optional_fields, write_json, write_text
 from mmfusion.networks import build
 from mmfusion.options import GROUPS, resolve
 from mmfusion.predict import load_model, save_model
@@ -49,7 +48,8 @@ def new_bundle(folder: str | Path, **options: Any) -> Path:
     train = folder / "configs" / "train.yaml"
     write_text(_with_options(train.read_text(), {name: chosen[name] for name in given}), train)
     name = folder.resolve().name
-    _describe(folder, modalities, classes, chosen["strategy"], name=name)
+    facts = _described(folder, modalities, classes, chosen["strategy"], name=name)
+    write_json(facts, folder / "configs" / "metadata.json")
     readme = folder / "docs" / "README.md"
     words = {"NAME": name, "TITLE": _title(name), "MODALITIES": ", ".join(modalities), "CLASSES": ", ".join(classes)}
     words |= {"STRATEGY": chosen["strategy"], "ENCODER": str(chosen["encoder"]), "CHANNELS": str(len(modalities))}
@@ -78,8 +78,9 @@ def pack_model(bundle: str | Path, run: str | Path, *, dtype: str = "float32") -
     if not (bundle / "configs" / "metadata.json").is_file():
         raise CohortError(f"{bundle} has no configs/metadata.json: it is not a bundle. Make one: mmfusion bundle new")
     model, network = load_model(run)
+    facts = _described(bundle, model.modalities, model.classes, model.network["strategy"])  # or refused, with no change
     save_model(bundle / "models", network, model, dtype=dtype)
-    _describe(bundle, model.modalities, model.classes, model.network["strategy"])
+    write_json(facts, bundle / "configs" / "metadata.json")
     return bundle / "models" / "model.pt"
 
 
@@ -97,12 +98,12 @@ def _with_options(text: str, options: dict[str, Any]) -> str:
     return text
 
 
-def _describe(
+def _described(
     bundle: Path, modalities: Sequence[str], classes: Sequence[str], strategy: str, *, name: str | None = None
-) -> None:
-    """Write what the network takes and gives into the bundle's metadata."""
+) -> dict[str, Any]:
+    """The bundle's metadata, which say what the network takes and gives."""
     file = bundle / "configs" / "metadata.json"
-    facts = json.loads(file.read_text())
+    facts = optional_fields(file, "make a bundle by: mmfusion bundle new")
     if name:
         facts["name"] = _title(name)
     facts["task"] = f"Classification of a subject from {', '.join(modalities)}, any of which may be missing"
@@ -110,13 +111,14 @@ def _describe(
         f"Fuses {', '.join(modalities)} by strategy {strategy} and tells {', '.join(classes)} apart. Research use only."
     )
     facts["image_classes"] = f"{len(modalities)} channels, {', '.join(modalities)}, each about 0..1; absent ones are 0"
-    image, pred = facts["network_data_format"]["inputs"]["image"], facts["network_data_format"]["outputs"]["pred"]
-    image["modality"] = ", ".join(one.upper() for one in modalities)
-    image["num_channels"] = len(modalities)
-    image["channel_def"] = {str(number): one for number, one in enumerate(modalities)}
-    pred["num_channels"], pred["spatial_shape"] = len(classes), [1, len(classes)]
-    pred["channel_def"] = {str(number): one for number, one in enumerate(classes)}
-    write_json(facts, file)
+    with interpreting(file, "put back the metadata as mmfusion bundle new wrote them"):
+        image, pred = facts["network_data_format"]["inputs"]["image"], facts["network_data_format"]["outputs"]["pred"]
+        image["modality"] = ", ".join(one.upper() for one in modalities)
+        image["num_channels"] = len(modalities)
+        image["channel_def"] = {str(number): one for number, one in enumerate(modalities)}
+        pred["num_channels"], pred["spatial_shape"] = len(classes), [1, len(classes)]
+        pred["channel_def"] = {str(number): one for number, one in enumerate(classes)}
+    return facts
 
 
 def _title(name: str) -> str:

@@ -8,7 +8,6 @@ preparing measured.
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,8 @@ import numpy as np
 import torch
 from scipy.special import entr
 
-from mmfusion.errors import CohortError
 from mmfusion.evaluation import prior_correction
-from mmfusion.files import write_csv, write_json
+from mmfusion.files import read_rows, write_csv, write_json
 from mmfusion.predict.batches import PrepareFusionBatch
 
 if TYPE_CHECKING:
@@ -212,9 +210,8 @@ def read_predictions(path: str | Path) -> list[dict[str, str]]:
 
     Raises:
         CohortError: the file is not there.
+        ReadError: it is damaged.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CohortError(f"{path.parent} has no {path.name}: run evaluate.yaml or inference.yaml first")
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row["predicted"]]
+    columns = ("case", "subject", "session", "part", "label", "predicted")
+    rows = read_rows(Path(path), "run evaluate.yaml or inference.yaml first", columns)
+    return [row for row in rows if row["predicted"]]

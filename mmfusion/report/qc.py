@@ -23,6 +23,7 @@ from mmfusion.report.files import (
 from mmfusion.report.numbers import NUMBERS
 from mmfusion.report.page import NONE, Html, element, join, void
 
+_NEEDED = ("case", "subject", "status", "modalities")
 INSIDE = 60  # cases whose pictures lie inside the page, at most: below 10 MB, which mail and browsers take
 
 
@@ -83,7 +84,7 @@ def write_qc(cohort_dir: str | Path) -> Path:
         CohortError: there is no ``cases.csv``.
     """
     cohort = Path(cohort_dir)
-    rows = worst_first(read_rows(cohort / "cases.csv", f"run `mmfusion prepare ... --out {cohort}` first"))
+    rows = worst_first(read_rows(cohort / "cases.csv", f"run `mmfusion prepare ... --out {cohort}` first", _NEEDED))
     options = optional_fields(cohort / "options.json")
     folder = cohort / "qc"
     album = Album(folder if len(rows) > INSIDE else None)

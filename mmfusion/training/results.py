@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from mmfusion.errors import CohortError
+from mmfusion.errors import CohortError, ReadError
 from mmfusion.evaluation import choose_threshold, classification_metrics, compare, fit_temperature
-from mmfusion.files import optional_fields, write_json
+from mmfusion.files import interpreting, optional_fields, write_json
 from mmfusion.predict import (
     PrepareFusionBatch,
     infer,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from mmfusion.networks.decision import DecisionRule
     from mmfusion.training.study import Study
 
+_AGAIN = "evaluate the run again"
+
 
 @by_first
 def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str, Any]], device: Any = "cpu") -> Path:
@@ -45,6 +47,9 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
 
     Returns:
         The run folder, with ``model.pt`` and ``model.json``.
+
+    Raises:
+        CohortError, ReadError: the best weights are not there, or damaged.
     """
     best = study.run / "checkpoints" / "best.pt"
     if not best.is_file():
@@ -109,16 +114,19 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
 
     Raises:
         CohortError: there are no predictions, or they have no labels.
+        ReadError: they are damaged.
     """
     run = Path(run)
     rows = {row["case"]: row for row in read_predictions(run / "predictions.csv") if row["label"]}
     if not rows:
         raise CohortError(f"{run / 'predictions.csv'} has no labels; metrics need them")
     folds = list(dict.fromkeys(row["fold"] for row in rows.values() if "fold" in row))
+    if strange := [fold for fold in folds if not fold.isdecimal()]:
+        raise ReadError(f"{run / 'predictions.csv'} is damaged: fold is {strange[0]!r:.40}; {_AGAIN}")
     models = {fold: read_model(run / f"fold_{fold}") for fold in folds} or {"": read_model(run)}
     thresholds = {fold: 0.5 if model.threshold is None else model.threshold for fold, model in models.items()}
     model = next(iter(models.values()))
-    label, shares, groups = _arrays(rows.values(), model.classes)
+    label, shares, groups = _arrays(rows.values(), model.classes, run)
     threshold = np.array([thresholds[row.get("fold", "")] for row in rows.values()])
     how: dict[str, Any] = {"resamples": resamples, "seed": seed}
     metrics = classification_metrics(label, shares, threshold=threshold, groups=groups, **how)
@@ -127,8 +135,8 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
         alone = {row["case"]: row for row in read_predictions(folder / "predictions.csv") if row["case"] in rows}
         if not alone:  # evaluated on another part
             continue
-        label, own, groups = _arrays(alone.values(), model.classes)
-        _, fused, _ = _arrays([rows[case] for case in alone], model.classes)
+        label, own, groups = _arrays(alone.values(), model.classes, folder)
+        _, fused, _ = _arrays([rows[case] for case in alone], model.classes, run)
         comparison[name] = {
             "auc": classification_metrics(label, own, groups=groups, **how)["auc"].as_dict(),
             "fusion_auc": classification_metrics(label, fused, groups=groups, **how)["auc"].as_dict(),
@@ -150,8 +158,13 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
 
 def _by_fold(run: Path, folds: list[str]) -> dict[str, Any]:
     """The AUC of each fold, from its own ``metrics.json``, with mean and standard deviation; and a note for readers."""
-    aucs = {fold: optional_fields(run / f"fold_{fold}" / "metrics.json")["metrics"]["auc"] for fold in folds}
-    values = [auc["value"] for auc in aucs.values() if auc["value"] is not None]
+    aucs, values = {}, []
+    for fold in folds:
+        path = run / f"fold_{fold}" / "metrics.json"
+        metrics = optional_fields(path, _AGAIN)
+        with interpreting(path, _AGAIN):
+            aucs[fold] = metrics["metrics"]["auc"]
+            values += [] if aucs[fold]["value"] is None else [float(aucs[fold]["value"])]
     mean = float(np.mean(values)) if values else None
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     found = ", ".join(f"{value:.3f}" for value in values)
@@ -164,9 +177,14 @@ def _by_fold(run: Path, folds: list[str]) -> dict[str, Any]:
     return {"folds": {"auc": aucs, "mean": mean, "standard_deviation": spread}, "notes": [note]}
 
 
-def _arrays(rows: Iterable[Mapping[str, str]], classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels ``[N]``, probabilities ``[N, K]`` and subjects ``[N]``."""
+def _arrays(
+    rows: Iterable[Mapping[str, str]], classes: tuple[str, ...], run: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels ``[N]``, probabilities ``[N, K]`` and subjects ``[N]`` of the predictions of a run."""
     rows = list(rows)
-    label = np.array([classes.index(row["label"]) for row in rows])
-    shares = np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows])
+    with interpreting(run / "predictions.csv", _AGAIN):
+        label = np.array([classes.index(row["label"]) for row in rows])
+        shares = np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows])
+        if not ((shares >= 0) & (shares <= 1)).all() or not shares.sum(1).all():
+            raise ValueError("a probability does not lie between 0 and 1")
     return label, shares / shares.sum(1, keepdims=True), np.array([row["subject"] for row in rows])
