@@ -29,8 +29,8 @@ def write_model_card(bundle: str | Path) -> Path:
         The file, at the root of the bundle, where ``monai.bundle push_to_hf_hub`` puts its own.
 
     Raises:
-        CohortError: the folder lacks one of the three files.
-        ReadError: the metadata is not JSON, or lacks an entry.
+        CohortError: the folder lacks one of the three files, or the metadata an entry.
+        ReadError: the metadata is not JSON, or damaged.
     """
     bundle = Path(bundle)
     for name in ("configs/metadata.json", "docs/README.md", "LICENSE"):
@@ -38,9 +38,12 @@ def write_model_card(bundle: str | Path) -> Path:
             raise CohortError(f"{bundle} has no {name}: a model card needs it. Add it, or check the path of the bundle")
     path = bundle / "configs" / "metadata.json"
     metadata = read_fields(path, "the metadata of a bundle")
-    with interpreting(path, "a model card needs that; add it"):
-        front = yaml.safe_dump(_front_matter(metadata, (bundle / "LICENSE").read_text()), sort_keys=False)
-        facts = _facts(metadata)
+    with interpreting(path, "put back the metadata as mmfusion bundle new wrote them"):
+        try:
+            front = yaml.safe_dump(_front_matter(metadata, (bundle / "LICENSE").read_text()), sort_keys=False)
+            facts = _facts(metadata)
+        except KeyError as error:
+            raise CohortError(f"{path} has no entry {error}: a model card needs it. Add it") from None
     page = (bundle / "docs" / "README.md").read_text().strip()
     write_text(f"---\n{front}---\n\n{page}\n\n{facts}\n", bundle / "README.md")
     return bundle / "README.md"

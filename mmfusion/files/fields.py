@@ -12,11 +12,13 @@ Check = Callable[[Any], Any]
 """Takes what JSON holds, and returns it in its type or raises ValueError."""
 
 
-def check_fields(path: Path, fields: Mapping[str, Any], checks: Mapping[str, Check], remedy: str) -> dict[str, Any]:
+def check_fields(
+    path: Path | str, fields: Mapping[str, Any], checks: Mapping[str, Check], remedy: str
+) -> dict[str, Any]:
     """The fields of a file, each checked; all of them must be there, and no others.
 
     Args:
-        path: the file, for the message.
+        path: the file, or a part of it, for the message.
         fields: what it holds.
         checks: by name, one for each field that this version knows.
         remedy: what else helps, beside an update: ``train again``.

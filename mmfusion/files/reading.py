@@ -54,7 +54,9 @@ def read_text(path: Path, expected: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ReadError(f"{path} is not text in UTF-8 ({error.reason}); {expected} is expected") from None
+        raise ReadError(
+            f"{path} is not text in UTF-8 ({error.reason}); {expected} is expected. Save it as UTF-8"
+        ) from None
     except OSError as error:
         raise ReadError(f"{path} cannot be read ({error.strerror or error}); {expected} is expected") from None
 

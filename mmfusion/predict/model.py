@@ -149,20 +149,20 @@ def read_model(folder: str | Path | None) -> Model:
     """The description of a run's or bundle's model, without its weights.
 
     Raises:
-        CohortError: the folder has no finished model.
-        ReadError: ``model.json`` is damaged, or of another version.
+        CohortError: the folder has no finished model, or one of another version.
+        ReadError: ``model.json`` is damaged, or has fields of a newer version.
     """
     file = model_folder(folder) / "model.json"
     facts = read_fields(file, "the description of a model")
     if (version := facts.pop("format", None)) != _FORMAT:
-        raise ReadError(
+        raise CohortError(
             f"{file} was written by another version of mmfusion (format {version!r:.20}, {_FORMAT} is expected); "
             f"update mmfusion, or {_REMEDY}"
         )
     facts = check_fields(file, facts, _FIELDS, _REMEDY)
     # what a network is built from has defaults; how cases are prepared must all be said
     for group, fields in {"network": resolve({}, "network") | facts["network"], "case": facts["case"]}.items():
-        check_fields(file, fields, dict.fromkeys(GROUPS[group], lambda value: value), _REMEDY)
+        check_fields(f"{file}: {group}", fields, dict.fromkeys(GROUPS[group], lambda value: value), _REMEDY)
         try:
             resolve(fields, group)
         except OptionError as error:
@@ -189,7 +189,7 @@ def load_model(folder: str | Path | None) -> tuple[Model, FusionNetwork]:
 
     Raises:
         CohortError: the folder has no finished model, or weights that are not this network's.
-        ReadError: see :func:`read_model` and :func:`load_weights`.
+        ReadError: see :func:`read_model`.
     """
     model, file = read_model(folder), model_folder(folder) / "model.pt"
     if not file.is_file():
@@ -204,13 +204,12 @@ def load_weights(file: str | Path, network: FusionNetwork) -> dict[str, torch.Te
     """The tensors of a weights file, known to fit the network.
 
     Raises:
-        ReadError: the file is damaged, or holds more than tensors.
-        CohortError: it holds the weights of another network.
+        CohortError: the file is damaged, holds more than tensors, or the weights of another network.
     """
     weights = load_tensors(file)
     own = network.state_dict()
     if strange := [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]:
-        raise ReadError(
+        raise CohortError(
             f"{file} is not a file of weights alone, as mmfusion writes it: {strange[0]!r:.40} is no tensor; {_REMEDY}"
         )
     fits = {name: value.shape for name, value in own.items()} == {n: v.shape for n, v in weights.items()}
@@ -229,7 +228,7 @@ def load_tensors(file: str | Path, remedy: str = _REMEDY) -> dict[str, Any]:
     """What a ``.pt`` file of ours holds, unchanged since it was written: tensors and plain values by name.
 
     Raises:
-        ReadError: it is damaged, or holds more than that; ``remedy`` says what to do.
+        CohortError: it is damaged, or holds more than that; ``remedy`` says what to do.
     """
     try:
         refuse_changed_parts(file)
@@ -237,7 +236,7 @@ def load_tensors(file: str | Path, remedy: str = _REMEDY) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise TypeError(f"it holds {type(content).__name__}")
     except Exception as error:  # of pickle, zip and torch alike
-        raise ReadError(
+        raise CohortError(
             f"{file} is not a file of weights alone, as mmfusion writes it: {first_line(error)}; {remedy}"
         ) from error
     return content

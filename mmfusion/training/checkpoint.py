@@ -24,7 +24,7 @@ import torch
 from ignite.engine import Events
 from monai.transforms import Randomizable, Transform
 
-from mmfusion.errors import CohortError, ReadError
+from mmfusion.errors import CohortError
 from mmfusion.files import atomic_path, interpreting, read_fields
 from mmfusion.predict.model import load_tensors
 from mmfusion.training.distributed import gather, is_first, refuse_together
@@ -158,7 +158,7 @@ def _read(file: Path) -> tuple[dict[str, Any], str | None]:
     """What a file for resuming holds, or what is wrong with it."""
     try:
         state = load_tensors(file, _ANEW)
-    except ReadError as error:
+    except CohortError as error:
         return {}, str(error)
     if state.get("format") == _FORMAT and isinstance(state.get("random"), list):
         return state, None

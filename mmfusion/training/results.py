@@ -49,7 +49,7 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
         The run folder, with ``model.pt`` and ``model.json``.
 
     Raises:
-        CohortError, ReadError: the best weights are not there, or damaged.
+        CohortError: the best weights are not there, or damaged.
     """
     best = study.run / "checkpoints" / "best.pt"
     if not best.is_file():
