@@ -1,6 +1,6 @@
 """What hostile surroundings do to the product: a long run of what tests/test_robustness.py does for seconds.
 
-    python benchmarks/robustness.py [--files 1000] [--part NAME ...]
+    python benchmarks/robustness.py [--files 1000] [--mutations 1000] [--part NAME ...]
 
 Each part is a function that does its harm, prints what came of it and returns facts for the JSON; `PARTS` lists them.
 
@@ -14,6 +14,9 @@ killed: `mmfusion prepare` of 12 cases is killed (kill -9) at random moments and
     workers; tensors and transforms must be the bytes of an undisturbed run.
 
 hindered: the disk is full, or read-only (needs the right to mount one), or a scan disappears while others are prepared.
+
+own_files: files that mmfusion wrote (a cohort, runs, a bundle with exports), each mutated in a way that its number
+    decides, and read by a command: allowed is its work, or one sentence.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # before the workers start, which look there, too
 
+import robustness_own_files
 import robustness_prepare
 from corrupt_files import MEMORY_LIMIT, READERS, attempt, corrupt, make_seeds
 
@@ -51,6 +55,7 @@ def main() -> None:
     """Run the parts one after the other and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=1000, help="corrupted files")
+    parser.add_argument("--mutations", type=int, default=1000, help="of files that mmfusion wrote")
     parser.add_argument("--moments", type=int, default=30, help="at which prepare is killed")
     parser.add_argument("--part", nargs="+", choices=[part.__name__ for part in PARTS], help="all if absent")
     given = parser.parse_args()
@@ -113,7 +118,13 @@ def hindered(_: argparse.Namespace) -> dict[str, Any]:
         return robustness_prepare.hindered(Path(folder))
 
 
-PARTS: list[Callable[[argparse.Namespace], dict[str, Any]]] = [corrupt_files, killed, hindered]
+def own_files(given: argparse.Namespace) -> dict[str, Any]:
+    """Mutate files that mmfusion wrote; see above."""
+    with tempfile.TemporaryDirectory() as folder:
+        return robustness_own_files.own_files(Path(folder), given.mutations)
+
+
+PARTS: list[Callable[[argparse.Namespace], dict[str, Any]]] = [corrupt_files, killed, hindered, own_files]
 
 
 if __name__ == "__main__":
