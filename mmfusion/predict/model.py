@@ -233,12 +233,15 @@ def load_weights(file: str | Path, network: FusionNetwork) -> dict[str, torch.Te
     Raises:
         CohortError: the file is damaged, holds more than tensors, or the weights of another network.
     """
-    weights = load_tensors(file)
-    own = network.state_dict()
-    if strange := [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]:
+    try:
+        weights = load_tensors(file)
+        if strange := [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]:
+            raise TypeError(f"{strange[0]!r:.40} is no tensor")
+    except Exception as error:  # of pickle, zip and torch alike
         raise CohortError(
-            f"{file} is not a file of weights alone, as mmfusion writes it: {strange[0]!r:.40} is no tensor; {_REMEDY}"
-        )
+            f"{file} is not a file of weights alone, as mmfusion writes it: {first_line(error)[:150]}; {_REMEDY}"
+        ) from error
+    own = network.state_dict()
     fits = {name: value.shape for name, value in own.items()} == {n: v.shape for n, v in weights.items()}
     if not fits:
         other = sorted(name for name in own.keys() | weights.keys() if name not in own or name not in weights)
@@ -251,21 +254,16 @@ def load_weights(file: str | Path, network: FusionNetwork) -> dict[str, torch.Te
     return weights
 
 
-def load_tensors(file: str | Path, remedy: str = _REMEDY) -> dict[str, Any]:
+def load_tensors(file: str | Path) -> dict[str, Any]:
     """What a ``.pt`` file of ours holds, unchanged since it was written: tensors and plain values by name.
 
     Raises:
-        CohortError: it is damaged, or holds more than that; ``remedy`` says what to do.
+        Exception: of pickle, zip and torch alike; the file is damaged, or holds more than that.
     """
-    try:
-        refuse_changed_parts(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise TypeError(f"it holds {type(content).__name__}")
-    except Exception as error:  # of pickle, zip and torch alike
-        raise CohortError(
-            f"{file} is not a file of weights alone, as mmfusion writes it: {first_line(error)}; {remedy}"
-        ) from error
+    refuse_changed_parts(file)
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise TypeError(f"it holds {type(content).__name__}")
     return content
 
 
