@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from mmfusion.evaluation import classification_metrics, compare
+from mmfusion.files import claim
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 STATES = [
