@@ -8,6 +8,7 @@ import secrets
 from pathlib import Path
 
 from mmfusion.errors import ManifestError, OptionError, ReadError
+from mmfusion.files import refuse_special
 
 _LEAST_KEY = 32  # characters: 128 bits, if they are hexadecimal digits as those that are made here
 _DIGITS = 12  # 48 bits: among 10,000 subjects two collide with a probability of 2e-7
@@ -60,6 +61,7 @@ def read_pseudonyms(key_file: str | Path, tree: Path) -> Pseudonyms:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # Path.open sets no mode
             with os.fdopen(handle, "w") as file:
                 file.write(secrets.token_hex(32) + "\n")
+        refuse_special(path)
         key = path.read_bytes().strip()
     except OSError as error:
         raise ReadError(f"key file {path} cannot be read or made: {error.strerror}") from None

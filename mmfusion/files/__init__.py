@@ -11,7 +11,16 @@ from mmfusion.files.folders import (
     refuse_replacing,
 )
 from mmfusion.files.locks import FolderLock, lock_folder, lock_for_process
-from mmfusion.files.reading import interpreting, optional_fields, read_fields, read_json, read_rows, read_text
+from mmfusion.files.reading import (
+    interpreting,
+    is_special,
+    optional_fields,
+    read_fields,
+    read_json,
+    read_rows,
+    read_text,
+    refuse_special,
+)
 from mmfusion.files.writing import (
     TEMPORARY,
     atomic_path,
@@ -50,6 +59,8 @@ __all__ = [
     "write_csv",
     "to_disk",
     "to_plain",
+    "is_special",
+    "refuse_special",
     "read_text",
     "read_json",
     "read_fields",
