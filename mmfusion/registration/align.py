@@ -289,8 +289,9 @@ class _Cores:
         """Torch's number of threads, for a while; and one for BLAS, whose threads only wait on arrays this small."""
         outer = getattr(self._mine, "count", None)
         with self._lock:
+            now = torch.get_num_threads()  # a thread that asks for the first time takes the process's, also after a set
             if not self._users:
-                self._usual, self._blas = torch.get_num_threads(), threadpool_limits(1, user_api="blas")
+                self._usual, self._blas = now, threadpool_limits(1, user_api="blas")
             self._users += 1
         try:
             self._mine.count = max(1, count)
