@@ -137,7 +137,7 @@ def write_bids(root: Path) -> Path:
     return root
 
 
-def make_study(box: Path, subjects: int = 8) -> dict[str, Outcome]:
+def make_study(box: Path, subjects: int = 16) -> dict[str, Outcome]:
     """Everything that the commands read, and a folder of every kind that they write but the demo.
 
     Args:

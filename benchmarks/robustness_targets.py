@@ -182,7 +182,6 @@ def own_with_links(box: Box, kind: str, name: str) -> Path:
         part.rename(away)
     box.put("notes.txt", "thesis.txt", below=away)
     part.symlink_to(away)
-    box.strangers.add(str(part.relative_to(box.path)))
     return box.path / name
 
 
