@@ -155,10 +155,16 @@ def _table(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"{text!r} is not a table as {{name: value}}") from error
 
 
-def _index(root: str, out: str, labels: str | None, label: str | None, pseudonymize: str | None) -> int:
+def _index(
+    root: str, out: str, labels: str | None, label: str | None, pseudonymize: str | None, overwrite: bool | None
+) -> int:
     from collections import Counter
 
-    from mmfusion.cohort import build_index
+    from mmfusion.cohort import build_index, is_input
+    from mmfusion.files import check_output_file
+
+    reads = [labels, pseudonymize, out if is_input(out, root) else None]
+    check_output_file(out, overwrite=bool(overwrite), reads=reads)
 
     def seen(files: int, _: int) -> None:
         if sys.stderr.isatty():
@@ -234,13 +240,18 @@ def _bodies_missed(cohort: Any) -> str:
 def _register(
     fixed: str, moving: str, out: str, transform_out: str | None, json: bool | None, device: str | None,
     fixed_modality: str | None, moving_modality: str | None, frame: str | None, assume_orientation: str | None,
-    **how: str | None,
+    overwrite: bool | None, **how: str | None,
 ) -> int:  # fmt: skip
-    from mmfusion.io import load_volume, save_transform, save_volume
+    from mmfusion.files import check_output_file
+    from mmfusion.io import check_transform_name, check_volume_name, load_volume, save_transform, save_volume
     from mmfusion.registration import TEMPLATES, template
     from mmfusion.volume import check_device, resample
 
     check_device(device or "cpu")
+    reads = [fixed, moving, *(how[name] for name in ("transform_in", "fixed_mask", "moving_mask"))]
+    check_output_file(check_volume_name(out), overwrite=bool(overwrite), reads=reads)
+    if transform_out:
+        check_output_file(check_transform_name(transform_out), overwrite=bool(overwrite), reads=[*reads, out])
     reading: dict[str, Any] = {"frame": frame, "assume_orientation": assume_orientation}
     to_template = fixed in TEMPLATES and not Path(fixed).exists()
     if to_template:

@@ -29,7 +29,7 @@ from mmfusion.cohort.simulate import (
 )
 from mmfusion.errors import CohortError
 from mmfusion.evaluation import classification_metrics
-from mmfusion.files import write_json
+from mmfusion.files import claim, clear_temporary, write_json
 from mmfusion.io import load_transform
 from mmfusion.options import resolve
 from mmfusion.predict import read_predictions
@@ -80,7 +80,8 @@ def run_demo(
     print(f"SIMULATED DATA, seed {seed} | {subjects} subjects as raw scans, {train} + {test} on the grid | {out}")
 
     raw = draw_subjects(subjects, seed * 3 + 1, prefix="RAW", missing=0.08)
-    raw_cohort = _step("raw scans: simulate, index, check, prepare", lambda: _prepare_raw(out / "raw", raw))
+    prediction = out / "prediction"
+    raw_cohort = _step("raw scans: simulate, index, check, prepare", lambda: _prepare_raw(out / "raw", prediction, raw))
     cohort = _step(
         "grid: simulate",
         lambda: simulate_study(out / "cohort", train_subjects=train, test_subjects=test, seed=seed),
@@ -93,7 +94,7 @@ def run_demo(
     _step(
         "predict on the raw scans",
         lambda: run_config(
-            "inference", run_dir=str(run), manifest=str(out / "raw" / "manifest.csv"), out=str(out / "raw")
+            "inference", run_dir=str(run), manifest=str(out / "raw" / "manifest.csv"), out=str(prediction)
         ),
     )
     raw_cohort = write_cohort(raw_cohort.folder, {**raw_cohort.options, "simulated": True}, raw_cohort.rows)
@@ -102,13 +103,14 @@ def run_demo(
     page = write_report(run)
     print(_table(metrics, facts, train, test, subjects))
     print(f"took {time.perf_counter() - started:.0f} s | SIMULATED DATA: these numbers say nothing about any disease")
-    print(f"registration of the raw scans: {out / 'raw' / 'cohort' / 'qc.html'}")
+    print(f"registration of the raw scans: {prediction / 'cohort' / 'qc.html'}")
     print(f"report: {page}")
     return 0
 
 
 def _refuse_another(out: Path, arguments: dict[str, Any]) -> None:
     """A folder holds one demo: what other arguments left there would not fit to what these make."""
+    claim(out, "demo")
     path = out / "demo.json"
     found = json.loads(path.read_text()) if path.is_file() else arguments
     other = [f"{name} {found.get(name)}" for name in arguments if found.get(name) != arguments[name]]
@@ -125,8 +127,8 @@ def _step(what: str, work: Any) -> Any:
     return result
 
 
-def _prepare_raw(folder: Path, subjects: Sequence[SimulatedSubject]) -> Cohort:
-    """The commands index, check and prepare on the raw scans."""
+def _prepare_raw(folder: Path, prediction: Path, subjects: Sequence[SimulatedSubject]) -> Cohort:
+    """The commands index, check and prepare on the raw scans; where they are predicted on later, they are ready."""
     study = folder / "study"
     if not (study / "truth.json").is_file():
         write_raw_study(subjects, study, progress=progress_line("scanned"))
@@ -134,7 +136,8 @@ def _prepare_raw(folder: Path, subjects: Sequence[SimulatedSubject]) -> Cohort:
     build_index(study, labels=study / "labels.csv", label="label").write(manifest)
     print(format_problems(check_manifest(manifest)).splitlines()[-1])
     show = progress_line("prepared")
-    return prepare_cohort(manifest, folder / "cohort", modalities=list(MODALITIES), progress=show, **GRID)
+    claim(prediction, "prediction")
+    return prepare_cohort(manifest, prediction / "cohort", modalities=list(MODALITIES), progress=show, **GRID)
 
 
 def simulate_study(
@@ -164,11 +167,13 @@ def simulated_cohort(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Cohort:
     """A cohort folder of these subjects: ``known`` to train and, the first fifth, to validate on; ``fresh`` to test."""
+    claim(folder, "simulated cohort")
     if (folder / "cases.csv").is_file():  # written last
         return open_cohort(folder)
     options = resolve({**GRID, "modalities": list(MODALITIES)}, "case")
     validation = len(known) // 5
     splits = ["validation"] * validation + ["train"] * (len(known) - validation) + ["test"] * len(fresh)
+    clear_temporary([folder, folder / "cases"])
     rows = []
     for subject, split in zip([*known, *fresh], splits, strict=True):
         rows.append(write_case(folder, _case(subject, split), _on_grid(subject, options), key=_FORMAT))
@@ -212,7 +217,7 @@ def _facts(
     out: Path, raw: Sequence[SimulatedSubject], fresh: Sequence[SimulatedSubject], cohort: Cohort
 ) -> dict[str, Any]:
     """What only a simulation can know: ceilings, and how far registration missed; and the AUC on the raw scans."""
-    rows = read_predictions(out / "raw" / "predictions.csv")
+    rows = read_predictions(out / "prediction" / "predictions.csv")
     truth = {subject.subject: subject for subject in raw}
     label = np.array([truth[row["subject"]].label for row in rows])
     shares = np.array([float(row["p_1"]) for row in rows])
@@ -225,12 +230,12 @@ def _facts(
                 errors.append(
                     {"case": row["case"], "modality": name, "error_mm": miss, "verdict": row[f"{name}_verdict"]}
                 )
-    write_json(errors, out / "raw" / "registration_errors.json")
+    write_json(errors, out / "registration_errors.json")
     misses = np.array([one["error_mm"] for one in errors])
     return {
         "ceilings": observed_ceilings(fresh),
         "raw": {
-            "cohort": "../raw/cohort",
+            "cohort": "../prediction/cohort",
             "n": len(rows),
             "failed": cohort.count("failed"),
             "auc": classification_metrics(label, shares)["auc"].as_dict(),

@@ -278,6 +278,7 @@ _TABLE = (
     Option("fixed_modality", str, None, "what FIXED holds, if it is no DICOM", choices=("ct", "pet", "mr")),
     Option("moving_modality", str, None, "what MOVING holds, if it is no DICOM", choices=("ct", "pet", "mr")),
     Option("out", str, None, "file or folder to write"),
+    Option("overwrite", bool, False, "replace the file to write, if it is there (never one that is read)"),
     Option("transform_out", str, None, "ITK transform file (.tfm, .h5) to write, fixed to moving"),
     Option("json", bool, False, "print one JSON object instead of text"),
     Option("subjects", int, 40, "simulated subjects that go the whole way as raw scans", low=8),
@@ -288,7 +289,7 @@ _TABLE = (
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "index": ("out", "labels", "label", "pseudonymize"),
+    "index": ("out", "overwrite", "labels", "label", "pseudonymize"),
     "check": ("deep", "modalities", "suv", "frame", "assume_orientation"),
     "geometry": ("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center", "crop_margin"),
     "intensity": (
@@ -315,7 +316,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "machine": ("resume", "threads", "loaders", "precision", "track"),
     "register": (
-        *("kind", "init", "transform_in", "fixed_mask", "moving_mask", "device", "out", "transform_out", "json"),
+        *(
+            "kind",
+            "init",
+            "transform_in",
+            "fixed_mask",
+            "moving_mask",
+            "device",
+            "out",
+            "transform_out",
+            "overwrite",
+            "json",
+        ),
         *("fixed_modality", "moving_modality", "frame", "assume_orientation"),
     ),
     "demo": ("out", "subjects", "seed"),

@@ -26,7 +26,8 @@ from mmfusion.cohort.simulate import (
     simulate_volumes,
     target_registration_error,
 )
-from mmfusion.errors import CohortError, ManifestError, OptionError
+from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError
+from mmfusion.files import MARK, TEMPORARY
 from mmfusion.io import load_transform, load_volume, save_volume
 from mmfusion.prepare import cohort as room
 from mmfusion.prepare import (
@@ -39,6 +40,7 @@ from mmfusion.prepare import (
     write_case,
 )
 from mmfusion.prepare.exclusive import exclusive
+from mmfusion.prepare.folder import read_case
 from mmfusion.prepare.sources import case_key, source_digests
 from mmfusion.volume import Displacement, Grid, Transform
 
@@ -96,7 +98,13 @@ def study(made, tmp_path):
 def test_what_is_in_the_folder(made):
     cohort = made[1]
     assert (cohort.modalities, cohort.count("done"), cohort.count("failed")) == (("ct", "pet", "mr"), 3, 0)
-    assert sorted(p.name for p in cohort.folder.iterdir()) == ["cases", "cases.csv", "options.json", "qc.html"]
+    assert sorted(p.name for p in cohort.folder.iterdir()) == [
+        ".mmfusion.json",
+        "cases",
+        "cases.csv",
+        "options.json",
+        "qc.html",
+    ]
     files = {p.name: sorted(file.name for file in p.iterdir()) for p in (cohort.folder / "cases").iterdir()}
     assert files == {
         "001": ["case.json", "image.npy", "mr.tfm", "pet.tfm", "qc.npz"],
@@ -330,9 +338,56 @@ def test_one_folder_is_written_by_one_command(study):
     def again(*_):
         prepare(manifest, cohort.folder)
 
-    with pytest.raises(CohortError, match="another mmfusion prepare is writing into .*cohort; wait for it, or choose"):
+    with pytest.raises(CohortError, match="another mmfusion prepare is writing into .*cohort; wait until"):
         prepare_cohort(manifest, cohort.folder, workers=1, progress=again, **OPTIONS | {"suv_max": 7.0})
     assert prepare(manifest, cohort.folder)[0].count("done") == 3
+
+
+def test_files_of_others_stay_whatever_is_prepared(study):
+    manifest, cohort = study
+    names = ["cases/001/notes.txt", "cases/001/.tmp-draft", "cases/.git/HEAD", "qc/a.png"]
+    names.append("nifti/sub-001/anat/lesion.nii.gz")
+    prepare(manifest, cohort.folder, save_nifti=True)
+    for name in names:
+        (cohort.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (cohort.folder / name).write_text("mine")
+    prepare(manifest, cohort.folder, save_nifti=True, suv_max=9.0)
+    prepare(manifest, cohort.folder, suv_max=8.0)
+    read_manifest(manifest)[0].images["ct"].write_bytes(b"broken")
+    assert prepare(manifest, cohort.folder)[0].count("failed") == 1
+    assert {(cohort.folder / name).read_text() for name in names} == {"mine"}
+    assert sorted(path.name for path in (cohort.folder / "cases" / "001").iterdir()) == [".tmp-draft", "notes.txt"]
+    assert [path.name for path in (cohort.folder / "nifti").rglob("sub-*/**/*") if path.is_file()] == ["lesion.nii.gz"]
+
+
+def test_a_case_that_is_being_written_again_counts_as_not_prepared(study, monkeypatch):
+    manifest, cohort = study
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    prepare(manifest, cohort.folder, save_nifti=True)
+    monkeypatch.setattr("mmfusion.prepare.folder._remove_files", stop)  # after all files have their names
+    monkeypatch.setattr("mmfusion.prepare.cohort.write_case", stop)  # before
+    with pytest.raises(KeyboardInterrupt):
+        prepare_cohort(manifest, cohort.folder, workers=1, save_nifti=True, **OPTIONS | {"suv_max": 7.0})
+    assert read_case(cohort.folder, "001")["key"] == "" and "nifti" in str(read_case(cohort.folder, "001")["checksums"])
+    monkeypatch.undo()
+    again, done = prepare(manifest, cohort.folder)
+    assert done == ["001", "002", "003"] and again.hash == cohort.hash
+    assert [path for path in (cohort.folder / "nifti").rglob("sub-*") if path.is_file()] == []
+
+
+def test_scans_are_never_where_a_cohort_is_written(study, tmp_path):
+    manifest, _ = study
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").touch()
+    before = {path: path.read_bytes() for path in manifest.parent.rglob("*") if path.is_file()}
+    with pytest.raises(OutputError, match="is read and lies inside"):
+        prepare(manifest, manifest.parent)
+    with pytest.raises(OutputError, match=r"is not empty and not a cohort folder \(it holds 'thesis.txt'\)"):
+        prepare(manifest, tmp_path / "run")
+    assert {path: path.read_bytes() for path in manifest.parent.rglob("*") if path.is_file()} == before
 
 
 def test_labels_change_the_hash_but_no_tensor(study):
@@ -417,7 +472,7 @@ def test_an_unexpected_error_is_a_failed_case_with_its_trace(study, monkeypatch,
 
 
 def test_a_folder_that_cannot_be_written_is_named(made):
-    with pytest.raises(CohortError, match=r"cohort folder /proc/no cannot be written \(.*\): free space, or choose"):
+    with pytest.raises(OutputError, match=r"/proc/no cannot be written \(.*\): free space, or choose"):
         prepare(made[0], "/proc/no")
 
 
@@ -435,7 +490,7 @@ def test_a_full_disk_stops_at_once_and_leaves_nothing_half_written(made, tmp_pat
     assert re.fullmatch(
         r"error: case 00\d cannot be written \(.*\): free space, or .* goes on where it .*\n", run.stderr
     )
-    assert list(tmp_path.rglob("*")) == [tmp_path / "cases"]
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / MARK, tmp_path / "cases"]
     assert prepare(made[0], tmp_path)[0].hash == made[1].hash
 
 
@@ -445,7 +500,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(made, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prepare_cohort(manifest, tmp_path, workers=1, progress=interrupt, **OPTIONS)
     assert list(written(tmp_path)) == ["001"]
-    (tmp_path / "cases" / ".002").mkdir()  # what a killed process leaves
+    (tmp_path / "cases" / f"{TEMPORARY}1-002").mkdir()  # what a killed process leaves
     with pytest.raises(CohortError, match=r"has no options\.json: it is not a finished cohort folder"):
         open_cohort(tmp_path)
     cohort, done = prepare(manifest, tmp_path)

@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mmfusion.errors import CohortError, OptionError
-from mmfusion.files import write_json, write_text
+from mmfusion.errors import CohortError, OptionError, OutputError
+from mmfusion.files import (
+    check_folder,
+    clear_temporary,
+    folder_kind,
+    is_bundle,
+    temporary_path,
+    write_json,
+    write_text,
+    writing,
+)
 from mmfusion.networks import build
 from mmfusion.options import GROUPS, resolve
-from mmfusion.predict import load_model, save_model
+from mmfusion.predict import load_model, model_folder, save_model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 TEMPLATE = Path(__file__).parent / "template"
 """The bundle that ships with the package; those in ``bundles/`` are written from it."""
@@ -34,7 +43,7 @@ def new_bundle(folder: str | Path, **options: Any) -> Path:
             ``modalities`` and ``classes``, training takes those of its cohort.
 
     Raises:
-        CohortError: the folder is there and not empty.
+        OutputError: the folder is there and not empty, or cannot be written.
         OptionError, NetworkError: an option does not fit, or the network cannot be.
     """
     folder, given = Path(folder), {name: value for name, value in options.items() if value is not None}
@@ -43,12 +52,34 @@ def new_bundle(folder: str | Path, **options: Any) -> Path:
     if len(classes) < 2:
         raise OptionError(f"option classes takes at least two class labels, found {' '.join(classes)}")
     build(modalities=modalities, num_classes=len(classes), **{name: chosen[name] for name in GROUPS["network"]})
-    if folder.exists() and any(folder.iterdir()):
-        raise CohortError(f"{folder} is not empty; choose a new folder for the bundle")
-    shutil.copytree(TEMPLATE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    check_folder(folder, "bundle")
+    if folder_kind(folder):
+        raise OutputError(f"{folder} is a bundle already, which may have been edited; choose a new folder")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        clear_temporary([folder])
+        draft = temporary_path(folder / "draft")
+        try:
+            shutil.copytree(TEMPLATE, draft, ignore=shutil.ignore_patterns("__pycache__"))
+            _fill_template(draft, folder.resolve().name, modalities, classes, chosen, given)
+            for part in sorted(draft.iterdir()):  # all of it at once: whatever ends this, no half bundle is left
+                part.rename(folder / part.name)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _fill_template(
+    folder: Path,
+    name: str,
+    modalities: Sequence[str],
+    classes: Sequence[str],
+    chosen: dict[str, Any],
+    given: Iterable[str],
+) -> None:
+    """Write what is special to one bundle into a copy of the template."""
     train = folder / "configs" / "train.yaml"
-    write_text(_with_options(train.read_text(), {name: chosen[name] for name in given}), train)
-    name = folder.resolve().name
+    write_text(_with_options(train.read_text(), {option: chosen[option] for option in given}), train)
     _describe(folder, modalities, classes, chosen["strategy"], name=name)
     readme = folder / "docs" / "README.md"
     words = {"NAME": name, "TITLE": _title(name), "MODALITIES": ", ".join(modalities), "CLASSES": ", ".join(classes)}
@@ -57,7 +88,6 @@ def new_bundle(folder: str | Path, **options: Any) -> Path:
     for word, value in words.items():
         text = text.replace("{" + word + "}", value)
     write_text(text, readme)
-    return folder
 
 
 def pack_model(bundle: str | Path, run: str | Path, *, dtype: str = "float32") -> Path:
@@ -73,10 +103,20 @@ def pack_model(bundle: str | Path, run: str | Path, *, dtype: str = "float32") -
 
     Raises:
         CohortError: ``bundle`` is no bundle, the run has no finished model, or a weight does not fit ``dtype``.
+        OutputError: it is the bundle of another program, the model is its own, or it cannot be written.
     """
     bundle = Path(bundle)
     if not (bundle / "configs" / "metadata.json").is_file():
         raise CohortError(f"{bundle} has no configs/metadata.json: it is not a bundle. Make one: mmfusion bundle new")
+    if not is_bundle(bundle):
+        raise OutputError(
+            f"{bundle} is a bundle of another program (its metadata do not require mmfusion), whose model is not "
+            "replaced. Make one: mmfusion bundle new"
+        )
+    if model_folder(run).resolve() == (bundle / "models").resolve():
+        raise OutputError(
+            f"{run} is read and would be overwritten: it is the model of {bundle} itself. Give a run folder"
+        )
     model, network = load_model(run)
     save_model(bundle / "models", network, model, dtype=dtype)
     _describe(bundle, model.modalities, model.classes, model.network["strategy"])

@@ -2,7 +2,7 @@
 
 from mmfusion.cohort.check import check_manifest, format_problems
 from mmfusion.cohort.found import Index, Unused
-from mmfusion.cohort.index import build_index
+from mmfusion.cohort.index import build_index, is_input
 from mmfusion.cohort.labels import join_labels
 from mmfusion.cohort.manifest import (
     Case,
@@ -22,6 +22,7 @@ __all__ = [
     "Index",
     "Unused",
     "build_index",
+    "is_input",
     "Problem",
     "check_manifest",
     "format_problems",

@@ -25,6 +25,20 @@ def scans_of(case: Case) -> dict[str, Path]:
     return scans | ({"mask": case.mask} if case.mask else {})
 
 
+def inputs_of(cases: Iterable[Case]) -> tuple[list[Path], list[Path]]:
+    """What the scans of cases are read from; and of these the folders whose every file may belong to a scan, as those
+    of DICOM series."""
+    reads, series = [], []
+    for case in cases:
+        for name, path in scans_of(case).items():
+            reads.append(path)
+            if path.is_dir():
+                series.append(path)
+            elif name != "mask" and not path.name.lower().endswith((*_WHOLE, *_HEADERS)):  # a slice, of all its folder
+                series.append(path.parent)
+    return reads, series
+
+
 def files_of(path: Path) -> list[Path]:
     """What a scan is read from: a header brings its voxels, a sidecar its facts, a DICOM slice all of its folder."""
     found: Iterable[Path] = [path, sidecar_of(path)]

@@ -60,3 +60,10 @@ def build_index(
         index.cases, found = join_labels(index.cases, labels, label or "label", named=named)
         index.notes += found
     return index
+
+
+def is_input(path: str | Path, root: str | Path) -> bool:
+    """Whether an index of ``root`` reads a file: it lies below ``root`` and is no table, or a table of a BIDS tree."""
+    path, root = Path(path).resolve(), Path(root).resolve()
+    tables = (".csv",) if is_bids(root) else (".csv", ".tsv")
+    return path.is_relative_to(root) and path.exists() and path.suffix.lower() not in tables

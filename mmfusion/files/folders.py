@@ -85,7 +85,7 @@ def _is_run(folder: Path) -> bool:
     facts = _fields(folder / "options.json")
     if "cohort_hash" in facts and _is_ours(facts):
         return True
-    if (folder / "configs").is_dir():
+    if is_bundle(folder) or is_bundle(folder.parent):  # whose folder models holds a model, too
         return False
     model = _fields(folder / "model.json")
     return {"format", "training_prior", "classes"} <= model.keys() or any(
@@ -154,9 +154,7 @@ def check_folder(folder: str | Path, kind: str, *, reads: Iterable[Path] = (), s
             raise OutputError(f"{path} is read and {where} {folder}, the folder to write; choose another folder")
     for path in series:
         if real.is_relative_to(os.path.realpath(path)):
-            raise OutputError(
-                f"{folder} lies inside {path}, the folder of a series that is read; choose another folder"
-            )
+            raise OutputError(f"{folder} lies inside {path}, a series that is read; choose another folder")
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():

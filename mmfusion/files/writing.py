@@ -47,7 +47,8 @@ def writing(path: str | Path, remedy: str = "free space, or choose another place
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}): {remedy}") from error
+        words = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error  # the first of many
+        raise OutputError(f"{path} cannot be written ({words}): {remedy}") from error
 
 
 @contextmanager

@@ -272,6 +272,17 @@ def _assumed_affine(code: str, spacing: np.ndarray, shape: tuple[int, int, int])
     return affine
 
 
+def check_volume_name(path: str | Path) -> Path:
+    """The path of a volume to write.
+
+    Raises:
+        ReadError: another file ending than ``.nii`` or ``.nii.gz``.
+    """
+    if not str(path).lower().endswith((".nii", ".nii.gz")):
+        raise ReadError(f"{path}: volumes are written as .nii or .nii.gz")
+    return Path(path)
+
+
 def save_volume(volume: Volume, path: str | Path) -> None:
     """Write ``.nii`` or ``.nii.gz``, atomically: qform and sform set (scanner), units mm, gzip level 1.
 
@@ -284,9 +295,7 @@ def save_volume(volume: Volume, path: str | Path) -> None:
     """
     import nibabel
 
-    if not str(path).lower().endswith((".nii", ".nii.gz")):
-        raise ReadError(f"{path}: volumes are written as .nii or .nii.gz")
-    with atomic_path(path) as temporary:
+    with atomic_path(check_volume_name(path)) as temporary:
         image = nibabel.Nifti1Image(volume.array.astype(_stored_type(volume), copy=False), volume.affine)
         image.header.set_xyzt_units("mm")
         image.set_sform(volume.affine, code=1)

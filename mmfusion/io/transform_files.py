@@ -24,6 +24,17 @@ _PER_CONTROL_POINT = 8  # samples between two control points of a B-spline: off 
 _FINEST_MM = 1.0
 
 
+def check_transform_name(path: str | Path) -> Path:
+    """The path of a transform to write.
+
+    Raises:
+        ReadError: another file ending than those that ITK knows.
+    """
+    if Path(path).suffix.lower() not in _ENDINGS:
+        raise ReadError(f"{path}: transforms are written as {', '.join(_ENDINGS)}")
+    return Path(path)
+
+
 def save_transform(transform: Transform, path: str | Path) -> None:
     """Write an ITK transform file (``.tfm``, ``.txt`` or ``.h5``), atomically, in LPS.
 
@@ -36,9 +47,7 @@ def save_transform(transform: Transform, path: str | Path) -> None:
     Raises:
         ReadError: another file ending.
     """
-    path = Path(path)
-    if path.suffix.lower() not in _ENDINGS:
-        raise ReadError(f"{path}: transforms are written as {', '.join(_ENDINGS)}")
+    path = check_transform_name(path)
     if transform.displacement is None:
         found: sitk.Transform = _to_affine(transform.matrix)
     else:

@@ -8,9 +8,10 @@ from mmfusion.predict.model import (
     load_model,
     load_weights,
     model_folder,
-    prepare_for,
     read_model,
     save_model,
+    save_tensors,
+    weights_hash,
 )
 from mmfusion.predict.one_case import CasePrediction, predict_case
 from mmfusion.predict.predictions import (
@@ -23,6 +24,7 @@ from mmfusion.predict.predictions import (
     uncertainty,
     write_predictions,
 )
+from mmfusion.predict.preparing import prepare_for
 from mmfusion.predict.run import predict_manifest
 
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
     "load_weights",
     "model_folder",
     "save_model",
+    "save_tensors",
+    "weights_hash",
     "prepare_for",
     "load_engine",
     "export_model",

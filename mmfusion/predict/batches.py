@@ -49,8 +49,10 @@ def dataset_items(
 
 
 def inference_items(model: Model, cohort: Cohort | None) -> list[dict[str, Any]]:
-    """The items of all cases that a model can predict on; none where there is no cohort yet."""
-    return [] if cohort is None else dataset_items(cohort, cohort.cases, model.modalities)
+    """The items of all cases that a model can predict on; none where there is no cohort yet, or every case failed."""
+    cases = cohort.cases if cohort else []
+    usable = [one for one in cases if set(one.modalities) & set(model.modalities)]
+    return dataset_items(cohort, usable, model.modalities) if cohort and usable else []
 
 
 def check_batch(

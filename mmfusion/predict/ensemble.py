@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,12 @@ def joint_model(models: Sequence[Model]) -> Model:
                     f"{getattr(model, name)}; train the folds with the same options"
                 )
     thresholds = [one.threshold for one in models if one.threshold is not None]
-    return replace(first, threshold=float(np.mean(thresholds)) if thresholds else None)
+    joint = sha256(" ".join(one.weights for one in models).encode()).hexdigest()[:16]
+    return replace(
+        first,
+        threshold=float(np.mean(thresholds)) if thresholds else None,
+        weights=first.weights if len(models) == 1 else joint,
+    )
 
 
 def fold_runs(folder: str | Path) -> dict[int, Path]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mmfusion.errors import CohortError, first_line
-from mmfusion.files import atomic_path, write_json
-from mmfusion.prepare import prepare_cohort
-from mmfusion.progress import progress_line
+from mmfusion.files import write_bytes, write_json, writing
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mmfusion.networks import FusionNetwork
-    from mmfusion.prepare import Cohort
 
 _FORMAT = 1
 EXPORTS = {"torchscript": "model.ts", "onnx": "model.onnx"}
@@ -39,6 +40,7 @@ class Model:
         temperature: the logits are divided by it; fitted on validation, see
             :func:`mmfusion.evaluation.fit_temperature`.
         simulated: whether the cohort that it was trained on was; then whoever predicts is told.
+        weights: hash of the network's tensors, see :func:`weights_hash`, which results carry; empty if not known.
     """
 
     modalities: tuple[str, ...]
@@ -50,6 +52,7 @@ class Model:
     threshold: float | None = None
     temperature: float = 1.0
     simulated: bool = False
+    weights: str = ""
 
     @property
     def notice(self) -> str:
@@ -83,17 +86,37 @@ def save_model(folder: str | Path, network: torch.nn.Module, model: Model, *, dt
         CohortError: a weight does not fit ``dtype``.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     if dtype == "float16":
         weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
         if large := [name for name, value in weights.items() if not value.isfinite().all()]:
             raise CohortError(f"{large[0]} has a value that does not fit float16; use --dtype float32")
-    for name in EXPORTS.values():
-        (folder / name).unlink(missing_ok=True)
-    with atomic_path(folder / "model.pt") as temporary:
-        torch.save(weights, temporary)
-    write_json({"format": _FORMAT, **asdict(model)}, folder / "model.json")
+    with writing(folder):
+        for name in ("model.json", *EXPORTS.values()):  # a model is whole or not there
+            (folder / name).unlink(missing_ok=True)
+    save_tensors(weights, folder / "model.pt")
+    write_json({"format": _FORMAT, **asdict(replace(model, weights=weights_hash(weights)))}, folder / "model.json")
+
+
+def save_tensors(state: Any, path: Path) -> None:
+    """Write what ``torch.save`` writes, atomically; a full disk is named.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    content = io.BytesIO()  # writing itself, torch would end with an error of its own, or the process
+    torch.save(state, content)
+    write_bytes(content.getvalue(), path)
+
+
+def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:
+    """16 digits that change with any tensor of a network: names, types, shapes and values (files also hold times)."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def model_folder(folder: str | Path | None) -> Path:
@@ -142,8 +165,9 @@ def load_model(folder: str | Path | None) -> tuple[Model, FusionNetwork]:
     if not file.is_file():
         raise CohortError(f"{file.parent} has no {file.name}: it is not a finished run or bundle. Train first")
     network = model.build()
-    network.load_state_dict(load_weights(file, network))
-    return model, network.eval()
+    weights = load_weights(file, network)
+    network.load_state_dict(weights)
+    return replace(model, weights=weights_hash(weights)), network.eval()
 
 
 def load_weights(file: str | Path, network: FusionNetwork) -> dict[str, torch.Tensor]:
@@ -169,33 +193,3 @@ def load_weights(file: str | Path, network: FusionNetwork) -> dict[str, torch.Te
             f"as {other[0]}. Give the checkpoint of this model, or the options that it was trained with"
         )
     return weights
-
-
-def prepare_for(model: Model, manifest: str | Path, out: str | Path, workers: int = 0) -> Cohort:
-    """Prepare the cases of a manifest as this model's training cases were, into the folder ``out``/cohort.
-
-    Instead of a manifest, a folder of DICOM studies or a BIDS tree will do: it is indexed to ``out``/manifest.csv.
-    Modalities that the manifest lacks altogether are missing in every case.
-
-    Raises:
-        CohortError: the manifest has none of the network's modalities.
-        ManifestError: the manifest has problems.
-    """
-    from mmfusion.cohort import build_index, read_manifest
-
-    manifest = Path(str(manifest))
-    if manifest.is_dir():
-        indexed = Path(out) / "manifest.csv"
-        indexed.parent.mkdir(parents=True, exist_ok=True)
-        build_index(manifest).write(indexed)
-        manifest = indexed
-    there = {name for case in read_manifest(manifest) for name in case.images}
-    if not there & set(model.modalities):
-        raise CohortError(
-            f"{manifest} has none of the model's modalities {', '.join(model.modalities)}; "
-            f"it has {', '.join(sorted(there))}"
-        )
-    usable = [name for name in model.case["modalities"] if name in there]
-    reference = [name for name in model.case["reference"] if name in there] or None
-    how = {**model.case, "modalities": usable, "reference": reference, "progress": progress_line("prepared")}
-    return prepare_cohort(manifest, Path(out) / "cohort", workers=workers, **how)

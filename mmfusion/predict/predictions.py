@@ -1,15 +1,13 @@
 """Predictions: logits to calibrated probabilities, and the files that hold them.
 
-``predictions.csv`` has one row a case: case, subject, session, part, label, ``p_<class>`` for each class, predicted,
-entropy, epistemic, modalities (those that were used), status (done, doubtful or failed preparation) and reasons. A case
-without a prediction has empty cells and a reason. ``predictions/<case>.json`` says the same of one case, and what
-preparing measured.
+``predictions.csv`` has one row per case: case, subject, session, part, label, ``p_<class>`` for each class, predicted,
+entropy, epistemic, modalities (those that were used), status (done, doubtful or failed preparation), reasons, and model
+(the hash of the weights that made it). A case without a prediction has empty cells and a reason.
+``predictions/<case>.json`` says the same of one case, and what preparing measured.
 """
 
 from __future__ import annotations
 
-import csv
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +15,8 @@ import numpy as np
 import torch
 from scipy.special import entr
 
-from mmfusion.errors import CohortError
 from mmfusion.evaluation import prior_correction
-from mmfusion.files import write_csv, write_json
+from mmfusion.files import read_rows, write_csv, write_json
 from mmfusion.predict.batches import PrepareFusionBatch
 
 if TYPE_CHECKING:
@@ -159,7 +156,7 @@ def write_predictions(
     """
     shares = [f"p_{name}" for name in model.classes]
     columns = ["case", "subject", "session", "part", "label", *shares, "predicted", "entropy", "epistemic"]
-    columns += ["modalities", "status", "reasons"]
+    columns += ["modalities", "status", "reasons", "model"]
     out = [{**row, "part": part} for row in rows]
     prepared: dict[str, Mapping[str, Any]] = {}
     if cohort is not None:
@@ -170,12 +167,17 @@ def write_predictions(
         for left in (row for name, row in prepared.items() if name not in predicted):
             why = left["reasons"] if left["status"] == "failed" else f"has none of {', '.join(model.modalities)}"
             out.append({**left, "part": part, "modalities": "", "reasons": why})
-    write_csv(out, path, columns)
+    for row in out:
+        row["model"] = model.weights
     if each:
         folder = path.with_suffix("")
-        shutil.rmtree(folder, ignore_errors=True)
+        names = {f"{row['case']}.json" for row in out}
+        for name in {f"{row.get('case')}.json" for row in read_rows(path)} - names:  # of an earlier call
+            if Path(name).name == name:
+                (folder / name).unlink(missing_ok=True)
         for row in out:
             write_json(_as_json(row, prepared.get(row["case"], {}), model), folder / f"{row['case']}.json")
+    write_csv(out, path, columns)  # last: it names the others
 
 
 def _as_json(row: Mapping[str, Any], prepared: Mapping[str, Any], model: Model) -> dict[str, Any]:
@@ -203,6 +205,7 @@ def _as_json(row: Mapping[str, Any], prepared: Mapping[str, Any], model: Model) 
             "reference": prepared.get("reference", ""),
             "modalities": {name: facts for name, facts in measured.items() if any(facts.values())},
         },
+        "model": model.weights,
         "notice": model.notice,
     }
 
@@ -213,8 +216,5 @@ def read_predictions(path: str | Path) -> list[dict[str, str]]:
     Raises:
         CohortError: the file is not there.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CohortError(f"{path.parent} has no {path.name}: run evaluate.yaml or inference.yaml first")
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row["predicted"]]
+    remedy = "run evaluate.yaml or inference.yaml first"
+    return [row for row in read_rows(Path(path), remedy, ("case", "subject", "predicted")) if row["predicted"]]

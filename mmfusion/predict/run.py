@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmfusion.files import check_folder
 from mmfusion.predict.batches import check_batch, inference_items
 from mmfusion.predict.engines import Engine, load_engine
 from mmfusion.predict.ensemble import joint_model, member_folders
-from mmfusion.predict.model import Model, prepare_for
+from mmfusion.predict.model import Model
 from mmfusion.predict.predictions import prediction_rows, probabilities, write_predictions
+from mmfusion.predict.preparing import prepare_for
 from mmfusion.prepare import Cohort, load_image
 
 Progress = Callable[[int, int, str], None]
@@ -52,10 +54,13 @@ def predict_manifest(
     Raises:
         CohortError, ManifestError, OptionError: see :func:`~mmfusion.predict.prepare_for` and
             :func:`~mmfusion.predict.load_engine`; or the folds do not belong together.
+        OutputError: ``out`` is not a folder of predictions, holds what is read, or cannot be written.
     """
-    members = [load_engine(one, engine, device) for one in member_folders(folder)]
+    folders = member_folders(folder)
+    check_folder(out, "prediction", reads=folders)
+    members = [load_engine(one, engine, device) for one in folders]
     model = joint_model([one for one, _ in members])
-    cohort = prepare_for(model, manifest, out, workers=workers)
+    cohort = prepare_for(model, manifest, out, workers=workers, folder=folder)
     path = Path(out) / "predictions.csv"
     rows = list(_rows(members, model, cohort, batch_size, progress))
     write_predictions(path, rows, model, "inference", cohort, each=True)

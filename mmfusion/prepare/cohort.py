@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import traceback
 from concurrent.futures import as_completed
 from contextlib import closing, suppress
@@ -18,14 +17,14 @@ import numpy as np
 
 from mmfusion import __version__
 from mmfusion.cohort import Case, read_manifest
-from mmfusion.cohort.files import without_paths
-from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError, ReadError, VoxelError
+from mmfusion.cohort.files import inputs_of, without_paths
+from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError, OutputError, ReadError, VoxelError
 from mmfusion.files import write_json
 from mmfusion.options import GROUPS, OPTIONS, resolve
 from mmfusion.prepare.case import check_crop, prepare_case
-from mmfusion.prepare.derivatives import FOLDER, labels_of, refuse_shared_names, write_dataset, write_derivative
+from mmfusion.prepare.derivatives import refuse_shared_names, write_dataset, write_derivative
 from mmfusion.prepare.exclusive import exclusive, refuse_other_run
-from mmfusion.prepare.folder import Cohort, read_case, row_of, write_case, write_cohort
+from mmfusion.prepare.folder import Cohort, read_case, remove_case, row_of, write_case, write_cohort
 from mmfusion.prepare.processes import Processes
 from mmfusion.prepare.scaling import parse_standard
 from mmfusion.prepare.sources import case_key, case_stamp, source_digests
@@ -101,7 +100,8 @@ def prepare_cohort(
     Raises:
         ManifestError: the manifest has problems (all are listed).
         OptionError: an option does not fit, or ``reference`` names no modality.
-        CohortError: a case failed, and ``strict``; the folder cannot be written, or another call is writing into it.
+        OutputError: ``out`` is not a cohort folder, holds what is read, or cannot be written.
+        CohortError: a case failed, and ``strict``; or another call is writing into the folder.
     """
     chosen_by_hand = options.get("reference") not in (None, OPTIONS["reference"].default)
     storage = resolve({name: options.pop(name) for name in GROUPS["storage"] if name in options}, "storage")
@@ -117,7 +117,8 @@ def prepare_cohort(
     if storage["save_nifti"]:
         refuse_shared_names(cases)
     folder = Path(out).absolute()
-    with exclusive(folder) as run_token:
+    reads, series = inputs_of(cases)
+    with exclusive(folder, reads=[Path(manifest), *reads], series=series) as run_token:
         order = _Order(folder, options, storage, device, run_token)
         if storage["save_nifti"]:
             write_dataset(order.out)
@@ -262,6 +263,8 @@ def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
         if case_stamp(case, order.asked) != stamp:
             raise ReadError("its files changed while they were read; run the same command again")
         _check_range(result, order.storage["dtype"])
+    except OutputError:  # a full disk stops them all
+        raise
     except MmfusionError as error:
         message = str(error)
     except Exception as error:  # one case must never stop the others
@@ -271,14 +274,14 @@ def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
         try:
             result = _without_paths(result, case, order)
             refuse_other_run(order.out, order.run)
-            # what is there is whole until now; from here on it is not, whatever ends this
-            (order.out / "cases" / case.id / "case.json").unlink(missing_ok=True)
             others = _write_nifti(case, result, digests, order)
             how = {"key": key, "stamp": stamp, "seconds": perf_counter() - start, "dtype": order.storage["dtype"]}
             allowed = partial(refuse_other_run, order.out, order.run)
             return write_case(order.out, case, result, others=others, allowed=allowed, **how)
-        except OSError as error:  # a full disk stops them all
-            raise CohortError(
+        except OutputError as error:
+            raise OutputError(f"case {case.id}: {error}") from error
+        except OSError as error:
+            raise OutputError(
                 f"case {case.id} cannot be written ({error.strerror or error}): free space, or choose another --out; "
                 "the same command goes on where it stopped"
             ) from error
@@ -300,9 +303,8 @@ def _without_paths(result: CaseResult, case: Case, order: _Order) -> CaseResult:
 
 
 def _write_nifti(case: Case, result: CaseResult, digests: Mapping[str, str], order: _Order) -> list[Path]:
-    """The NIfTI files of a case, if they are wanted; those of another run go."""
+    """The NIfTI files of a case, if they are wanted."""
     if not order.storage["save_nifti"]:
-        shutil.rmtree(order.out.joinpath(FOLDER, *labels_of(case)), ignore_errors=True)
         return []
     sources: dict[str, dict[str, Any]] = {name: {"SourceSHA256": digest} for name, digest in digests.items()}
     if order.storage["keep_paths"]:
@@ -314,10 +316,7 @@ def _write_nifti(case: Case, result: CaseResult, digests: Mapping[str, str], ord
 def _failed(case: Case, order: _Order, message: str) -> dict[str, Any]:
     """The record of a case without a tensor; what an earlier run left of it goes."""
     refuse_other_run(order.out, order.run)
-    cases = order.out / "cases"
-    nifti = order.out.joinpath(FOLDER, *labels_of(case))
-    for folder in (cases / case.id, *cases.glob(f".{case.id}~*"), nifti, *nifti.parent.glob(f".{nifti.name}~*")):
-        shutil.rmtree(folder, ignore_errors=True)
+    remove_case(order.out, case)
     empty = dict.fromkeys(("reference", "modalities", "file"), "")
     return {"key": "", "status": "failed", "reasons": _named(message, case, order), **empty, "seconds": 0.0}
 

@@ -18,7 +18,6 @@ BIDS does not name CT yet, nor MR of unknown contrast: both are listed in ``.bid
 from __future__ import annotations
 
 import re
-import secrets
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -26,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmfusion import __version__
 from mmfusion.errors import OptionError
-from mmfusion.files import write_json, write_text
+from mmfusion.files import temporary_path, to_disk, write_json, write_text
 from mmfusion.io import kind_of, save_transform, save_volume
-from mmfusion.prepare.folder import to_disk
+from mmfusion.prepare.folder import announce_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -107,7 +106,7 @@ def labels_of(case: Case) -> tuple[str, ...]:
 
 
 def write_derivative(out: Path, case: Case, result: CaseResult, about: Mapping[str, Any]) -> list[Path]:
-    """Write the NIfTI files of a case in one step; returns their paths.
+    """Write the NIfTI files of a case, and return their paths; files of others beside them stay.
 
     Args:
         out: the cohort folder.
@@ -116,8 +115,7 @@ def write_derivative(out: Path, case: Case, result: CaseResult, about: Mapping[s
         about: facts for every sidecar; ``sources`` by modality goes into that modality's.
     """
     labels = labels_of(case)
-    folder = out.joinpath(FOLDER, *labels)
-    temporary = folder.with_name(f".{folder.name}~{secrets.token_hex(4)}")
+    temporary = temporary_path(out / FOLDER / "_".join(labels))
     space = _space(result.world)
     stem = f"{'_'.join(labels)}_space-{space}"
     sources = about.get("sources", {})
@@ -142,13 +140,18 @@ def write_derivative(out: Path, case: Case, result: CaseResult, about: Mapping[s
                 seen = volume.replace(array=result.valid[result.modalities.index(name)])
                 about_it = {"Description": f"1 where {name} looked", "SpatialReference": space, "Type": "ROI"}
                 _save(seen, temporary / "anat" / f"{stem}_desc-{label}FOV_mask", about_it)
-        for file in (path for path in temporary.rglob("*") if path.is_file()):
+        folder, written = out.joinpath(FOLDER, *labels), []
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        for file in files:
             to_disk(file)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+            written.append(folder / file.relative_to(temporary))
+        announce_files(out, case.id, [str(file.relative_to(out)) for file in written])
+        for file, final in zip(files, written, strict=True):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return written
 
 
 def _save(volume: Volume, stem: Path, facts: Mapping[str, Any]) -> None:

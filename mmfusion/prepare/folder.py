@@ -17,9 +17,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
-import secrets
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -31,13 +30,14 @@ import numpy as np
 from mmfusion import __version__
 from mmfusion.cohort import Case
 from mmfusion.errors import CohortError, OptionError
-from mmfusion.files import write_csv, write_json
+from mmfusion.files import temporary_path, to_disk, write_csv, write_json
 from mmfusion.io import save_transform
 from mmfusion.options import resolve
+from mmfusion.registration import TEMPLATES
 from mmfusion.report import write_qc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from mmfusion.prepare.case import CaseResult
 
@@ -178,15 +178,17 @@ def write_case(
     others: Sequence[Path] = (),
     allowed: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Write one prepared case under its final name in one step, and return its row of ``cases.csv``.
+    """Write one prepared case, and return its row of ``cases.csv``.
 
     ``others`` are files that belong to the case and lie elsewhere in ``out``, already. ``allowed`` is asked at the last
     moment, and raises if the folder belongs to somebody else by now.
 
-    Whatever ends the process or the machine, a folder under the case's name is whole: its files are on the disk before
-    it gets that name.
+    Whatever ends the process or the machine, a case is whole or counts as not prepared: ``case.json`` says so until all
+    files are on the disk under their names. Files of an earlier preparation that the case no longer has are removed;
+    files of others stay.
     """
-    final, temporary = out / "cases" / case.id, out / "cases" / f".{case.id}~{secrets.token_hex(4)}"
+    final = out / "cases" / case.id
+    temporary = temporary_path(final)
     temporary.mkdir(parents=True)
     try:
         written = _write_files(temporary, result, dtype)
@@ -203,15 +205,53 @@ def write_case(
             **result.facts,
         }
         where = {"affine": result.grid.affine.tolist(), "world": result.world or result.reference}
-        write_json({**record, **where, "stamp": stamp, "checksums": checksums}, temporary / "case.json")
-        to_disk(temporary / "case.json")
         if allowed:
             allowed()
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
+        before = announce_files(out, case.id, checksums)
+        for file in written:
+            file.replace(final / file.name)
+        write_json({**record, **where, "stamp": stamp, "checksums": checksums}, final / "case.json")
+        to_disk(final / "case.json")
+        _remove_files(out, before - checksums.keys())
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return row_of(case, record)
+
+
+def announce_files(out: Path, case_id: str, names: Iterable[str]) -> set[str]:
+    """Say in ``case.json`` which files a case is about to have, beside those that it has; it counts as not prepared
+    from here on, and whatever ends this process, no file of it is forgotten.
+
+    Returns:
+        The files that it had, relative to ``out``.
+    """
+    record = _record(out, case_id) or {}
+    before = dict(record.get("checksums", {}))
+    file = out / "cases" / case_id / "case.json"
+    write_json({**record, "key": "", "stamp": "", "checksums": {**dict.fromkeys(names, ""), **before}}, file)
+    to_disk(file)
+    return set(before)
+
+
+def remove_case(out: Path, case: Case) -> None:
+    """Remove what preparing wrote of a case, and nothing else."""
+    own = [f"{name}.{ending}" for name in (*case.images, *TEMPLATES) for ending in ("tfm", "h5")]
+    names = {f"cases/{case.id}/{name}" for name in ("image.npy", "qc.npz", *own)}
+    record = _record(out, case.id) or {}
+    _remove_files(out, names | set(record.get("checksums", {})))
+    _remove_files(out, {f"cases/{case.id}/case.json"})  # last: it knows the others
+
+
+def _remove_files(out: Path, names: Iterable[str]) -> None:
+    """Remove files, given relative to ``out``, and the folders that are empty then."""
+    for name in names:
+        file = out / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or len(Path(name).parts) < 3:
+            continue  # a damaged record
+        file.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty, or not there
+            for folder in list(file.parents)[: len(Path(name).parts) - 2]:
+                folder.rmdir()
 
 
 def _write_files(folder: Path, result: CaseResult, dtype: str) -> list[Path]:
@@ -226,12 +266,6 @@ def _write_files(folder: Path, result: CaseResult, dtype: str) -> list[Path]:
     for file in files:
         to_disk(file)
     return files
-
-
-def to_disk(file: Path) -> None:
-    """Return when the content of a file is safe from a power cut."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def checksum(file: Path) -> str:

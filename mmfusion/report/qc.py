@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfusion.files import optional_fields, read_rows
+from mmfusion.files import optional_fields, read_rows, refuse_replacing
 from mmfusion.report import page
 from mmfusion.report.album import Album
 from mmfusion.report.cards import GOOD_AND_BAD, case_card
@@ -81,8 +81,10 @@ def write_qc(cohort_dir: str | Path) -> Path:
 
     Raises:
         CohortError: there is no ``cases.csv``.
+        OutputError: there is a ``qc.html`` of somebody else, or it cannot be written.
     """
     cohort = Path(cohort_dir)
+    refuse_replacing(cohort / "qc.html", "cohort", "simulated cohort")
     rows = worst_first(read_rows(cohort / "cases.csv", f"run `mmfusion prepare ... --out {cohort}` first"))
     options = optional_fields(cohort / "options.json")
     folder = cohort / "qc"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import CohortError
-from mmfusion.files import read_rows
+from mmfusion.files import read_rows, refuse_replacing
 from mmfusion.report import charts, page
 from mmfusion.report.cards import GOOD_AND_BAD, case_card
 from mmfusion.report.files import (
@@ -40,7 +40,9 @@ def write_report(run_dir: str | Path) -> Path:
 
     Raises:
         CohortError: predictions or metrics are absent or cannot be read.
+        OutputError: there is a ``report.html`` of somebody else, or it cannot be written.
     """
+    refuse_replacing(Path(run_dir) / "report.html", "run")
     result = read_result(run_dir)
     name = result.folder.resolve().name
     banners = [element("p", "Research use only: not a medical device.", class_="banner")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -18,6 +17,7 @@ from mmfusion.cohort.simulate.anatomy import MODALITIES
 from mmfusion.cohort.simulate.scan import native_grids, simulate_volumes
 from mmfusion.cohort.simulate.subjects import SimulatedSubject, from_plain, to_plain
 from mmfusion.errors import CohortError
+from mmfusion.files import claim, write_csv, write_json
 from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.volume import Volume
 
@@ -54,20 +54,19 @@ def write_raw_study(
 
     Raises:
         CohortError: ``root`` holds a simulated study already.
+        OutputError: it is another folder that is not empty, or cannot be written.
     """
     root = Path(root)
     if (root / "truth.json").exists():
         raise CohortError(f"{root} already holds a simulated study; remove it or give another folder")
-    root.mkdir(parents=True, exist_ok=True)
+    claim(root, "raw study")
     for number, subject in enumerate(subjects, 1):
         for modality, volume in simulate_volumes(subject, native_grids(subject)).items():
             _write_scan(subject, modality, volume, root / subject.subject)
         if progress:
             progress(number, len(subjects))
-    with (root / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("subject", "label"), *((s.subject, s.label) for s in subjects)])
-    truth = {"note": NOTE, "subjects": [to_plain(s) for s in subjects]}
-    (root / "truth.json").write_text(json.dumps(truth, indent=1), encoding="utf-8")
+    write_csv([{"subject": s.subject, "label": s.label} for s in subjects], root / "labels.csv", ["subject", "label"])
+    write_json({"note": NOTE, "subjects": [to_plain(s) for s in subjects]}, root / "truth.json")
     return root
 
 
