@@ -19,13 +19,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import monai.bundle
 import torch
 from robustness_study import TRAINING, make_study
+
+from mmfusion.bundle import TEMPLATE
+from mmfusion.cli import main
 
 SHARES = {"train": 12, "predict": 8, "bundle pack": 5, "report": 5}
 """Of 30 kills."""
@@ -82,7 +85,7 @@ def of_page(folder: Path) -> dict[str, Any]:
 
 def commands(study: Path) -> dict[str, Killed]:
     """The commands by name."""
-    template = Path(sys.modules["mmfusion.bundle"].__file__ or "").parent / "template" / "configs" / "train.yaml"
+    template = TEMPLATE / "configs" / "train.yaml"
     given = TRAINING | {"epochs": 12, "augment": True, "modality_drop": 0.3, "patience": 12}
     training = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     train = ("monai", "--config_file", str(template), "--cohort", str(study / "cohort"), "--run_dir", "OUT", *training)
@@ -106,15 +109,15 @@ def execute(words: list[str], log: str, kill_at: int, count: Any) -> None:
             if count.value == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    with Path(log).open("w") as stream, redirect_stdout(stream), redirect_stderr(stream):
-        sys.addaudithook(hook)
-        if words[0] == "monai":
-            program = Path(sys.modules["monai.bundle"].__file__ or "").parent / "__main__.py"
-            sys.argv = [str(program), "run", *words[1:]]
-            runpy.run_path(str(program), run_name="__main__")
-            return
-        from mmfusion.cli import main
-
+    with Path(log).open("wb") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    sys.addaudithook(hook)
+    if words[0] == "monai":
+        program = Path(monai.bundle.__file__).parent / "__main__.py"
+        sys.argv = [str(program), "run", *words[1:]]
+        runpy.run_path(str(program), run_name="__main__")
+    else:
         sys.exit(main(words))
 
 
