@@ -14,6 +14,14 @@ killed: `mmfusion prepare` of 12 cases is killed (kill -9) at random moments and
     workers; tensors and transforms must be the bytes of an undisturbed run.
 
 hindered: the disk is full, or read-only (needs the right to mount one), or a scan disappears while others are prepared.
+
+folders: more than 1,000 combinations of a command and a target that a user may name, by docs/outputs.md: nothing of
+    the user's is changed or removed, and what is refused leaves everything as it was.
+
+kills: train, predict, bundle pack and report, killed at random moments and begun again, end as undisturbed.
+
+disks: every command on disks that are too small for it and on a read-only one (needs the right to mount one) ends in
+    one sentence, with nothing half written, and ends well when there is space.
 """
 
 from __future__ import annotations
@@ -32,6 +40,9 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # before the workers start, which look there, too
 
+import robustness_disks
+import robustness_folders
+import robustness_kills
 import robustness_prepare
 from corrupt_files import MEMORY_LIMIT, READERS, attempt, corrupt, make_seeds
 
@@ -51,7 +62,7 @@ def main() -> None:
     """Run the parts one after the other and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=1000, help="corrupted files")
-    parser.add_argument("--moments", type=int, default=30, help="at which prepare is killed")
+    parser.add_argument("--moments", type=int, default=30, help="at which commands are killed")
     parser.add_argument("--part", nargs="+", choices=[part.__name__ for part in PARTS], help="all if absent")
     given = parser.parse_args()
     facts: dict[str, Any] = {
@@ -113,7 +124,25 @@ def hindered(_: argparse.Namespace) -> dict[str, Any]:
         return robustness_prepare.hindered(Path(folder))
 
 
-PARTS: list[Callable[[argparse.Namespace], dict[str, Any]]] = [corrupt_files, killed, hindered]
+def folders(_: argparse.Namespace) -> dict[str, Any]:
+    """Commands told to write where they must not; see above."""
+    with tempfile.TemporaryDirectory() as folder:
+        return robustness_folders.folders(Path(folder))
+
+
+def kills(given: argparse.Namespace) -> dict[str, Any]:
+    """Kill the other commands; see above."""
+    with tempfile.TemporaryDirectory() as folder:
+        return robustness_kills.kills(Path(folder), given.moments)
+
+
+def disks(_: argparse.Namespace) -> dict[str, Any]:
+    """Small disks; see above."""
+    with tempfile.TemporaryDirectory() as folder:
+        return robustness_disks.disks(Path(folder))
+
+
+PARTS: list[Callable[[argparse.Namespace], dict[str, Any]]] = [corrupt_files, killed, hindered, folders, kills, disks]
 
 
 if __name__ == "__main__":
