@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mmfusion import __version__
-from mmfusion.errors import MmfusionError, OptionError
+from mmfusion.errors import MmfusionError, OptionError, printable, sentence
 from mmfusion.options import GROUPS, OPTIONS, Option, unknown
 from mmfusion.progress import progress_line
 
@@ -37,7 +36,7 @@ HELP = {
     "check": "list every problem of a manifest, from headers (--deep: from voxels, too), or of a cohort folder",
     "prepare": "load, register, resample once, normalize: a manifest to a cohort folder",
     "register": "one pair of volumes in any readable format",
-    "predict": "raw scans to class probabilities, by a bundle or a run; nothing of the bundle is executed",
+    "predict": "raw scans to class probabilities, by a bundle or a run; nothing of it is executed, but with --trust",
     "export": "write a model as TorchScript or ONNX beside its weights",
     "report": "write report.html of a run (or qc.html of a cohort) again",
     "bundle new": "write a MONAI bundle for a study",
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[command](**given)
     except MmfusionError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(sentence(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
@@ -155,6 +154,11 @@ def _table(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"{text!r} is not a table as {{name: value}}") from error
 
 
+def _say(text: object, file: TextIO | None = None) -> None:
+    """Print one line, of which nothing is obeyed by a terminal."""
+    print(printable(text), file=file)
+
+
 def _index(
     root: str, out: str, labels: str | None, label: str | None, pseudonymize: str | None, overwrite: bool | None
 ) -> int:
@@ -178,10 +182,10 @@ def _index(
     found = ", ".join(f"{name} {count[name]}" for name in (*index.modalities, "mask") if count[name])
     subjects = len({case.subject for case in index.cases})
     for unused in index.others:
-        print(f"not used: {unused}" + ("" if pseudonymize else f" ({unused.path})"))
+        _say(f"not used: {unused}" + ("" if pseudonymize else f" ({unused.path})"))
     for note in index.notes:
-        print(f"note: {note}")
-    print(f"{subjects} subjects, {len(index.cases)} cases ({found}); {len(index.others)} series not used; wrote {out}")
+        _say(f"note: {note}")
+    _say(f"{subjects} subjects, {len(index.cases)} cases ({found}); {len(index.others)} series not used; wrote {out}")
     return 0
 
 
@@ -203,9 +207,9 @@ def _check_cohort(folder: str) -> int:
     damaged = damaged_files(folder)
     for name in damaged:
         case = name.rpartition("/")[0]
-        print(f"{name} is gone or damaged: delete {case} and run mmfusion prepare again")
+        _say(f"{name} is gone or damaged: delete {case} and run mmfusion prepare again")
     if not damaged:
-        print(f"{folder}: every file has the content that was written")
+        _say(f"{folder}: every file has the content that was written")
     return int(bool(damaged))
 
 
@@ -216,11 +220,11 @@ def _prepare(manifest: str, out: str, **options: Any) -> int:
     cohort = prepare_cohort(manifest, out, progress=progress_line("cases"), **given)
     for row in cohort.rows:
         if row["status"] == "failed":
-            print(f"subject {row['subject']}: {row['reasons']}", file=sys.stderr)
+            _say(f"subject {row['subject']}: {row['reasons']}", file=sys.stderr)
     if missed := _bodies_missed(cohort):
-        print(missed, file=sys.stderr)
+        _say(missed, file=sys.stderr)
     counts = ", ".join(f"{cohort.count(status)} {status}" for status in ("done", "doubtful", "failed"))
-    print(f"{counts} | modalities {', '.join(cohort.modalities)} | look at {Path(out) / 'qc.html'}")
+    _say(f"{counts} | modalities {', '.join(cohort.modalities)} | look at {Path(out) / 'qc.html'}")
     return int(cohort.count("failed") > 0)
 
 
@@ -312,7 +316,7 @@ def _registration_text(found: Any, out: str, transform_out: str | None, as_json:
         files = {"out": out, "transform_out": transform_out}
         return json.dumps({**found.as_dict(), "linear": found.fixed_to_moving.is_linear, **files})
     rows = "\n".join("  " + " ".join(f"{value:10.4f}" for value in row) for row in matrix)
-    reasons = "".join(f"\n  {reason}" for reason in found.reasons)
+    reasons = "".join(f"\n  {printable(reason)}" for reason in found.reasons)
     bend = ""
     if field is not None:
         shape = " x ".join(map(str, field.grid.shape))
@@ -326,18 +330,18 @@ def _registration_text(found: Any, out: str, transform_out: str | None, as_json:
         f"similarity {found.similarity_before:.4f} before, {found.similarity_after:.4f} after; "
         f"overlap {found.overlap:.0%}\n"
         f"verdict {found.verdict}{reasons}\n"
-        f"wrote {out}" + (f" and {transform_out}" if transform_out else "")
+        + printable(f"wrote {out}" + (f" and {transform_out}" if transform_out else ""))
     )
 
 
 def _predict(model: str, manifest: str, out: str, **how: Any) -> int:
+    from mmfusion.files import read_rows
     from mmfusion.predict import member_folders, predict_manifest, read_model
 
     given = {name: OPTIONS[name].check(value) for name, value in how.items() if value is not None}
     path = predict_manifest(model, manifest, out, progress=progress_line("predicted"), **given)
-    with path.open(newline="") as file:
-        predicted = [bool(row["predicted"]) for row in csv.DictReader(file)]
-    print(f"{sum(predicted)} of {len(predicted)} cases predicted | {path} | look at {Path(out) / 'cohort' / 'qc.html'}")
+    predicted = [bool(row["predicted"]) for row in read_rows(path)]
+    _say(f"{sum(predicted)} of {len(predicted)} cases predicted | {path} | look at {Path(out) / 'cohort' / 'qc.html'}")
     print(read_model(member_folders(model)[0]).notice)
     return int(not all(predicted))
 
@@ -347,7 +351,7 @@ def _export(model: str, engine: str | None) -> int:
 
     if engine in (None, "eager"):
         raise OptionError("say what to export to: --engine onnx or --engine torchscript")
-    print(export_model(model, str(engine)))
+    _say(export_model(model, str(engine)))
     return 0
 
 
@@ -355,7 +359,7 @@ def _bundle_new(bundle: str, **options: Any) -> int:
     from mmfusion.bundle import new_bundle
 
     folder = new_bundle(bundle, **options)
-    print(f"{folder} | train: python -m monai.bundle run --config_file {folder}/configs/train.yaml --cohort C --run R")
+    _say(f"{folder} | train: python -m monai.bundle run --config_file {folder}/configs/train.yaml --cohort C --run R")
     return 0
 
 
@@ -363,7 +367,7 @@ def _bundle_pack(bundle: str, run: str, dtype: str | None) -> int:
     from mmfusion.bundle import pack_model
 
     path = pack_model(bundle, run, dtype=dtype or OPTIONS["dtype"].default)
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB) | predict: mmfusion predict {bundle} MANIFEST --out OUT")
+    _say(f"{path} ({path.stat().st_size / 1e6:.1f} MB) | predict: mmfusion predict {bundle} MANIFEST --out OUT")
     return 0
 
 
@@ -372,7 +376,7 @@ def _simulate(out: str, **sizes: int | None) -> int:
 
     given = {name: OPTIONS[name].check(value) for name, value in sizes.items() if value is not None}
     cohort = simulate_study(out, progress=progress_line("simulated"), **given)
-    print(f"SIMULATED DATA | {len(cohort.rows)} cases | {cohort.folder}")
+    _say(f"SIMULATED DATA | {len(cohort.rows)} cases | {cohort.folder}")
     return 0
 
 
@@ -380,7 +384,7 @@ def _report(run: str) -> int:
     from mmfusion.report import write_qc, write_report
 
     is_cohort = (Path(run) / "cases.csv").is_file()
-    print(write_qc(run) if is_cohort else write_report(run))
+    _say(write_qc(run) if is_cohort else write_report(run))
     return 0
 
 

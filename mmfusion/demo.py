@@ -27,7 +27,7 @@ from mmfusion.cohort.simulate import (
     target_registration_error,
     write_raw_study,
 )
-from mmfusion.errors import CohortError
+from mmfusion.errors import CohortError, printable
 from mmfusion.evaluation import classification_metrics
 from mmfusion.files import claim, clear_temporary, write_json
 from mmfusion.io import load_transform
@@ -77,7 +77,8 @@ def run_demo(
     started, out = time.perf_counter(), Path(out)
     chosen = {**TRAINING, **training, "seed": seed}
     _refuse_another(out, {"subjects": subjects, "train": train, "test": test, **chosen})
-    print(f"SIMULATED DATA, seed {seed} | {subjects} subjects as raw scans, {train} + {test} on the grid | {out}")
+    where = printable(out)
+    print(f"SIMULATED DATA, seed {seed} | {subjects} subjects as raw scans, {train} + {test} on the grid | {where}")
 
     raw = draw_subjects(subjects, seed * 3 + 1, prefix="RAW", missing=0.08)
     prediction = out / "prediction"
@@ -103,8 +104,8 @@ def run_demo(
     page = write_report(run)
     print(_table(metrics, facts, train, test, subjects))
     print(f"took {time.perf_counter() - started:.0f} s | SIMULATED DATA: these numbers say nothing about any disease")
-    print(f"registration of the raw scans: {prediction / 'cohort' / 'qc.html'}")
-    print(f"report: {page}")
+    print(printable(f"registration of the raw scans: {prediction / 'cohort' / 'qc.html'}"))
+    print(printable(f"report: {page}"))
     return 0
 
 

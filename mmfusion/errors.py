@@ -18,7 +18,12 @@
 
 A message says which case and file, what was found, what was expected and what to do, in one sentence or two.
 It never holds a patient's name: subjects are named by their study identifier.
+
+What is printed goes through :func:`printable`: names, labels and headers come from other people, and a terminal obeys
+what it is sent.
 """
+
+import re
 
 __all__ = [
     "MmfusionError",
@@ -36,6 +41,9 @@ __all__ = [
     "NetworkError",
     "EvaluationError",
 ]
+
+# control characters, line and paragraph separators, directions of writing, and bytes of file names that are no text
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class MmfusionError(Exception):
@@ -97,3 +105,14 @@ class EvaluationError(MmfusionError):
 def first_line(error: BaseException) -> str:
     """What an error of another library says first; its kind, if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def printable(text: object) -> str:
+    """The text as one line for a terminal or a log: what it would obey, and not show, is spelled out, as ``\\x1b``."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
+
+
+def sentence(error: MmfusionError) -> str:
+    """What a program prints when this error ends it: one line, or the list of a manifest's problems."""
+    lines = str(error).split("\n  ") if isinstance(error, ManifestError) else [str(error)]
+    return "error: " + "\n  ".join(map(printable, lines))

@@ -175,7 +175,7 @@ _TABLE = (
     Option("dtype", str, "float32", "of the stored tensors", choices=("float32", "float16")),
     Option("save_nifti", bool, False, "also write the scans on the grid as NIfTI, in a BIDS derivative"),
     Option("keep_paths", bool, False, "name original files in what is written (paths may hold a patient's name)"),
-    Option("device", str, "cpu", "where registration runs: cpu, or a torch device such as cuda"),
+    Option("device", str, "cpu", "where registration (predict: the network) runs: cpu, or a torch device such as cuda"),
     # the network
     Option(
         "strategy",
@@ -268,6 +268,7 @@ _TABLE = (
         "what runs the network: PyTorch, or its export as TorchScript or ONNX",
         choices=("eager", "torchscript", "onnx"),
     ),
+    Option("trust", bool, False, "run model.ts (engine torchscript), a program that can do anything on this computer"),
     Option("part", str, "test", "which part of the split is evaluated", choices=("train", "validation", "test")),
     Option("resamples", int, 2000, "bootstrap resamples for the intervals", low=100),
     # register, demo
@@ -332,7 +333,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "demo": ("out", "subjects", "seed"),
     "simulate": ("out", "train_subjects", "test_subjects", "seed"),
-    "predict": ("out", "engine", "batch_size", "workers"),
+    "predict": ("out", "engine", "trust", "batch_size", "workers", "time_limit", "device"),
     "export": ("engine",),
     "report": (),
 }

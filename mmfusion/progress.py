@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from mmfusion.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -29,7 +31,7 @@ def progress_line(what: str) -> Callable[..., None]:
         left = spent / new * (total - done) if new else 0.0
         rate = 60 * new / spent if spent else 0.0
         pace = f"{rate:.1f}" if rate < 10 else f"{rate:.0f}"
-        line = f"{what} {done}/{total} | {pace} a minute, {spent:.0f} s, {left:.0f} s left {note}"
+        line = f"{what} {done}/{total} | {pace} a minute, {spent:.0f} s, {left:.0f} s left {printable(note)}"
         if sys.stderr.isatty():
             full = _BAR * done // max(total, 1)
             bar = f"[{'#' * full}{'.' * (_BAR - full)}] "

@@ -1,6 +1,7 @@
 """Writing bundles, packing models into them, and what a run begins with: overrides, seeds, one-sentence errors."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -221,3 +222,49 @@ def test_run_is_another_word_for_run_dir(monkeypatch):
     assert started == [[*command[:4], "--run_dir", "runs/a", "--run_dir=b", "--run_dir=c", "--run_id", "run"]]
     _restart_with_run_dir(started[0])
     assert len(started) == 1
+
+
+# text that MONAI would execute
+
+
+@pytest.mark.parametrize("sign", ["$", "@", "%"])
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"classes": ["no", "{}yes"]}, "option classes"),
+        ({"modalities": ["ct", "{}mr"]}, "option modalities"),
+        ({"fusion": "{}concat"}, "option fusion"),
+        ({"encoder_options": {"plane": ["{}axial"]}}, "option encoder_options"),
+        ({"fusion_options": {"{}rank": 2}}, "option fusion_options"),
+        ({"encoder": {"{}ct": "cnn"}}, "option encoder"),
+    ],
+)
+def test_text_that_monai_would_execute_is_refused(options, what, sign, tmp_path):
+    def signed(value):
+        if isinstance(value, dict):
+            return {signed(name): signed(one) for name, one in value.items()}
+        return [signed(one) for one in value] if isinstance(value, list) else str(value).replace("{}", sign)
+
+    with pytest.raises(OptionError, match=rf"^{what} has '[{sign}]\w+', which begins with [{sign}]: .* choose another"):
+        new_bundle(tmp_path / "b", **{name: signed(value) for name, value in options.items()})
+    with pytest.raises(OptionError, match="the name of the bundle has"):
+        new_bundle(tmp_path / f"{sign}b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_says_what_to_call_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="'_target_', which begins with _"):
+        new_bundle(tmp_path / "b", encoder_options={"depth": {"_target_": "os.getcwd"}})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["classes", "modalities"])
+def test_a_run_with_names_that_monai_would_execute_is_not_packed(name, tiny_run, tmp_path):
+    run, bundle = shutil.copytree(tiny_run, tmp_path / "run"), new_bundle(tmp_path / "b")
+    facts = json.loads((run / "model.json").read_text())
+    facts[name][0] = "$__import__('os')"
+    (run / "model.json").write_text(json.dumps(facts))
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    with pytest.raises(OptionError, match="begins with [$]: .* itself predicts; .* rename this in the manifest"):
+        pack_model(bundle, run)
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before

@@ -86,13 +86,13 @@ def test_the_whole_demo_and_again(tmp_path, capsys):
         assert f"\n{line}" in text
     assert f"report: {tmp_path / 'run' / 'report.html'}" in text and "0 errors" in text
 
-    pages = [tmp_path / "raw" / "cohort" / "qc.html", *sorted((tmp_path / "run").rglob("report.html"))]
+    pages = [tmp_path / "prediction" / "cohort" / "qc.html", *sorted((tmp_path / "run").rglob("report.html"))]
     assert len(pages) == 5 and all("Simulated data" in page.read_text() for page in pages)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["simulated"] is True and sorted(metrics["comparison"]) == ["ct", "mr", "pet"]
     assert metrics["raw"]["registration"]["worst_mm"] < 2
 
-    raw = open_cohort(tmp_path / "raw" / "cohort")
+    raw = open_cohort(tmp_path / "prediction" / "cohort")
     for subject, one in zip(draw_subjects(4, 1, prefix="RAW", missing=0.08), raw.cases, strict=True):
         short = demo._on_grid(subject, OPTIONS)
         for channel, there in enumerate(short.present):

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,8 +21,10 @@ from mmfusion.predict import (
     load_model,
     prepare_for,
     probabilities,
+    read_model,
     read_predictions,
     save_model,
+    weights_hash,
     write_predictions,
 )
 from mmfusion.prepare import open_cohort
@@ -118,7 +121,8 @@ def test_model_comes_back_from_disk(tmp_path):
     network, about = model().build(), model(threshold=0.4)
     save_model(tmp_path, network, about)
     again, loaded = load_model(tmp_path)
-    assert again == about and not loaded.training
+    assert replace(again, weights="") == about and not loaded.training
+    assert again.weights == weights_hash(network.state_dict()) == read_model(tmp_path).weights
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, network.state_dict()[name])
 
@@ -185,15 +189,15 @@ def test_read_predictions_asks_for_the_step_before(tmp_path):
 def test_prepare_for_refuses_what_cannot_be_predicted(tmp_path):
     manifest = write_scans(tmp_path, {"A": ["mr"]})
     with pytest.raises(CohortError, match="has none of the model's modalities ct, pet; it has mr"):
-        prepare_for(model(modalities=("ct", "pet")), manifest, tmp_path)
+        prepare_for(model(modalities=("ct", "pet")), manifest, tmp_path / "out")
     manifest.write_text("subject,mr\nA,gone.nii.gz\n")
     with pytest.raises(ManifestError, match=r"gone.nii.gz does not exist"):
-        prepare_for(model(), manifest, tmp_path)
+        prepare_for(model(), manifest, tmp_path / "out")
 
 
 def test_prepare_for_keeps_a_reference_that_the_network_does_not_use(tmp_path):
     manifest = write_scans(tmp_path, {"A": ["ct", "pet"], "B": ["pet"]})
-    cohort = prepare_for(model(modalities=("pet",)), manifest, tmp_path, workers=1)
+    cohort = prepare_for(model(modalities=("pet",)), manifest, tmp_path / "out", workers=1)
     assert cohort.modalities == ("ct", "pet") and [row["reference"] for row in cohort.rows] == ["ct", "pet"]
     assert {name: cohort.options[name] for name in GRID} == GRID
 

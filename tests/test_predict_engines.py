@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def shares_of(path):
 
 @pytest.mark.parametrize("engine", ["torchscript", "onnx"])
 def test_every_engine_predicts_the_same(bundle, scans, predicted, tmp_path, engine):
-    path = predict_manifest(bundle, scans, tmp_path, engine=engine, workers=1, batch_size=2)
+    path = predict_manifest(bundle, scans, tmp_path, engine=engine, workers=1, batch_size=2, trust=True)
     np.testing.assert_allclose(shares_of(path), shares_of(predicted), atol=1e-5)
 
 
@@ -126,7 +127,7 @@ def test_exports_of_monai_are_understood(bundle, scans, predicted, tmp_path):
         onnx_export(filepath=str(mine / "models" / "model.onnx"), **config, **shape)
         gc.collect()  # MONAI leaves a temporary file open
     for engine in ("torchscript", "onnx"):
-        path = predict_manifest(mine, scans, tmp_path / engine, engine=engine, workers=1)
+        path = predict_manifest(mine, scans, tmp_path / engine, engine=engine, workers=1, trust=True)
         np.testing.assert_allclose(shares_of(path), shares_of(predicted), atol=1e-5)
 
 
@@ -177,12 +178,40 @@ def test_nothing_of_a_bundle_is_executed(bundle, scans, tmp_path):
     assert len(read_predictions(tmp_path / "out" / "predictions.csv")) == 3 and not (tmp_path / "pwned").exists()
 
 
+class Writes(torch.nn.Module):
+    """What a stranger's TorchScript may do before it answers."""
+
+    def forward(self, image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        torch.save(image, "pwned")
+        return image.flatten(1)[:, :2]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.\\w+. is deprecated")
+def test_a_program_runs_only_if_it_is_trusted(bundle, scans, tmp_path, monkeypatch, capsys):
+    mine = shutil.copytree(bundle, tmp_path / "b")
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(Writes()).save(mine / "models" / "model.ts")
+    given = ["predict", str(mine), str(scans), "--out", "out", "--workers", "1", "--engine", "torchscript"]
+    assert main(given) == 1 and not Path("out").exists()
+    words = "model.ts, a program that can do anything on this machine: use --engine eager or onnx, or add --trust"
+    assert words in capsys.readouterr().err and not Path("pwned").exists()
+    assert main([*given, "--trust"]) == 0 and Path("pwned").exists()  # so it would have
+
+
+def test_where_the_network_runs_and_how_long_a_case_may_take(bundle, scans, tmp_path, capsys):
+    given = ["predict", str(bundle), str(scans), "--out", str(tmp_path / "out")]
+    assert main([*given, "--device", "cuda:99"]) == 1
+    assert "device cuda:99 cannot be used" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main([*given, "--device", "cpu", "--time-limit", "600", "--workers", "2"]) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnx", "torchscript"])
 def test_exported_networks_answer_without_monai(bundle, scans, tmp_path, engine):
     code = (
         "import sys; from mmfusion.cli import main\n"
-        f"status = main(['predict', {str(bundle)!r}, {str(scans)!r}, '--out', 'out', '--engine', {engine!r}])\n"
+        f"given = ['predict', {str(bundle)!r}, {str(scans)!r}, '--out', 'out', '--engine', {engine!r}, '--trust']\n"
+        "status = main(given)\n"
         "print(status, [name for name in ('monai', 'monai.bundle', 'ignite') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -14,9 +14,11 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from tiny_cohort import FAST
 
-from mmfusion.bundle import TEMPLATE
-from mmfusion.errors import CohortError, MmfusionError
-from mmfusion.training import open_study
+from mmfusion.bundle import TEMPLATE, run_config
+from mmfusion.errors import CohortError, MmfusionError, OutputError
+from mmfusion.files import MARK
+from mmfusion.report import write_report
+from mmfusion.training import open_study, write_metrics
 from mmfusion.training.checkpoint import random_state, set_random_state
 
 RANDOM = {"augment": True, "dropout": 0.3, "modality_drop": 0.3, "epochs": 4, "width": 0.06}
@@ -82,8 +84,41 @@ def test_the_best_epoch_and_the_patience_are_remembered(train, tiny_cohort, tmp_
 
 def test_a_finished_training_starts_anew(train, tmp_path, capsys):
     train(tmp_path, epochs=1)
+    run_config("evaluate", run_dir=str(tmp_path), resamples=100)
+    first = {path.name: path.read_bytes() for path in tmp_path.glob("*.*") if path.is_file() and path.name != MARK}
     train(tmp_path, epochs=2)
-    assert "unfinished" not in capsys.readouterr().err and len(history_of(tmp_path)) == 2
+    assert f"the earlier training in {tmp_path} was moved to" in capsys.readouterr().err
+    assert len(history_of(tmp_path)) == 2 and not (tmp_path / "predictions.csv").exists()
+    earlier = tmp_path / "earlier" / "1"
+    assert {path.name: path.read_bytes() for path in earlier.glob("*.*")} == first
+    assert sorted(path.name for path in (earlier / "checkpoints").iterdir()) == ["best.pt", "final.pt"]
+    # results of the earlier model beside the new one, as an interrupted copy could leave them
+    for name in ("predictions.csv", "metrics.json"):
+        (tmp_path / name).write_bytes(first[name])
+    for work in (write_report, write_metrics):
+        with pytest.raises(CohortError, match=r"predictions.csv was made by another model than the one that is there"):
+            work(tmp_path)
+
+
+def test_a_run_folder_has_one_writer_and_one_kind_of_training(train, tiny_cohort, tmp_path):
+    study = open_study(tmp_path / "run", cohort=tiny_cohort)
+    assert open_study(tmp_path / "run", cohort=tiny_cohort).lock is study.lock  # a program may set it up twice
+    code = (
+        "import sys; from mmfusion.training import open_study; from mmfusion.errors import CohortError\n"
+        "try: open_study(sys.argv[1], cohort=sys.argv[2])\nexcept CohortError as error: print(error)"
+    )
+    other = [sys.executable, "-c", code, tmp_path / "run", tiny_cohort]
+    said = subprocess.run(other, capture_output=True, text=True, check=True).stdout
+    assert "run; wait until it has ended, or choose another folder" in said and "another training is writing" in said
+    (tmp_path / "run" / "checkpoints").mkdir()
+    with pytest.raises(OutputError, match="holds a training that is no cross-validation"):
+        open_study(tmp_path / "run", cohort=tiny_cohort, fold=0)
+    folds = [open_study(tmp_path / "cv", cohort=tiny_cohort, fold=fold, folds=2) for fold in (0, 1)]  # at once
+    assert folds[0].lock is not folds[1].lock
+    with pytest.raises(OutputError, match="holds the folds of a cross-validation"):
+        open_study(tmp_path / "cv", cohort=tiny_cohort)
+    with pytest.raises(OutputError, match="is a cohort folder|is not empty and not a run folder|a simulated cohort"):
+        open_study(tiny_cohort, cohort=tiny_cohort)
 
 
 def test_an_unfinished_training_goes_on_with_its_own_options_alone(train, tiny_cohort, tmp_path, capsys):
@@ -96,7 +131,15 @@ def test_an_unfinished_training_goes_on_with_its_own_options_alone(train, tiny_c
         train(tmp_path, **RANDOM | {"epochs": 5, "dropout": 0.0})
     assert (tmp_path / "checkpoints" / "resume.pt").is_file()
     train(tmp_path, **RANDOM | {"epochs": 1, "resume": False})
-    assert "unfinished" not in capsys.readouterr().err and len(history_of(tmp_path)) == 1
+    assert "goes on" not in capsys.readouterr().err and len(history_of(tmp_path)) == 1
+    assert (tmp_path / "earlier" / "1" / "checkpoints" / "resume.pt").is_file()
+
+
+def test_overrides_by_path_count_too(train, tiny_cohort, tmp_path):
+    train_until(tiny_cohort, tmp_path, epoch=2, iteration=1)
+    words = r"with other options \(train#optimizer#weight_decay was @weight_decay and is 0.5\); start it as before"
+    with pytest.raises(CohortError, match=words):
+        train(tmp_path, **RANDOM | {"train#optimizer#weight_decay": 0.5})
 
 
 def test_a_damaged_checkpoint_is_refused(train, tiny_cohort, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
 import sys
 from pathlib import Path
@@ -12,15 +14,16 @@ import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
-from mmfusion.errors import MmfusionError, OptionError
+from mmfusion.errors import MmfusionError, OptionError, printable, sentence
 from mmfusion.options import OPTIONS, unknown
 from mmfusion.report import write_report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _OF_MONAI = ("config_file", "meta_file", "logging_file", "tracking", "args_file", "run_id", "init_id", "final_id",
              "workflow_name", "properties_path", "workflow_type")  # fmt: skip
+_PLACES = ("_meta_", "bundle_root", "dataset_dir", "output_dir", "initialize", "imports")
 _FOLLOWS = {"dataset_dir": ("cohort", "manifest"), "output_dir": ("run_dir", "out")}
 """What configurations say for MONAI's sake alone, by the options that it follows from: setting it changes nothing."""
 
@@ -38,6 +41,8 @@ def begin(seed: int | None = None, threads: int = 0) -> None:
     """
     if _under_monai():
         sys.excepthook = _one_sentence
+        for handler in logging.getLogger().handlers:  # ignite logs the errors that end an engine
+            handler.setFormatter(_Printable(handler.formatter))
         _restart_with_run_dir(sys.orig_argv)
         check_overrides(sys.argv[2:])
     if threads:
@@ -68,6 +73,35 @@ def require(**values: Any) -> None:
             raise OptionError(f"no {name} is given: add --{name} {name.upper()} ({option.help})")
 
 
+def configuration() -> dict[str, Any]:
+    """What decides the result of the configuration that is being run, beside its options: each value by its path.
+
+    Named in a configuration as a component. MONAI gives a component no reference to the configuration it stands in, so
+    the parser that is resolving it is looked up among the calls that lead here; without one there is nothing to tell.
+
+    Returns:
+        ``{"train#optimizer#_target_": "torch.optim.AdamW", ...}``, overrides by path (``--train#optimizer#lr``)
+        included, without the options of :mod:`mmfusion.options`, which are compared by what they come to.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        parser = frame.f_locals.get("self")
+        if isinstance(parser, ConfigParser):
+            own = {name: value for name, value in parser.get().items() if name not in (*OPTIONS, *_PLACES)}
+            return dict(_flat(own))
+        frame = frame.f_back
+    return {}
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The plain values in a configuration, each with its path."""
+    if isinstance(value, (dict, list)) and value:
+        for name, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(one, f"{path}#{name}" if path else str(name))
+    else:
+        yield path, value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
 def leave() -> None:
     """End a program of several processes at once, when all is written: at the usual end of Python, gloo's threads and
     the interpreter now and then wait for each other, or end a finished training with an error. Nothing elsewhere."""
@@ -80,7 +114,7 @@ def leave() -> None:
 def report(run: str | Path) -> Path:
     """Write ``report.html`` of a run, and say where it is."""
     path = write_report(Path(run))
-    print(f"report: {path}", flush=True)
+    print(printable(f"report: {path}"), flush=True)
     return path
 
 
@@ -165,9 +199,20 @@ def own_error(error: BaseException | None) -> MmfusionError | None:
     return error
 
 
+class _Printable(logging.Formatter):
+    """What another formatter makes of a message, line by line without what a terminal obeys."""
+
+    def __init__(self, other: logging.Formatter | None) -> None:
+        super().__init__()
+        self._other = other or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, self._other.format(record).split("\n")))
+
+
 def _one_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
     """``sys.excepthook``: the one sentence of an error of ours, the trace of any other."""
     if own := own_error(error):
-        print(f"error: {own}", file=sys.stderr)
+        print(sentence(own), file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).parent / "template"
 """The bundle that ships with the package; those in ``bundles/`` are written from it."""
 
+_CODE = ("$", "@", "%")
 _MODALITIES, _CLASSES = ("ct", "pet", "mr"), ("negative", "positive")
 
 
@@ -44,10 +46,13 @@ def new_bundle(folder: str | Path, **options: Any) -> Path:
 
     Raises:
         OutputError: the folder is there and not empty, or cannot be written.
-        OptionError, NetworkError: an option does not fit, or the network cannot be.
+        OptionError, NetworkError: an option does not fit, or is text that MONAI would execute; or the network cannot
+            be.
     """
     folder, given = Path(folder), {name: value for name, value in options.items() if value is not None}
     chosen = resolve(given, "bundle new")
+    name = folder.resolve().name
+    _refuse_code({"the name of the bundle": name} | {f"option {key}": value for key, value in chosen.items()})
     modalities, classes = chosen["modalities"] or list(_MODALITIES), chosen["classes"] or list(_CLASSES)
     if len(classes) < 2:
         raise OptionError(f"option classes takes at least two class labels, found {' '.join(classes)}")
@@ -61,7 +66,7 @@ def new_bundle(folder: str | Path, **options: Any) -> Path:
         draft = temporary_path(folder / "draft")
         try:
             shutil.copytree(TEMPLATE, draft, ignore=shutil.ignore_patterns("__pycache__"))
-            _fill_template(draft, folder.resolve().name, modalities, classes, chosen, given)
+            _fill_template(draft, name, modalities, classes, chosen, given)
             for part in sorted(draft.iterdir()):  # all of it at once: whatever ends this, no half bundle is left
                 part.rename(folder / part.name)
         finally:
@@ -104,6 +109,7 @@ def pack_model(bundle: str | Path, run: str | Path, *, dtype: str = "float32") -
     Raises:
         CohortError: ``bundle`` is no bundle, the run has no finished model, or a weight does not fit ``dtype``.
         OutputError: it is the bundle of another program, the model is its own, or it cannot be written.
+        OptionError: the name of a class or modality is text that MONAI would execute.
     """
     bundle = Path(bundle)
     if not (bundle / "configs" / "metadata.json").is_file():
@@ -118,9 +124,36 @@ def pack_model(bundle: str | Path, run: str | Path, *, dtype: str = "float32") -
             f"{run} is read and would be overwritten: it is the model of {bundle} itself. Give a run folder"
         )
     model, network = load_model(run)
+    remedy = f"{run} itself predicts; to put it into a bundle, rename this in the manifest, prepare and train again"
+    _refuse_code({"class": model.classes, "modality": model.modalities, "strategy": model.network["strategy"]}, remedy)
     save_model(bundle / "models", network, model, dtype=dtype)
     _describe(bundle, model.modalities, model.classes, model.network["strategy"])
     return bundle / "models" / "model.pt"
+
+
+def _refuse_code(values: Mapping[str, Any], remedy: str = "choose another name") -> None:
+    """Refuse text, at any depth, that MONAI does not take for text when it reads a configuration or metadata.
+
+    Raises:
+        OptionError: a text begins with ``$`` (an expression), ``@`` (a reference) or ``%`` (a macro), or a name in a
+            table with ``_`` (as ``_target_``, what to call).
+    """
+
+    def refuse(what: str, text: Any, signs: tuple[str, ...] = _CODE) -> None:
+        if isinstance(text, str) and text.startswith(signs):
+            raise OptionError(
+                f"{what} has {text!r}, which begins with {text[0]}: in a bundle MONAI would execute it; {remedy}"
+            )
+        if isinstance(text, Mapping):
+            for name, value in text.items():
+                refuse(what, name, (*_CODE, "_"))
+                refuse(what, value)
+        elif isinstance(text, list | tuple):
+            for value in text:
+                refuse(what, value)
+
+    for what, value in values.items():
+        refuse(what, value)
 
 
 def _with_options(text: str, options: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from mmfusion.cohort.manifest import Case, parse_manifest
 from mmfusion.cohort.scans import header_problems, voxel_problems
 from mmfusion.cohort.splits import LEAK_REMEDY, leakage
 from mmfusion.cohort.table import Problem
+from mmfusion.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -88,7 +89,7 @@ def format_problems(problems: Sequence[Problem]) -> str:
     last = ", ".join(f"{count[level]} {level}{'' if count[level] == 1 else 's'}" for level in _LEVELS)
     if not rows:
         return last
-    table = [("line", "subject", "modality", "problem", "remedy"), *rows]
+    table = [("line", "subject", "modality", "problem", "remedy"), *(tuple(map(printable, row)) for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(5)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     return "\n".join([*text, "", last])

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from mmfusion.errors import ManifestError, ReadError
+from mmfusion.errors import ManifestError, ReadError, printable
+from mmfusion.files import plain_cell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +46,7 @@ class Problem:
         """The problem as a message that stands alone."""
         who = f"subject {self.subject}: " if self.subject else ""
         where = f" ({file} line {self.line})" if self.line else ""
-        return f"{who}{self.problem}{where}. {self.remedy}".strip()
+        return printable(f"{who}{self.problem}{where}. {self.remedy}".strip())
 
 
 def listed(problems: Sequence[Problem], file: str) -> str:
@@ -53,11 +54,14 @@ def listed(problems: Sequence[Problem], file: str) -> str:
     sentences = [problem.sentence(file) for problem in problems]
     if len(sentences) == 1:
         return sentences[0]
-    return "\n  ".join([f"{file} has {len(sentences)} problems:", *sentences])
+    return "\n  ".join([f"{printable(file)} has {len(sentences)} problems:", *sentences])
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Header and (line, cells) of every row that is not blank, all stripped text; the separator by the header.
+
+    An apostrophe that :func:`mmfusion.files.write_csv` put before a cell, so that no spreadsheet takes it for a
+    formula, is taken away.
 
     Raises:
         ReadError: the file does not exist, is not text, or is empty.
@@ -75,7 +79,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                rows.append((start, [cell.strip() for cell in cells]))
+                rows.append((start, [plain_cell(cell.strip()) for cell in cells]))
             start = reader.line_num + 1
     except csv.Error as error:
         raise ReadError(f"{path} is not a text table: {error} (line {reader.line_num}).") from error

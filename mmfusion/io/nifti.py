@@ -7,6 +7,7 @@ import math
 import os
 import zlib
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -20,7 +21,6 @@ from mmfusion.volume import Grid
 
 if TYPE_CHECKING:
     from io import BufferedReader
-    from pathlib import Path
 
     from nibabel.nifti1 import Nifti1Header
 

@@ -13,12 +13,15 @@ import torch
 from mmfusion.errors import CohortError, OptionError
 from mmfusion.options import unknown
 from mmfusion.predict.model import EXPORTS, Model, load_model, model_folder, read_model
+from mmfusion.volume import check_device
 
 Engine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From ``image [B, M, D, H, W]`` and ``present [B, M]`` to logits ``[B, K]`` on the CPU."""
 
 
-def load_engine(folder: str | Path, engine: str = "eager", device: Any = "cpu") -> tuple[Model, Engine]:
+def load_engine(
+    folder: str | Path, engine: str = "eager", device: Any = "cpu", *, trust: bool = False
+) -> tuple[Model, Engine]:
     """The model of a run or bundle, ready to answer.
 
     Args:
@@ -26,11 +29,14 @@ def load_engine(folder: str | Path, engine: str = "eager", device: Any = "cpu") 
         engine: ``eager`` runs the network in PyTorch; ``torchscript`` and ``onnx`` run ``model.ts`` and ``model.onnx``
             that :func:`export_model`, or MONAI's ``ckpt_export`` and ``onnx_export``, wrote beside ``model.pt``.
         device: of eager and TorchScript, as ``cuda``; ONNX runs on the CPU.
+        trust: run ``model.ts``, which is a program: it can read, write and remove files. The other engines compute
+            what is asked, and nothing else.
 
     Raises:
-        OptionError: an unknown engine.
+        OptionError: an unknown engine, TorchScript without ``trust``, or a device that cannot be used.
         CohortError: no finished model, no such export, or one of other modalities.
     """
+    check_device(str(device))
     if engine == "eager":
         model, network = load_model(folder)
         return model, _module_answer(network.to(device), device)
@@ -39,6 +45,11 @@ def load_engine(folder: str | Path, engine: str = "eager", device: Any = "cpu") 
     model, file = read_model(folder), model_folder(folder) / EXPORTS[engine]
     if not file.is_file():
         raise CohortError(f"{file.parent} has no {file.name}: run mmfusion export {folder} --engine {engine}")
+    if engine == "torchscript" and not trust:
+        raise OptionError(
+            f"engine torchscript runs {file}, a program that can do anything on this machine: "
+            "use --engine eager or onnx, or add --trust if you exported it yourself"
+        )
     if engine == "onnx":
         return model, _onnx_answer(file, model)
     with warnings.catch_warnings():

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.errors import CohortError
+from mmfusion.errors import CohortError, printable
 from mmfusion.files import check_folder, claim, clear_temporary, read_rows
 from mmfusion.predict.ensemble import member_folders
 from mmfusion.predict.model import model_folder
@@ -21,7 +21,12 @@ _LOG = logging.getLogger(__name__)
 
 
 def prepare_for(
-    model: Model, manifest: str | Path, out: str | Path, workers: int = 0, folder: str | Path | None = None
+    model: Model,
+    manifest: str | Path,
+    out: str | Path,
+    workers: int = 0,
+    time_limit: int | None = None,
+    folder: str | Path | None = None,
 ) -> Cohort:
     """Prepare the cases of a manifest as this model's training cases were, into the folder ``out``/cohort.
 
@@ -33,6 +38,7 @@ def prepare_for(
         manifest: table of the cases, or a folder of scans.
         out: the folder of the predictions.
         workers: processes; 0 means one per core.
+        time_limit: for one case, s; the default of :func:`mmfusion.prepare.prepare_cohort` if None.
         folder: where the model is from (run, bundle, or folder of folds); subjects that it was trained on are then
             warned of.
 
@@ -60,6 +66,7 @@ def prepare_for(
     usable = [name for name in model.case["modalities"] if name in names]
     reference = [name for name in model.case["reference"] if name in names] or None
     how = {**model.case, "modalities": usable, "reference": reference, "progress": progress_line("prepared")}
+    how |= {} if time_limit is None else {"time_limit": time_limit}
     claim(out, "prediction")
     clear_temporary([out, out / "predictions"])
     if index:
@@ -79,5 +86,5 @@ def _warn_of_training_subjects(subjects: set[str], folder: str | Path) -> None:
         _LOG.warning(
             "%d of %d subjects were in the training or validation of this model (%s%s): what it predicts for them does "
             "not show how well it does on others",
-            len(both), len(subjects), ", ".join(both[:5]), ", ..." if len(both) > 5 else "",
+            len(both), len(subjects), printable(", ".join(both[:5])), ", ..." if len(both) > 5 else "",
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """``mmfusion predict``: from raw scans to ``predictions.csv``, with nothing of the bundle executed.
 
-Of a bundle only ``models/model.json`` and the weights are read (or the exported network, by its runtime): its YAML
-files can run any code, and are never opened here.
+Of a bundle only ``models/model.json`` and the weights are read, or ``model.onnx`` by its runtime: its YAML files can
+run any code, and are never opened here. So can ``model.ts``, which runs only where the caller trusts it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mmfusion.files import check_folder
+from mmfusion.options import OPTIONS
 from mmfusion.predict.batches import check_batch, inference_items
 from mmfusion.predict.engines import Engine, load_engine
 from mmfusion.predict.ensemble import joint_model, member_folders
@@ -34,6 +35,8 @@ def predict_manifest(
     batch_size: int = 8,
     workers: int = 0,
     device: Any = "cpu",
+    trust: bool = False,
+    time_limit: int = OPTIONS["time_limit"].default,
     progress: Progress | None = None,
 ) -> Path:
     """Prepare raw scans as the training's were, and write their class probabilities.
@@ -45,7 +48,9 @@ def predict_manifest(
         engine: ``eager``, ``torchscript`` or ``onnx``, see :func:`~mmfusion.predict.load_engine`.
         batch_size: cases that the network sees at once.
         workers: processes that prepare cases; 0 means one a core.
-        device: of the network.
+        device: of the network, as ``cuda``; with engine ``onnx`` it is the CPU.
+        trust: execute the model's ``model.ts``, see :func:`~mmfusion.predict.load_engine`.
+        time_limit: seconds for preparing one case; 0 means none.
         progress: called with (done, all, words) after each batch.
 
     Returns:
@@ -58,9 +63,9 @@ def predict_manifest(
     """
     folders = member_folders(folder)
     check_folder(out, "prediction", reads=folders)
-    members = [load_engine(one, engine, device) for one in folders]
+    members = [load_engine(one, engine, device, trust=trust) for one in folders]
     model = joint_model([one for one, _ in members])
-    cohort = prepare_for(model, manifest, out, workers=workers, folder=folder)
+    cohort = prepare_for(model, manifest, out, workers=workers, time_limit=time_limit, folder=folder)
     path = Path(out) / "predictions.csv"
     rows = list(_rows(members, model, cohort, batch_size, progress))
     write_predictions(path, rows, model, "inference", cohort, each=True)

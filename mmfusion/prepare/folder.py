@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import shutil
@@ -30,7 +29,7 @@ import numpy as np
 from mmfusion import __version__
 from mmfusion.cohort import Case
 from mmfusion.errors import CohortError, OptionError
-from mmfusion.files import temporary_path, to_disk, write_csv, write_json
+from mmfusion.files import read_rows, temporary_path, to_disk, write_csv, write_json
 from mmfusion.io import save_transform
 from mmfusion.options import resolve
 from mmfusion.registration import TEMPLATES
@@ -133,8 +132,7 @@ def open_cohort(folder: str | Path) -> Cohort:
                 f"Run: mmfusion prepare MANIFEST --out {folder}"
             )
     options = json.loads((folder / "options.json").read_text())
-    with (folder / "cases.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(folder / "cases.csv")
     return Cohort(folder, resolve({k: v for k, v in options.items() if k in resolve({}, "case")}, "case"), rows)
 
 

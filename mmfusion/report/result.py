@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def read_result(run_dir: str | Path) -> Result:
     metrics = optional_fields(folder / "metrics.json", remedy) if (folder / "predictions.csv").is_file() else {}
     rows = read_rows(folder / "predictions.csv", remedy)
     predictions = read_predictions(folder / "predictions.csv", rows, options, str(metrics.get("part", "test")))
+    _refuse_stale(folder, rows, metrics)
     cohort = cohort_folder(folder, options.get("cohort"))
     return Result(
         folder=folder,
@@ -109,6 +111,34 @@ def read_result(run_dir: str | Path) -> Result:
         cases=read_rows(cohort / "cases.csv") if cohort else [],
         cohort_options=optional_fields(cohort / "options.json") if cohort else {},
     )
+
+
+def models_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The models that made predictions, by the hash of their weights, sorted; none where it is not known."""
+    return sorted({str(row["model"]) for row in rows if row.get("model")})
+
+
+def _refuse_stale(folder: Path, rows: list[dict[str, str]], metrics: dict[str, Any]) -> None:
+    """Refuse metrics of other predictions, and predictions of another model, than those in the folder.
+
+    Raises:
+        CohortError: the models that made them differ.
+    """
+    made_by = models_of(rows)
+    measured = {"predictions.csv": (made_by, metrics.get("models"))}
+    comparison = metrics.get("comparison")
+    for name, entry in comparison.items() if isinstance(comparison, dict) else ():
+        file = f"single/{name}/predictions.csv"
+        measured[file] = (models_of(read_rows(folder / file)), entry.get("models") if isinstance(entry, dict) else None)
+    for file, (now, then) in measured.items():
+        if now and then and now != then:
+            raise CohortError(f"{folder / 'metrics.json'} is of an earlier {file}; evaluate {folder} again")
+    files = [folder / "model.json", *folder.glob("fold_*/model.json")]
+    models = {str(weights) for file in files if (weights := optional_fields(file).get("weights"))}
+    if models and set(made_by) - models:
+        raise CohortError(
+            f"{folder / 'predictions.csv'} was made by another model than the one that is there now; evaluate again"
+        )
 
 
 def read_predictions(path: Path, rows: list[dict[str, str]], options: dict[str, Any], part: str) -> Predictions:

@@ -25,7 +25,8 @@ from ignite.engine import Events
 from monai.transforms import Randomizable, Transform
 
 from mmfusion.errors import CohortError, first_line
-from mmfusion.files import atomic_path, read_fields
+from mmfusion.files import optional_fields, read_fields, to_plain, writing
+from mmfusion.predict.model import EXPORTS, save_tensors
 from mmfusion.training.distributed import gather, is_first, refuse_together
 
 if TYPE_CHECKING:
@@ -37,32 +38,60 @@ if TYPE_CHECKING:
 
 RESUME = "resume.pt"
 _FORMAT = 1
+_RESULTS = (
+    "model.pt",
+    "model.json",
+    *EXPORTS.values(),
+    "predictions.csv",
+    "metrics.json",
+    "report.html",
+    "history.csv",
+)
+_DESCRIPTION = ("split.csv", "configuration.json", "options.json")
 
 
-def keep_unfinished(run: Path, options: Mapping[str, Any]) -> None:
-    """Keep the checkpoints of an unfinished training with these options; remove those of any other.
+def keep_unfinished(run: Path, options: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
+    """Keep the checkpoints of an unfinished training with these options; move any other training out of the way.
 
     Args:
         run: the run folder.
         options: all that will be written to its ``options.json``.
+        configuration: all that will be written to its ``configuration.json``.
 
     Raises:
         CohortError: there is an unfinished training with other options.
     """
     folder = run / "checkpoints"
-    if options["resume"] and (folder / RESUME).is_file():
-        before = read_fields(run / "options.json", "the options of the unfinished training")
-        now = json.loads(json.dumps(options))
-        names = [name for name in now | before if name != "resume" and now.get(name) != before.get(name)]
-        if names:
-            changes = ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in names)
-            raise CohortError(
-                f"{run} holds an unfinished training with other options ({changes}); start it as before to go on with "
-                "it, choose another --run, or add --resume False to begin anew"
-            )
+    if not (options["resume"] and (folder / RESUME).is_file()):
+        _move_away(run)
         return
-    for name in ("best.pt", RESUME):
-        (folder / name).unlink(missing_ok=True)
+    before = read_fields(run / "options.json", "the options of the unfinished training")
+    now: dict[str, Any] = json.loads(json.dumps(to_plain({**configuration, **options})))
+    before |= optional_fields(run / "configuration.json")
+    names = [name for name in now | before if name != "resume" and now.get(name) != before.get(name)]
+    if names:
+        changes = ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in names[:5])
+        raise CohortError(
+            f"{run} holds an unfinished training with other options ({changes}); start it as before to go on with "
+            "it, choose another --run, or add --resume False to begin anew"
+        )
+
+
+def _move_away(run: Path) -> None:
+    """Move what an earlier training in this folder has made into ``earlier/<number>``: its results are not those of the
+    next one, and nobody loses a model by starting a command twice."""
+    made = [path for path in (*(run / name for name in _RESULTS), *run.glob("checkpoints/*.pt")) if path.exists()]
+    if not made:
+        return
+    numbers = [int(path.name) for path in run.glob("earlier/*") if path.name.isdecimal()]
+    place = run / "earlier" / str(max(numbers, default=0) + 1)
+    with writing(place):
+        for path in [*made, *(run / name for name in _DESCRIPTION)]:
+            if path.exists():
+                target = place / path.relative_to(run)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(target)
+    print(f"the earlier training in {run} was moved to {place}", file=sys.stderr, flush=True)
 
 
 class Checkpoints:
@@ -99,8 +128,7 @@ class Checkpoints:
 
     def _write(self, state: Mapping[str, Any], name: str) -> None:
         if is_first():
-            with atomic_path(self.folder / name) as temporary:
-                torch.save(state, temporary)
+            save_tensors(state, self.folder / name)
 
     def _keep_best(self, engine: Any) -> None:
         if self.validator.state.best_metric_epoch == engine.state.epoch:

@@ -22,14 +22,16 @@ from mmfusion.predict import (
     read_predictions,
     save_model,
 )
+from mmfusion.report.result import models_of
 from mmfusion.training.checkpoint import RESUME
 from mmfusion.training.distributed import by_first
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from mmfusion.networks import FusionNetwork
     from mmfusion.networks.decision import DecisionRule
+    from mmfusion.predict import Model
     from mmfusion.training.study import Study
 
 
@@ -63,6 +65,7 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
         model = replace(model, threshold=choose_threshold(labels, probabilities(logits, model)[:, 1]))
     save_model(study.run, network, model)
     (study.run / "checkpoints" / RESUME).unlink(missing_ok=True)  # nothing is left to go on with
+    study.lock.release()
     return study.run
 
 
@@ -114,8 +117,8 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
     rows = {row["case"]: row for row in read_predictions(run / "predictions.csv") if row["label"]}
     if not rows:
         raise CohortError(f"{run / 'predictions.csv'} has no labels; metrics need them")
-    folds = list(dict.fromkeys(row["fold"] for row in rows.values() if "fold" in row))
-    models = {fold: read_model(run / f"fold_{fold}") for fold in folds} or {"": read_model(run)}
+    models = _models(run, rows.values())
+    folds = [fold for fold in models if fold]
     thresholds = {fold: 0.5 if model.threshold is None else model.threshold for fold, model in models.items()}
     model = next(iter(models.values()))
     label, shares, groups = _arrays(rows.values(), model.classes)
@@ -127,12 +130,14 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
         alone = {row["case"]: row for row in read_predictions(folder / "predictions.csv") if row["case"] in rows}
         if not alone:  # evaluated on another part
             continue
+        _models(folder, alone.values())
         label, own, groups = _arrays(alone.values(), model.classes)
         _, fused, _ = _arrays([rows[case] for case in alone], model.classes)
         comparison[name] = {
             "auc": classification_metrics(label, own, groups=groups, **how)["auc"].as_dict(),
             "fusion_auc": classification_metrics(label, fused, groups=groups, **how)["auc"].as_dict(),
             "difference": compare(label, fused, own, groups=groups, **how).as_dict(),
+            "models": models_of(alone.values()),
         }
     out = {
         "part": next(iter(rows.values()))["part"],
@@ -141,11 +146,29 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
         "threshold": None if folds else model.threshold,
         "metrics": {name: estimate.as_dict() for name, estimate in metrics.items()},
         "comparison": comparison,
+        "models": models_of(rows.values()),
         **(_by_fold(run, folds) if folds else {}),
         **more,
     }
     write_json(out, run / "metrics.json")
     return out
+
+
+def _models(run: Path, rows: Collection[Mapping[str, str]]) -> dict[str, Model]:
+    """Fold to the model of the predictions in a run; the fold is empty where it is no cross-validation.
+
+    Raises:
+        CohortError: another model made them than the one that lies beside them now.
+    """
+    folds = list(dict.fromkeys(row.get("fold", "") for row in rows))
+    models = {fold: read_model(run / f"fold_{fold}" if fold else run) for fold in folds}
+    for row in rows:
+        now = models[row.get("fold", "")].weights
+        if now and row.get("model") not in (None, "", now):
+            raise CohortError(
+                f"{run / 'predictions.csv'} was made by another model than the one that is there now; evaluate again"
+            )
+    return models
 
 
 def _by_fold(run: Path, folds: list[str]) -> dict[str, Any]:

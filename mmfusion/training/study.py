@@ -7,15 +7,16 @@
       split.csv        case, subject, part
       history.csv      a row an epoch
       checkpoints/     best.pt (by validation), final.pt: weights of the network
+      configuration.json     every other value of the configuration that the training ran with
       model.pt, model.json   the finished model: weights, classes, prior, threshold, how to prepare
       predictions.csv, metrics.json, report.html    of evaluate.yaml
       single/<modality>/     the same for each modality trained alone, where asked for
       fold_<number>/         the same for each fold, in cross-validation (mmfusion.training.cross_validation)
+      earlier/<number>/      what an earlier finished training in this folder wrote
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -27,9 +28,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmfusion.cohort import fold_parts, folds, refuse_leakage, split_cases
-from mmfusion.errors import CohortError, ManifestError, OptionError
-from mmfusion.files import write_csv, write_json
+from mmfusion.cohort import fold_parts, folds, read_manifest, refuse_leakage, split_cases
+from mmfusion.cohort.files import inputs_of
+from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError, printable
+from mmfusion.files import (
+    FolderLock,
+    check_folder,
+    claim,
+    clear_temporary,
+    lock_for_process,
+    read_rows,
+    write_csv,
+    write_json,
+)
 from mmfusion.networks.build import build, default_losses
 from mmfusion.options import GROUPS, OPTIONS, resolve, unknown
 from mmfusion.predict import Model, dataset_items
@@ -39,7 +50,7 @@ from mmfusion.training.checkpoint import keep_unfinished
 from mmfusion.training.distributed import by_first
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,6 +66,7 @@ class Study:
         classes: class labels, in the order of the outputs.
         parts: case id to train, validation or test.
         options: every option of the run.
+        lock: of the run folder, see :func:`mmfusion.files.lock_for_process`; given back when the model is written.
     """
 
     run: Path
@@ -63,6 +75,7 @@ class Study:
     classes: tuple[str, ...]
     parts: dict[str, str]
     options: dict[str, Any] = field(default_factory=dict)
+    lock: FolderLock = field(default_factory=FolderLock, repr=False)
 
     def cases(self, part: str) -> list[PreparedCase]:
         """The cases of a part that have one of the modalities."""
@@ -118,7 +131,7 @@ class Study:
             by_class = ", ".join(f"{name}: {count[name]}" for name in self.classes)
             parts.append(f"{part} {sum(count.values())} ({by_class})")
         fold = "" if self.options["fold"] is None else f"fold {self.options['fold']} of {self.options['folds']} | "
-        return (
+        return printable(
             f"device {device} | {fold}{', '.join(parts)} | modalities {', '.join(self.modalities)} | "
             f"cohort {self.cohort.folder} | run {self.run}"
         )
@@ -133,9 +146,12 @@ def open_study(
     modalities: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     workers: int = 0,
+    configuration: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Study:
     """Open (or prepare) the cohort, split it by subject, and write ``options.json`` and ``split.csv`` of the run.
+
+    A finished training in the run folder is moved to its subfolder ``earlier``; one that was ended is gone on with.
 
     Args:
         run: the folder to write; a fold of a cross-validation goes into its subfolder ``fold_<number>``.
@@ -145,11 +161,14 @@ def open_study(
         classes: class labels in the order of the outputs; the sorted labels if None. Cases with other labels, and
             those without, take no part.
         workers: processes for preparing.
+        configuration: what else decides the result, by path, see :func:`mmfusion.training.configuration`; a training
+            that was ended is gone on with under the same configuration only.
         options: groups ``case``, ``network`` and ``training`` of :mod:`mmfusion.options`.
 
     Raises:
         OptionError: an unknown option, or one that contradicts the cohort.
-        CohortError: no cohort, or a part without cases.
+        CohortError: no cohort, or a part without cases; or another program trains in this folder.
+        OutputError: ``run`` is not a run folder, holds the manifest or a scan, or cannot be written.
         ManifestError, LeakageError: labels or column ``split`` cannot be used.
     """
     groups = {name: resolve({}, name) for name in ("case", "network", "training", "machine")}
@@ -160,7 +179,10 @@ def open_study(
         raise CohortError("no run folder is given: add --run RUN, the folder to write")
     if (cohort is None) == (manifest is None):
         raise CohortError("give either --cohort COHORT (prepared before) or --manifest MANIFEST (prepared first)")
-    run, modalities = Path(run), OPTIONS["modalities"].check(modalities)
+    run, modalities = Path(str(run)), OPTIONS["modalities"].check(modalities)
+    inputs = (read_manifest(manifest), [Path(manifest)]) if manifest is not None else ([], [])
+    reads, series = inputs_of(inputs[0])
+    check_folder(run, "run", reads=[*inputs[1], *reads], series=series)
     if isinstance(classes, (list, tuple)):  # MONAI's command line reads 0,1 as numbers
         classes = [str(name) for name in classes]
     classes = OPTIONS["classes"].check(classes)
@@ -170,6 +192,7 @@ def open_study(
         refuse_contradictions(opened, {**given, "modalities": modalities})
     else:
         given |= {"modalities": modalities, "progress": progress_line("prepared")}
+        claim(run, "run")
         opened = prepare_cohort(str(manifest), run / "cohort", workers=workers, **given)
     chosen = {
         name: value
@@ -178,8 +201,10 @@ def open_study(
     }
     names = tuple(modalities or opened.modalities)
     study_classes, parts, number = _parts(opened, classes, chosen)
+    _refuse_mixing(run, bool(number))
     if number:
-        run, chosen["folds"] = run / f"fold_{chosen['fold']}", len(set(number.values()))
+        whole, run, chosen["folds"] = run, run / f"fold_{chosen['fold']}", len(set(number.values()))
+        check_folder(run, "run")
     study = Study(run, opened, names, study_classes, parts, chosen)
     if chosen["head"] == "bayesian" and chosen["losses"] is None:
         chosen["losses"] = {**default_losses(chosen["strategy"]), "kl": 1 / max(len(study.cases("train")), 1)}
@@ -201,10 +226,14 @@ def open_study(
         **{name: value for name, value in opened.options.items() if name != "modalities"},
         "versions": versions(),
     }
-    keep_unfinished(run, written)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "model.json").unlink(missing_ok=True)  # of an earlier training, which may have had other parts
+    if number:
+        claim(whole, "run")
+    claim(run, "run")
+    study = replace(study, lock=lock_for_process(run, "training"))
+    clear_temporary([run, run / "checkpoints"])
+    keep_unfinished(run, written, configuration or {})
     write_json(written, run / "options.json")
+    write_json(configuration or {}, run / "configuration.json")
     rows = [
         {"case": one.case.id, "subject": one.case.subject, "part": parts[one.case.id], "fold": number.get(one.case.id)}
         for one in opened.cases
@@ -212,6 +241,14 @@ def open_study(
     ]
     write_csv(rows, run / "split.csv", ["case", "subject", "part", *(["fold"] if number else [])])
     return study
+
+
+def _refuse_mixing(run: Path, as_fold: bool) -> None:
+    """A folder holds one training, or the folds of one cross-validation: their results have the same names."""
+    if as_fold and (run / "checkpoints").is_dir():
+        raise OutputError(f"{run} holds a training that is no cross-validation; choose another --run for the folds")
+    if not as_fold and any(run.glob("fold_*/options.json")):
+        raise OutputError(f"{run} holds the folds of a cross-validation; choose another --run, or add --fold")
 
 
 def _parts(
@@ -241,7 +278,7 @@ def _parts(
             _LOG.warning(
                 "mr_normalize histogram: the standard scale in %s may rest on subjects that are the test of some folds "
                 "(not on their labels); with percentile or zscore each scan is scaled by itself",
-                cohort.folder,
+                printable(cohort.folder),
             )
     refuse_leakage(cases, parts)
     return chosen, parts, number
@@ -273,8 +310,7 @@ def evaluation_items(run: str | Path, model: Model, part: str) -> tuple[Cohort, 
         CohortError: see :func:`run_cohort`; or the part has no cases.
     """
     cohort, run = run_cohort(run), Path(run)
-    with (run / "split.csv").open(newline="") as file:
-        parts = {row["case"]: row["part"] for row in csv.DictReader(file)}
+    parts = {row["case"]: row["part"] for row in read_rows(run / "split.csv", "train it again", ["case", "part"])}
     cases = [one for one in cohort.cases if parts.get(one.case.id) == part]
     if not cases:
         raise CohortError(

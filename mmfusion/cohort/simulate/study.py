@@ -17,7 +17,7 @@ from mmfusion.cohort.simulate.anatomy import MODALITIES
 from mmfusion.cohort.simulate.scan import native_grids, simulate_volumes
 from mmfusion.cohort.simulate.subjects import SimulatedSubject, from_plain, to_plain
 from mmfusion.errors import CohortError
-from mmfusion.files import claim, write_csv, write_json
+from mmfusion.files import claim, write_csv, write_json, writing
 from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.volume import Volume
 
@@ -62,7 +62,8 @@ def write_raw_study(
     claim(root, "raw study")
     for number, subject in enumerate(subjects, 1):
         for modality, volume in simulate_volumes(subject, native_grids(subject)).items():
-            _write_scan(subject, modality, volume, root / subject.subject)
+            with writing(root):
+                _write_scan(subject, modality, volume, root / subject.subject)
         if progress:
             progress(number, len(subjects))
     write_csv([{"subject": s.subject, "label": s.label} for s in subjects], root / "labels.csv", ["subject", "label"])
