@@ -1,6 +1,6 @@
 """What commands do to folders and files that are not theirs: docs/outputs.md, tried out.
 
-Some hundred combinations of a command and a target, each in a fresh copy of a small study. The content of every file
+Some hundred combinations of a command and a target, each in a copy of a small study. The content of every file
 of the sandbox is compared before and after:
 
 - `writes`: the command ends well; only files changed that it may write, none of a user's;
@@ -110,7 +110,7 @@ def writers() -> list[Writer]:
         Writer("prepare, other options", "cohort", "small_nifti",
                lambda b, o: prepare(b, o, "--save-nifti", "--suv-max", "7", "--mr-normalize", "histogram")),
         Writer("prepare, a scan changed, another is damaged", "cohort", "small_nifti",
-               lambda b, o: (_damage(b), prepare(b, o, "--save-nifti"))[1]),
+               lambda b, o: prepare(b, o, "--save-nifti")),
         Writer("prepare of DICOM", "cohort", "small",
                lambda b, o: prepare(b, o, manifest="dicom.csv"), (*tree, "dicom.csv"), inside),
         Writer("train --cohort", "run", "run", lambda b, o: train(b, o, cohort=b / "cohort"),
@@ -137,11 +137,16 @@ def writers() -> list[Writer]:
     ]  # fmt: skip
 
 
-def _damage(box: Path) -> None:
+def _damaged(make: Make) -> Make:
     """The first subject has another scan, and one of the second is cut off."""
-    shutil.copy(box / "scans/P02/mr.nii.gz", box / "scans/P00/mr.nii.gz")
-    scan = box / "scans/P01/mr.nii.gz"
-    scan.write_bytes(scan.read_bytes()[:2000])
+
+    def made(box: Box, kind: str, own: str) -> Path:
+        shutil.copy(box.path / "scans/P02/mr.nii.gz", box.path / "scans/P00/mr.nii.gz")
+        scan = box.path / "scans/P01/mr.nii.gz"
+        scan.write_bytes(scan.read_bytes()[:2000])
+        return make(box, kind, own)
+
+    return made
 
 
 class _BegunError(Exception):
@@ -170,8 +175,8 @@ def attempts() -> Iterator[Attempt]:
                 continue  # it differs from its sister in what it does to its own folder
             if writer.kind == "bundle" and is_own:
                 expected = "refuses"
-            elif writer.name.endswith("damaged") and expected == "writes":
-                expected = "keeps"
+            elif writer.name.endswith("damaged"):
+                make, expected = _damaged(make), "keeps"
             one = Attempt(writer.name, target, expected, make, writer.run, kind=writer.kind, own=writer.own)
             trains = writer.kind == "run" and "own" in target and "killed" not in target and "links" not in target
             yield replace(one, keeps_earlier=trains)
@@ -267,13 +272,22 @@ def _alarm() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def tried(one: Attempt, study: Path, work: Path) -> dict[str, Any]:
-    """Try one combination in a fresh copy of the study."""
-    box = Box(work / "box")
-    shutil.copytree(study, box.path, symlinks=True)
-    start = Path.cwd()
+def restore(box: Path, study: Path, whole: dict[str, str]) -> None:
+    """Make a sandbox the copy of the study again that it was, of which ``whole`` is the snapshot."""
+    now = snapshot(box)
+    for name in sorted(now, reverse=True):  # what is inside a folder before the folder
+        path = box / name
+        if whole.get(name) != now[name] and os.path.lexists(path):
+            shutil.rmtree(path) if now[name] == "folder" and not path.is_symlink() else path.unlink()
+    for name in sorted(whole):
+        if not os.path.lexists(box / name):
+            (box / name).mkdir() if whole[name] == "folder" else shutil.copy2(study / name, box / name)
+
+
+def tried(one: Attempt, box: Box, start: Path) -> dict[str, Any]:
+    """Try one combination in a sandbox that is a copy of the study."""
     try:
-        os.chdir(work)
+        os.chdir(box.path)
         target = one.make(box, one.kind, one.own)
         (box.path / "here").mkdir()
         os.chdir(box.path / "here")  # what is written to the current folder shows up in the snapshot
@@ -283,7 +297,6 @@ def tried(one: Attempt, study: Path, work: Path) -> dict[str, Any]:
         words = faults(one, box, target, before, outcome)
     finally:
         os.chdir(start)
-        shutil.rmtree(work / "box", ignore_errors=True)
     return {"command": one.command, "target": one.target, "expected": one.expected, "status": outcome.status,
             "message": outcome.stderr.strip()[-300:], "faults": words}  # fmt: skip
 
@@ -298,10 +311,12 @@ def folders(work: Path, only: str = "") -> dict[str, Any]:
         if outcome.status:
             raise RuntimeError(f"the study cannot be made: {name} ended with {outcome}")
     add_variants(work / "study")
-    tries = []
+    shutil.copytree(work / "study", work / "box", symlinks=True)
+    whole, tries = snapshot(work / "study"), []
     for one in attempts():
         if only in f"{one.command} | {one.target}":
-            tries.append(tried(one, work / "study", work))
+            tries.append(tried(one, Box(work / "box"), Path.cwd()))
+            restore(work / "box", work / "study", whole)
             for word in tries[-1]["faults"][:1]:
                 more = f" and {len(tries[-1]['faults']) - 1} more" if len(tries[-1]["faults"]) > 1 else ""
                 print(f"  {one.command} | {one.target} | {one.expected} | {word}{more}", flush=True)

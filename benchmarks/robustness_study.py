@@ -108,7 +108,8 @@ def write_scans(folder: Path, subjects: int) -> Path:
             save_volume(scan(number, name), folder / row[name])
         rows.append(row)
     write_csv(rows, folder / "manifest.csv", ["subject", "label", *MODALITIES])
-    write_csv(rows[:2], folder / "two.csv", ["subject", "label", *MODALITIES])
+    two = [row | {"split": "train"} for row in rows[:2]]
+    write_csv(two, folder / "two.csv", ["subject", "label", *MODALITIES, "split"])
     return folder / "manifest.csv"
 
 
