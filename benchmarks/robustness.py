@@ -1,6 +1,6 @@
 """What hostile surroundings do to the product: a long run of what tests/test_robustness.py does for seconds.
 
-    python benchmarks/robustness.py [--files 1000] [--part NAME ...]
+    python benchmarks/robustness.py [--files 1000] [--mutations 1000] [--part NAME ...]
 
 Each part is a function that does its harm, prints what came of it and returns facts for the JSON; `PARTS` lists them.
 
@@ -22,6 +22,9 @@ kills: train, predict, bundle pack and report, killed at random moments and begu
 
 disks: every command on disks that are too small for it and on a read-only one (needs the right to mount one) ends in
     one sentence, with nothing half written, and ends well when there is space.
+
+own_files: files that mmfusion wrote (a cohort, runs, a bundle with exports), each mutated in a way that its number
+    decides, and read by a command: allowed is its work, or one sentence.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # before the worke
 import robustness_disks
 import robustness_folders
 import robustness_kills
+import robustness_own_files
 import robustness_prepare
 from corrupt_files import MEMORY_LIMIT, READERS, attempt, corrupt, make_seeds
 
@@ -62,6 +66,7 @@ def main() -> None:
     """Run the parts one after the other and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=1000, help="corrupted files")
+    parser.add_argument("--mutations", type=int, default=1000, help="of files that mmfusion wrote")
     parser.add_argument("--moments", type=int, default=30, help="at which commands are killed")
     parser.add_argument("--part", nargs="+", choices=[part.__name__ for part in PARTS], help="all if absent")
     given = parser.parse_args()
@@ -142,7 +147,16 @@ def disks(_: argparse.Namespace) -> dict[str, Any]:
         return robustness_disks.disks(Path(folder))
 
 
-PARTS: list[Callable[[argparse.Namespace], dict[str, Any]]] = [corrupt_files, killed, hindered, folders, kills, disks]
+def own_files(given: argparse.Namespace) -> dict[str, Any]:
+    """Mutate files that mmfusion wrote; see above."""
+    with tempfile.TemporaryDirectory() as folder:
+        return robustness_own_files.own_files(Path(folder), given.mutations)
+
+
+PARTS: list[Callable[[argparse.Namespace], dict[str, Any]]] = [
+    *(corrupt_files, killed, hindered),
+    *(own_files, folders, kills, disks),
+]
 
 
 if __name__ == "__main__":

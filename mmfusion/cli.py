@@ -230,7 +230,9 @@ def _prepare(manifest: str, out: str, **options: Any) -> int:
 
 def _bodies_missed(cohort: Any) -> str:
     """A warning if the grid was to hold the body and misses much of it; empty if not."""
-    shares = {row["case"]: float(row.get("foreground_outside") or 0) for row in cohort.rows}
+    from mmfusion.report.files import number
+
+    shares = {row["case"]: number(row.get("foreground_outside")) or 0.0 for row in cohort.rows}
     bad = [case for case, share in shares.items() if share > 0.5]
     if not bad or cohort.options["center"] != "foreground" or cohort.options["to"]:
         return ""

@@ -7,7 +7,6 @@ how many of each. Everything here is simulated, and every page says so.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -29,7 +28,7 @@ from mmfusion.cohort.simulate import (
 )
 from mmfusion.errors import CohortError, printable
 from mmfusion.evaluation import classification_metrics
-from mmfusion.files import claim, clear_temporary, write_json
+from mmfusion.files import claim, clear_temporary, optional_fields, write_json
 from mmfusion.io import load_transform
 from mmfusion.options import resolve
 from mmfusion.predict import read_predictions
@@ -113,7 +112,7 @@ def _refuse_another(out: Path, arguments: dict[str, Any]) -> None:
     """A folder holds one demo: what other arguments left there would not fit to what these make."""
     claim(out, "demo")
     path = out / "demo.json"
-    found = json.loads(path.read_text()) if path.is_file() else arguments
+    found = optional_fields(path) or arguments
     other = [f"{name} {found.get(name)}" for name in arguments if found.get(name) != arguments[name]]
     if other:
         raise CohortError(f"{out} holds a demo with {', '.join(other)}; choose another --out, or remove that folder")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
+from mmfusion import errors
 from mmfusion.errors import MmfusionError, OptionError, printable, sentence
 from mmfusion.options import OPTIONS, unknown
 from mmfusion.report import write_report
@@ -193,10 +195,17 @@ def _restart_with_run_dir(command: list[str]) -> None:
 
 
 def own_error(error: BaseException | None) -> MmfusionError | None:
-    """The error of ours behind one that MONAI raised: it wraps what a component raises in a RuntimeError."""
-    while error is not None and not isinstance(error, MmfusionError):
+    """The error of ours behind one that MONAI raised: it wraps what a component raises in a RuntimeError.
+
+    Of an error in a process that loads batches torch keeps only the text, with all traces in it.
+    """
+    while error is not None:
+        if said := re.search(r"^mmfusion\.errors\.(\w+): (.+)$", str(error), re.MULTILINE):
+            return getattr(errors, said[1], MmfusionError)(said[2])
+        if isinstance(error, MmfusionError):
+            return error
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 class _Printable(logging.Formatter):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mmfusion.errors import CohortError
-from mmfusion.files import read_fields, write_text
+from mmfusion.files import interpreting, read_fields, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ def write_model_card(bundle: str | Path) -> Path:
 
     Raises:
         CohortError: the folder lacks one of the three files, or the metadata an entry.
-        ReadError: the metadata is not JSON.
+        ReadError: the metadata is not JSON, or damaged.
     """
     bundle = Path(bundle)
     for name in ("configs/metadata.json", "docs/README.md", "LICENSE"):
@@ -38,11 +38,12 @@ def write_model_card(bundle: str | Path) -> Path:
             raise CohortError(f"{bundle} has no {name}: a model card needs it. Add it, or check the path of the bundle")
     path = bundle / "configs" / "metadata.json"
     metadata = read_fields(path, "the metadata of a bundle")
-    try:
-        front = yaml.safe_dump(_front_matter(metadata, (bundle / "LICENSE").read_text()), sort_keys=False)
-        facts = _facts(metadata)
-    except KeyError as error:
-        raise CohortError(f"{path} has no entry {error}: a model card needs it. Add it") from None
+    with interpreting(path, "put back the metadata as mmfusion bundle new wrote them"):
+        try:
+            front = yaml.safe_dump(_front_matter(metadata, (bundle / "LICENSE").read_text()), sort_keys=False)
+            facts = _facts(metadata)
+        except KeyError as error:
+            raise CohortError(f"{path} has no entry {error}: a model card needs it. Add it") from None
     page = (bundle / "docs" / "README.md").read_text().strip()
     write_text(f"---\n{front}---\n\n{page}\n\n{facts}\n", bundle / "README.md")
     return bundle / "README.md"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,7 +15,9 @@ from mmfusion.files import (
     check_folder,
     clear_temporary,
     folder_kind,
+    interpreting,
     is_bundle,
+    optional_fields,
     temporary_path,
     write_json,
     write_text,
@@ -85,7 +86,8 @@ def _fill_template(
     """Write what is special to one bundle into a copy of the template."""
     train = folder / "configs" / "train.yaml"
     write_text(_with_options(train.read_text(), {option: chosen[option] for option in given}), train)
-    _describe(folder, modalities, classes, chosen["strategy"], name=name)
+    facts = _described(folder, modalities, classes, chosen["strategy"], name=name)
+    write_json(facts, folder / "configs" / "metadata.json")
     readme = folder / "docs" / "README.md"
     words = {"NAME": name, "TITLE": _title(name), "MODALITIES": ", ".join(modalities), "CLASSES": ", ".join(classes)}
     words |= {"STRATEGY": chosen["strategy"], "ENCODER": str(chosen["encoder"]), "CHANNELS": str(len(modalities))}
@@ -126,8 +128,9 @@ def pack_model(bundle: str | Path, run: str | Path, *, dtype: str = "float32") -
     model, network = load_model(run)
     remedy = f"{run} itself predicts; to put it into a bundle, rename this in the manifest, prepare and train again"
     _refuse_code({"class": model.classes, "modality": model.modalities, "strategy": model.network["strategy"]}, remedy)
+    facts = _described(bundle, model.modalities, model.classes, model.network["strategy"])  # or refused, with no change
     save_model(bundle / "models", network, model, dtype=dtype)
-    _describe(bundle, model.modalities, model.classes, model.network["strategy"])
+    write_json(facts, bundle / "configs" / "metadata.json")
     return bundle / "models" / "model.pt"
 
 
@@ -170,12 +173,12 @@ def _with_options(text: str, options: dict[str, Any]) -> str:
     return text
 
 
-def _describe(
+def _described(
     bundle: Path, modalities: Sequence[str], classes: Sequence[str], strategy: str, *, name: str | None = None
-) -> None:
-    """Write what the network takes and gives into the bundle's metadata."""
+) -> dict[str, Any]:
+    """The bundle's metadata, which say what the network takes and gives."""
     file = bundle / "configs" / "metadata.json"
-    facts = json.loads(file.read_text())
+    facts = optional_fields(file, "make a bundle by: mmfusion bundle new")
     if name:
         facts["name"] = _title(name)
     facts["task"] = f"Classification of a subject from {', '.join(modalities)}, any of which may be missing"
@@ -183,13 +186,14 @@ def _describe(
         f"Fuses {', '.join(modalities)} by strategy {strategy} and tells {', '.join(classes)} apart. Research use only."
     )
     facts["image_classes"] = f"{len(modalities)} channels, {', '.join(modalities)}, each about 0..1; absent ones are 0"
-    image, pred = facts["network_data_format"]["inputs"]["image"], facts["network_data_format"]["outputs"]["pred"]
-    image["modality"] = ", ".join(one.upper() for one in modalities)
-    image["num_channels"] = len(modalities)
-    image["channel_def"] = {str(number): one for number, one in enumerate(modalities)}
-    pred["num_channels"], pred["spatial_shape"] = len(classes), [1, len(classes)]
-    pred["channel_def"] = {str(number): one for number, one in enumerate(classes)}
-    write_json(facts, file)
+    with interpreting(file, "put back the metadata as mmfusion bundle new wrote them"):
+        image, pred = facts["network_data_format"]["inputs"]["image"], facts["network_data_format"]["outputs"]["pred"]
+        image["modality"] = ", ".join(one.upper() for one in modalities)
+        image["num_channels"] = len(modalities)
+        image["channel_def"] = {str(number): one for number, one in enumerate(modalities)}
+        pred["num_channels"], pred["spatial_shape"] = len(classes), [1, len(classes)]
+        pred["channel_def"] = {str(number): one for number, one in enumerate(classes)}
+    return facts
 
 
 def _title(name: str) -> str:

@@ -37,9 +37,9 @@ def run_config(name: str, bundle: str | Path = TEMPLATE, **overrides: Any) -> Co
         workflow.initialize()
         workflow.run()
         workflow.finalize()
-    except RuntimeError as error:
+    except Exception as error:
         own = own_error(error)
-        if own is None:
+        if own is None or own is error:
             raise
         raise own from None
     return workflow

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfusion.cohort.table import Problem
+from mmfusion.files import is_there
 from mmfusion.io import split_series
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
     from mmfusion.cohort.manifest import Case
     from mmfusion.volume import Volume
@@ -57,7 +58,7 @@ def voxel_digest(volume: Volume) -> str:
 def _size(path: Path) -> Any:
     """What two equal scans have in common and a directory listing tells; None if there is nothing to read."""
     location, series = split_series(path)
-    if location.is_file():
+    if is_there(location, Path.is_file):
         return location.stat().st_size
     return series or (len(_files(location)) or None)
 
@@ -80,4 +81,4 @@ def _content(path: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    return sorted(file for file in folder.iterdir() if file.is_file()) if is_there(folder, Path.is_dir) else []

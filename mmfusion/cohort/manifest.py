@@ -15,13 +15,14 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.table import MISSING, Problem, header_problems, listed, no_column, read_table, too_long
 from mmfusion.errors import ManifestError
-from mmfusion.files import write_csv
+from mmfusion.files import is_there, write_csv
 from mmfusion.io import split_series
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", 
 
 PARTS = ("train", "validation", "test")
 """The words of column ``split``."""
+
+LONGEST_ID, LONGEST_NAME = 150, 60
+"""Characters of a case's id and of a modality's name: both become names of files, which may have 255."""
+
+_FILE_NAME = re.compile(rf"\w[\w.+-]{{,{LONGEST_NAME - 1}}}")
 
 RESERVED = ("subject", "session", "label", "mask", "site", "split", "fold")
 
@@ -124,6 +130,7 @@ def parse_manifest(
     wanted = found if modalities is None else list(modalities)
     problems += [no_column(name, header, path.name) for name in wanted if name not in header]
     modalities = [name for name in wanted if name in header]
+    problems += [_no_file_name(name) for name in modalities if not _FILE_NAME.fullmatch(name)]
     covariates = [name for name in header if name and name not in {*RESERVED, *found, *modalities}]
     if not modalities:
         problem = f"{path.name} has columns {', '.join(header)}; none of them is a modality"
@@ -203,7 +210,7 @@ def _is_modality(name: str, table: Sequence[tuple[int, dict[str, str]]], folder:
 
 def _looks_like_path(cell: str, folder: Path) -> bool:
     path = split_series(cell)[0]
-    return path.name.lower().endswith(VOLUME_SUFFIXES) or (not _is_number(cell) and (folder / path).exists())
+    return path.name.lower().endswith(VOLUME_SUFFIXES) or (not _is_number(cell) and is_there(folder / path))
 
 
 def _is_number(cell: str) -> bool:
@@ -226,7 +233,7 @@ def _case(
     subject, problems = row["subject"], []
 
     def wrong(modality: str, problem: str, remedy: str) -> None:
-        problems.append(Problem("error", line, subject, modality, problem, remedy))
+        problems.append(Problem("error", line, _short(subject), modality, problem, remedy))
 
     def value(name: str) -> str:
         cell = row.get(name, "")
@@ -235,10 +242,13 @@ def _case(
     def located(name: str, otherwise: str) -> Path | None:
         if not value(name):
             return None
-        path = folder.absolute() / Path(value(name)).expanduser()
-        if files_must_exist and not split_series(path)[0].exists():
+        path = Path(value(name))
+        with suppress(RuntimeError):  # nobody is called as it says behind ~
+            path = path.expanduser()
+        path = folder.absolute() / path
+        if files_must_exist and not is_there(split_series(path)[0]):
             kind = "file" if value(name).lower().endswith(VOLUME_SUFFIXES) else "path"
-            wrong(name, f"{name} {kind} {value(name)} does not exist", otherwise)
+            wrong(name, f"{name} {kind} {_short(value(name))} does not exist", otherwise)
         return path
 
     if not subject:
@@ -270,7 +280,20 @@ def _case(
         covariates={name: value(name) for name in covariates},
         line=line,
     )
+    if len(case.id) > LONGEST_ID:
+        wrong("", f"subject and session have {len(case.id)} characters, more than {LONGEST_ID}", "Shorten them.")
     return case, problems
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_ID else f"{text[:40]}..."
+
+
+def _no_file_name(name: str) -> Problem:
+    """The problem of a modality whose name cannot be that of a file, nor a word of a list."""
+    words = f"column {_short(name)} is a modality, and no file can be called so"
+    remedy = f"Rename it: letters, digits, '.', '_', '+' and '-', at most {LONGEST_NAME} characters."
+    return Problem("error", 1, "", "", words, remedy)
 
 
 def _duplicates(cases: Sequence[Case]) -> list[Problem]:

@@ -12,6 +12,7 @@ from mmfusion.cohort.copies import voxel_digest
 from mmfusion.cohort.files import without_paths
 from mmfusion.cohort.table import Problem
 from mmfusion.errors import MmfusionError, VoxelError
+from mmfusion.files import is_there
 from mmfusion.io import load_volume, read_header, split_series
 from mmfusion.volume import foreground, overlap
 
@@ -45,7 +46,7 @@ def header_problems(case: Case, reading: Mapping[str, Any]) -> list[Problem]:
         out.append(Problem(level, case.line, case.subject, modality, problem, remedy))
 
     for name, path in case.images.items():
-        if not split_series(path)[0].exists():
+        if not is_there(split_series(path)[0]):
             continue  # parse_manifest has said so
         try:
             header = read_header(path, modality=name, pet=_pet(case), **reading)
@@ -85,7 +86,7 @@ def voxel_problems(
     unreadable = {one.modality for one in found if one.level == "error"}
     told = {(one.modality, one.problem) for one in found}
     for name, path in case.images.items():
-        if name in unreadable or not split_series(path)[0].exists():
+        if name in unreadable or not is_there(split_series(path)[0]):
             continue
         try:
             volume = load_volume(path, modality=name, pet=_pet(case), **reading)

@@ -1,5 +1,17 @@
 """Files and folders that mmfusion writes: whose they are, written whole or not at all, locked, and read back."""
 
+from mmfusion.files.fields import (
+    Check,
+    a_flag,
+    a_number,
+    a_positive_number,
+    a_table,
+    a_text,
+    check_fields,
+    or_null,
+    some_names,
+    some_positive_numbers,
+)
 from mmfusion.files.folders import (
     KINDS,
     MARK,
@@ -11,7 +23,7 @@ from mmfusion.files.folders import (
     refuse_replacing,
 )
 from mmfusion.files.locks import FolderLock, lock_folder, lock_for_process
-from mmfusion.files.reading import interpreting, optional_fields, read_fields, read_json, read_rows, read_text
+from mmfusion.files.reading import interpreting, is_there, optional_fields, read_fields, read_json, read_rows, read_text
 from mmfusion.files.writing import (
     TEMPORARY,
     atomic_path,
@@ -50,11 +62,22 @@ __all__ = [
     "write_csv",
     "to_disk",
     "to_plain",
+    "is_there",
     "read_text",
     "read_json",
     "read_fields",
     "optional_fields",
     "read_rows",
     "interpreting",
+    "Check",
+    "check_fields",
+    "a_flag",
+    "a_number",
+    "a_positive_number",
+    "a_table",
+    "a_text",
+    "or_null",
+    "some_names",
+    "some_positive_numbers",
     "plain_cell",
 ]

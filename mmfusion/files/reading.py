@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.errors import CohortError, MmfusionError, ReadError
 from mmfusion.files.writing import plain_cell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
 _SEPARATORS = (",", ";", "\t")
+_MISREAD = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What code raises that takes the content of a file for something else (torch says RuntimeError)."""
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def interpreting(path: Path, remedy: str) -> Iterator[None]:
         yield
     except (MmfusionError, OSError):
         raise
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except _MISREAD as error:
         words = f"no entry {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise ReadError(
             f"{path} is damaged, or was written by another version of mmfusion ({words[:200]}); {remedy}"
@@ -52,7 +54,9 @@ def read_text(path: Path, expected: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ReadError(f"{path} is not text in UTF-8 ({error.reason}); {expected} is expected") from None
+        raise ReadError(
+            f"{path} is not text in UTF-8 ({error.reason}); {expected} is expected. Save it as UTF-8"
+        ) from None
     except OSError as error:
         raise ReadError(f"{path} cannot be read ({error.strerror or error}); {expected} is expected") from None
 
@@ -64,7 +68,9 @@ def read_json(path: Path, expected: str) -> Any:
         ReadError: the file cannot be read, or is not JSON.
     """
     try:
-        return json.loads(read_text(path, expected))
+        content = json.loads(read_text(path, expected))
+        json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair could be written nowhere
+        return content
     except RecursionError:
         raise ReadError(f"{path} is nested too deeply; {expected} is expected. Correct or remove it") from None
     except ValueError as error:
@@ -92,7 +98,7 @@ def optional_fields(path: Path, remedy: str = "") -> dict[str, Any]:
         CohortError: the file is absent and a remedy says what to run first.
         ReadError: see :func:`read_fields`.
     """
-    return read_fields(path, "a file of mmfusion") if _is_there(path, remedy) else {}
+    return read_fields(path, "a file of mmfusion") if _is_wanted(path, remedy) else {}
 
 
 def read_rows(path: Path, remedy: str = "", columns: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -109,7 +115,7 @@ def read_rows(path: Path, remedy: str = "", columns: Sequence[str] = ()) -> list
         CohortError: the file is absent and a remedy says what to run first.
         ReadError: it is no text in UTF-8, no table, or lacks a column.
     """
-    if not _is_there(path, remedy):
+    if not _is_wanted(path, remedy):
         return []
     text = read_text(path, "a table of mmfusion")
     if "\0" in text:
@@ -132,8 +138,15 @@ def read_rows(path: Path, remedy: str = "", columns: Sequence[str] = ()) -> list
     return rows
 
 
-def _is_there(path: Path, remedy: str) -> bool:
-    if path.is_file():
+def is_there(path: Path, kind: Callable[[Path], bool] = Path.exists) -> bool:
+    """Whether a path is there; one that no file can have, as it is too long, is not."""
+    with suppress(OSError):
+        return kind(path)
+    return False
+
+
+def _is_wanted(path: Path, remedy: str) -> bool:
+    if is_there(path, Path.is_file):
         return True
     if remedy:
         raise CohortError(f"{path.parent} has no {path.name}: {remedy}")

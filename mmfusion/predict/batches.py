@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmfusion.errors import CohortError, VoxelError
+from mmfusion.prepare import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -29,11 +30,16 @@ def dataset_items(
     Returns:
         ``{"case", "subject", "session", "modalities", "image": path, "present": bool [M], "label": int}``;
         without ``label`` where it is unknown.
+
+    Raises:
+        CohortError: no case has any of the modalities.
+        ReadError: a tensor is damaged, or of another size than the cohort's (looked at here, before the work begins).
     """
     items = []
     for one in cases:
         present = [name in one.modalities for name in modalities]
         if any(present):
+            open_image(one.file, cohort.modalities, cohort.options["size"])
             item = {
                 "case": one.case.id,
                 "subject": one.case.subject,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmfusion.errors import CohortError, OptionError
+from mmfusion.errors import CohortError, MmfusionError, OptionError, ReadError, first_line
 from mmfusion.options import unknown
-from mmfusion.predict.model import EXPORTS, Model, load_model, model_folder, read_model
+from mmfusion.predict.model import EXPORTS, Model, load_model, model_folder, read_model, refuse_changed_parts
 from mmfusion.volume import check_device
 
 Engine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -50,11 +51,36 @@ def load_engine(
             f"engine torchscript runs {file}, a program that can do anything on this machine: "
             "use --engine eager or onnx, or add --trust if you exported it yourself"
         )
-    if engine == "onnx":
-        return model, _onnx_answer(file, model)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _exported(file, engine):
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        return model, _module_answer(torch.jit.load(str(file), map_location=device).eval(), device)
+        if engine == "onnx":
+            answer = _onnx_answer(file, model)
+        else:
+            refuse_changed_parts(file)
+            answer = _module_answer(torch.jit.load(str(file), map_location=device).eval(), device)
+
+    def guarded(image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        with _exported(file, engine):
+            logits = answer(image, present)
+            if logits.shape != (len(image), len(model.classes)):
+                raise ValueError(f"it answers with shape {list(logits.shape)}")
+        return logits
+
+    return model, guarded
+
+
+@contextmanager
+def _exported(file: Path, engine: str) -> Iterator[None]:
+    """Whatever a runtime says against an exported file, which it cannot read or run, as one sentence."""
+    try:
+        yield
+    except (MmfusionError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each runtime has errors of its own
+        raise ReadError(
+            f"{file} cannot be used, it is damaged or no export of this model ({first_line(error)[:200]}); export it "
+            f"again: mmfusion export {file.parent} --engine {engine}"
+        ) from error
 
 
 def export_model(folder: str | Path, engine: str) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import CohortError
-from mmfusion.files import optional_fields, read_rows
+from mmfusion.files import interpreting, optional_fields, read_rows
 from mmfusion.options import GROUPS
 from mmfusion.predict.model import Model, load_model
 
@@ -115,7 +115,10 @@ def _facts(run: Path) -> dict[str, Any]:
         raise CohortError(
             f"{run} was not trained as a fold of that number; train with train.yaml --fold, or move it away"
         )
-    folds = {row["case"]: row["fold"] for row in read_rows(run / "split.csv", "train it again")}
-    losses = {name: weight for name, weight in (options["losses"] or {}).items() if name != "kl"}
+    rows = read_rows(run / "split.csv", "train it again", ("case", "fold"))
+    with interpreting(run / "split.csv", "train it again"):
+        folds = {row["case"]: str(int(row["fold"])) for row in rows}
+    with interpreting(run / "options.json", "train it again"):
+        losses = {name: weight for name, weight in (options["losses"] or {}).items() if name != "kl"}
     shared = {name: value for name, value in options.items() if name not in _OWN}
     return {**shared, "losses": losses, "folds of the cases": folds}  # kl is by default 1 / training cases

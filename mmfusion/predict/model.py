@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
+import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmfusion.errors import CohortError, first_line
-from mmfusion.files import write_bytes, write_json, writing
+from mmfusion.errors import CohortError, OptionError, ReadError, first_line
+from mmfusion.files import (
+    Check,
+    a_flag,
+    a_number,
+    a_positive_number,
+    a_table,
+    a_text,
+    check_fields,
+    interpreting,
+    or_null,
+    read_fields,
+    some_names,
+    some_positive_numbers,
+    write_bytes,
+    write_json,
+    writing,
+)
+from mmfusion.options import GROUPS, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +37,20 @@ if TYPE_CHECKING:
     from mmfusion.networks import FusionNetwork
 
 _FORMAT = 1
+_FIELDS: dict[str, Check] = {
+    "modalities": some_names,
+    "classes": some_names,
+    "network": a_table,
+    "case": a_table,
+    "training_prior": some_positive_numbers,
+    "target_prior": some_positive_numbers,
+    "threshold": or_null(a_number),
+    "temperature": a_positive_number,
+    "simulated": a_flag,
+    "weights": a_text,
+}
+"""What ``model.json`` holds beside its format: the fields of :class:`Model`, and what each must be."""
+_REMEDY = "train again, or copy the model again"
 EXPORTS = {"torchscript": "model.ts", "onnx": "model.onnx"}
 """Files beside ``model.pt`` that answer without this package, by the engine that runs them."""
 
@@ -145,14 +176,38 @@ def read_model(folder: str | Path | None) -> Model:
 
     Raises:
         CohortError: the folder has no finished model, or one of another version.
+        ReadError: ``model.json`` is damaged, or has fields of a newer version.
     """
     file = model_folder(folder) / "model.json"
-    facts = json.loads(file.read_text())
-    if facts.pop("format", None) != _FORMAT:
-        raise CohortError(f"{file} was written by another version of mmfusion; train again")
-    for name in ("modalities", "classes", "training_prior", "target_prior"):
-        facts[name] = tuple(facts[name])
-    return Model(**facts)
+    facts = read_fields(file, "the description of a model")
+    if (version := facts.pop("format", None)) != _FORMAT:
+        raise CohortError(
+            f"{file} was written by another version of mmfusion (format {version!r:.20}, {_FORMAT} is expected); "
+            f"update mmfusion, or {_REMEDY}"
+        )
+    facts = check_fields(file, {"weights": "", **facts}, _FIELDS, _REMEDY)  # earlier versions knew no hash
+    # what a network is built from has defaults; how cases are prepared must all be said
+    for group, fields in {"network": resolve({}, "network") | facts["network"], "case": facts["case"]}.items():
+        check_fields(f"{file}: {group}", fields, dict.fromkeys(GROUPS[group], lambda value: value), _REMEDY)
+        try:
+            resolve(fields, group)
+        except OptionError as error:
+            raise ReadError(
+                f"{file}: {error}; it is damaged, or was written by a newer version of mmfusion: update mmfusion, or "
+                f"{_REMEDY}"
+            ) from None
+    model = Model(**facts)
+    for name in ("training_prior", "target_prior"):
+        if len(getattr(model, name)) != len(model.classes):
+            raise ReadError(
+                f"{file} is damaged: {name} has {len(getattr(model, name))} numbers for {len(model.classes)} classes; "
+                f"{_REMEDY}"
+            )
+    prepared = model.case["modalities"] or []
+    if len(model.classes) < 2 or (alone := [name for name in model.modalities if name not in prepared]):
+        problem = "there is one class" if len(model.classes) < 2 else f"no case is prepared with {alone[0]}"
+        raise ReadError(f"{file} is damaged: {problem}; {_REMEDY}")
+    return model
 
 
 def load_model(folder: str | Path | None) -> tuple[Model, FusionNetwork]:
@@ -160,11 +215,13 @@ def load_model(folder: str | Path | None) -> tuple[Model, FusionNetwork]:
 
     Raises:
         CohortError: the folder has no finished model, or weights that are not this network's.
+        ReadError: see :func:`read_model`.
     """
     model, file = read_model(folder), model_folder(folder) / "model.pt"
     if not file.is_file():
         raise CohortError(f"{file.parent} has no {file.name}: it is not a finished run or bundle. Train first")
-    network = model.build()
+    with interpreting(file.with_name("model.json"), _REMEDY):
+        network = model.build()
     weights = load_weights(file, network)
     network.load_state_dict(weights)
     return replace(model, weights=weights_hash(weights)), network.eval()
@@ -174,16 +231,15 @@ def load_weights(file: str | Path, network: FusionNetwork) -> dict[str, torch.Te
     """The tensors of a weights file, known to fit the network.
 
     Raises:
-        CohortError: the file holds more than tensors, or the weights of another network.
+        CohortError: the file is damaged, holds more than tensors, or the weights of another network.
     """
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-        own = network.state_dict()
-        fits = {name: value.shape for name, value in own.items()} == {n: v.shape for n, v in weights.items()}
-    except Exception as error:  # of pickle, zip and torch alike
+    weights = load_tensors(file)
+    own = network.state_dict()
+    if strange := [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]:
         raise CohortError(
-            f"{file} is not a file of weights alone, as mmfusion writes it: {first_line(error)}"
-        ) from error
+            f"{file} is not a file of weights alone, as mmfusion writes it: {strange[0]!r:.40} is no tensor; {_REMEDY}"
+        )
+    fits = {name: value.shape for name, value in own.items()} == {n: v.shape for n, v in weights.items()}
     if not fits:
         other = sorted(name for name in own.keys() | weights.keys() if name not in own or name not in weights)
         other = other or sorted(name for name in own if own[name].shape != weights[name].shape)
@@ -193,3 +249,34 @@ def load_weights(file: str | Path, network: FusionNetwork) -> dict[str, torch.Te
             f"as {other[0]}. Give the checkpoint of this model, or the options that it was trained with"
         )
     return weights
+
+
+def load_tensors(file: str | Path, remedy: str = _REMEDY) -> dict[str, Any]:
+    """What a ``.pt`` file of ours holds, unchanged since it was written: tensors and plain values by name.
+
+    Raises:
+        CohortError: it is damaged, or holds more than that; ``remedy`` says what to do.
+    """
+    try:
+        refuse_changed_parts(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds {type(content).__name__}")
+    except Exception as error:  # of pickle, zip and torch alike
+        raise CohortError(
+            f"{file} is not a file of weights alone, as mmfusion writes it: {first_line(error)}; {remedy}"
+        ) from error
+    return content
+
+
+def refuse_changed_parts(file: str | Path) -> None:
+    """Compare the checksums in a file that torch wrote, at which torch does not look when it reads.
+
+    Raises:
+        ValueError: a part is not as it was written.
+        BadZipFile: it cannot be read at all.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as parts:
+            if bad := parts.testzip():
+                raise ValueError(f"its part {bad} does not have the content that was written")

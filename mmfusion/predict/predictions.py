@@ -215,6 +215,8 @@ def read_predictions(path: str | Path) -> list[dict[str, str]]:
 
     Raises:
         CohortError: the file is not there.
+        ReadError: it is damaged.
     """
-    remedy = "run evaluate.yaml or inference.yaml first"
-    return [row for row in read_rows(Path(path), remedy, ("case", "subject", "predicted")) if row["predicted"]]
+    columns = ("case", "subject", "session", "part", "label", "predicted")
+    rows = read_rows(Path(path), "run evaluate.yaml or inference.yaml first", columns)
+    return [row for row in rows if row["predicted"]]

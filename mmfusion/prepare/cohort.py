@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import traceback
 from concurrent.futures import as_completed
@@ -19,7 +18,7 @@ from mmfusion import __version__
 from mmfusion.cohort import Case, read_manifest
 from mmfusion.cohort.files import inputs_of, without_paths
 from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError, OutputError, ReadError, VoxelError
-from mmfusion.files import write_json
+from mmfusion.files import read_fields, write_json
 from mmfusion.options import GROUPS, OPTIONS, resolve
 from mmfusion.prepare.case import check_crop, prepare_case
 from mmfusion.prepare.derivatives import refuse_shared_names, write_dataset, write_derivative
@@ -28,7 +27,7 @@ from mmfusion.prepare.folder import Cohort, read_case, remove_case, row_of, writ
 from mmfusion.prepare.processes import Processes
 from mmfusion.prepare.scaling import parse_standard
 from mmfusion.prepare.sources import case_key, case_stamp, source_digests
-from mmfusion.prepare.standard import LOADING, fit_standard, landmarks_of, training_cases
+from mmfusion.prepare.standard import LOADING, are_landmarks, fit_standard, landmarks_of, training_cases
 from mmfusion.volume import check_device
 
 if TYPE_CHECKING:
@@ -189,10 +188,10 @@ def _landmarks_of(case: Case, order: _Order) -> dict[str, Any]:
     asked = {name: order.options[name] for name in LOADING}
     try:
         key = case_key(case, asked, source_digests(case))
-        with suppress(OSError, ValueError):
-            kept = json.loads(place.read_text())
-            if kept["key"] == key:
-                return kept["landmarks"]
+        with suppress(MmfusionError):
+            kept = read_fields(place, "the landmarks of a case")
+            if kept.get("key") == key and are_landmarks(kept.get("landmarks")):
+                return dict(kept["landmarks"])
         found = landmarks_of(case, order.options)
     except Exception:  # it will fail, and be told, as a case
         return {}

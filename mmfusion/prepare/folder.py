@@ -21,17 +21,29 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfusion import __version__
 from mmfusion.cohort import Case
-from mmfusion.errors import CohortError, OptionError
-from mmfusion.files import read_rows, temporary_path, to_disk, write_csv, write_json
+from mmfusion.errors import MmfusionError, OptionError, ReadError, first_line
+from mmfusion.files import (
+    a_flag,
+    a_table,
+    a_text,
+    check_fields,
+    optional_fields,
+    read_fields,
+    read_rows,
+    temporary_path,
+    to_disk,
+    write_csv,
+    write_json,
+)
 from mmfusion.io import save_transform
-from mmfusion.options import resolve
+from mmfusion.options import GROUPS, resolve
 from mmfusion.registration import TEMPLATES
 from mmfusion.report import write_qc
 
@@ -41,7 +53,9 @@ if TYPE_CHECKING:
     from mmfusion.prepare.case import CaseResult
 
 _GIVEN = ("subject", "session", "label", "split", "fold", "site")
-_CASE_COLUMNS = ("case", *_GIVEN, "status", "reasons", "reference", "modalities", "file", "key", "seconds")
+_NEEDED = ("case", *_GIVEN, "status", "reasons", "reference", "modalities", "file", "key")
+_CASE_COLUMNS = (*_NEEDED, "seconds")
+_STATES = ("done", "doubtful", "failed")
 _NO_COLUMNS = ("affine", "world", "stamp", "checksums")  # of case.json, for machines only
 
 
@@ -105,7 +119,7 @@ class Cohort:
     @cached_property
     def simulated(self) -> bool:
         """Whether its cases were simulated, as ``options.json`` then says."""
-        return bool(json.loads((self.folder / "options.json").read_text()).get("simulated"))
+        return bool(_read_options(self.folder)[1])
 
     @cached_property
     def hash(self) -> str:
@@ -123,17 +137,63 @@ def open_cohort(folder: str | Path) -> Cohort:
 
     Raises:
         CohortError: it is not there, or :func:`prepare_cohort` has not finished in it.
+        ReadError: ``options.json`` or ``cases.csv`` is damaged, or of another version.
     """
     folder = Path(folder)
-    for name in ("options.json", "cases.csv"):
-        if not (folder / name).is_file():
-            raise CohortError(
-                f"{folder} has no {name}: it is not a finished cohort folder. "
-                f"Run: mmfusion prepare MANIFEST --out {folder}"
-            )
-    options = json.loads((folder / "options.json").read_text())
-    rows = read_rows(folder / "cases.csv")
-    return Cohort(folder, resolve({k: v for k, v in options.items() if k in resolve({}, "case")}, "case"), rows)
+    options, _ = _read_options(folder)
+    rows = read_rows(folder / "cases.csv", _unfinished(folder), _NEEDED)
+    if not rows:
+        raise ReadError(f"{folder / 'cases.csv'} is damaged, it has no row; {_again(folder)}")
+    names: set[str] = set()
+    for line, row in enumerate(rows, 2):
+        if problem := _wrong_row(row, options["modalities"]) or (row["case"] in names and "its case is there twice"):
+            raise ReadError(f"{folder / 'cases.csv'}, row {line} is damaged: {problem}; {_again(folder)}")
+        names.add(row["case"])
+    return Cohort(folder, options, rows)
+
+
+def _unfinished(folder: Path) -> str:
+    return f"it is not a finished cohort folder. Run: mmfusion prepare MANIFEST --out {folder}"
+
+
+def _again(folder: Path) -> str:
+    return f"put back the file as mmfusion wrote it, or run: mmfusion prepare MANIFEST --out {folder}"
+
+
+def _read_options(folder: Path) -> tuple[dict[str, Any], bool]:
+    """The group ``case`` of a cohort's ``options.json``, and whether it is simulated."""
+    path = folder / "options.json"
+    fields = {"save_nifti": False, "keep_paths": False, "dtype": "float32", "simulated": False, "versions": {}}
+    fields |= optional_fields(path, _unfinished(folder))
+    checks = dict.fromkeys((*GROUPS["case"], *GROUPS["storage"]), lambda value: value)
+    checks |= {"simulated": a_flag, "versions": a_table}
+    facts = check_fields(path, fields, checks, _again(folder))
+    try:
+        options = resolve({name: facts[name] for name in GROUPS["case"]}, "case")
+        resolve({name: facts[name] for name in GROUPS["storage"]}, "storage")
+    except OptionError as error:
+        raise ReadError(
+            f"{path}: {error}; it is damaged, or of another version of mmfusion: {_again(folder)}"
+        ) from None
+    if not options["modalities"]:
+        raise ReadError(f"{path} is damaged, it names no modalities; {_again(folder)}")
+    return options, facts["simulated"]
+
+
+def _wrong_row(row: Mapping[str, str], modalities: Sequence[str]) -> str:
+    """What is wrong with a row of ``cases.csv``: spreadsheets make 1 of 001, and no file may lie elsewhere."""
+    case = Case(row["subject"], session=row["session"]).id
+    if row["status"] not in _STATES:
+        return f"status is {row['status']!r:.40}, not one of {', '.join(_STATES)}"
+    if row["case"] != case or not row["subject"]:
+        return f"case is {row['case']!r:.40}, but subject and session make {case!r:.40}"
+    if row["status"] == "failed":
+        return ""
+    if row["file"] != f"cases/{case}/image.npy":
+        return f"file is {row['file']!r:.60}, not 'cases/{case}/image.npy'"
+    if not row["modalities"].split() or not set(row["modalities"].split()) <= set(modalities):
+        return f"modalities are {row['modalities']!r:.60}, not some of {', '.join(modalities)}"
+    return ""
 
 
 def load_image(file: str | Path, wanted: Sequence[str], stored: Sequence[str]) -> np.ndarray:
@@ -143,13 +203,42 @@ def load_image(file: str | Path, wanted: Sequence[str], stored: Sequence[str]) -
         file: ``image.npy`` of a cohort.
         wanted: modalities; one that is not stored becomes a channel of zeros.
         stored: the cohort's modalities, the channels of the file.
+
+    Raises:
+        ReadError: see :func:`open_image`.
     """
-    array = np.load(file, mmap_mode="r")
+    array = open_image(file, stored)
     image = np.zeros((len(wanted), *array.shape[1:]), np.float32)
     for channel, name in zip(image, wanted, strict=True):
         if name in stored:
             channel[...] = array[list(stored).index(name)]
     return image
+
+
+def open_image(file: str | Path, stored: Sequence[str], size: Sequence[int] | None = None) -> np.ndarray:
+    """The tensor of a prepared case as it lies on the disk, of which nothing is read yet.
+
+    Args:
+        file: ``image.npy`` of a cohort.
+        stored: the cohort's modalities, the channels of the file.
+        size: voxels that each channel must have; any if None.
+
+    Raises:
+        ReadError: the file is gone, damaged, or has another shape or type.
+    """
+    file = Path(file)
+    expected = f"float32 or float16 in shape {[len(stored), *(size or ('D', 'H', 'W'))]}".replace("'", "")
+    try:
+        array = np.lib.format.open_memmap(file, mode="r")  # np.load would also open archives and pickles
+        problem = f"it holds {array.dtype} in shape {list(array.shape)}, {expected} is expected"
+        fits = array.ndim == 4 and len(array) == len(stored) and array.dtype in (np.float32, np.float16)
+        if fits and 0 not in array.shape and (size is None or array.shape[1:] == tuple(size)):
+            return array
+    except Exception as error:  # numpy reads the header as Python, and says so in many ways
+        problem = first_line(error)
+    raise ReadError(
+        f"case {file.parent.name}: {file} is damaged ({problem}); delete {file.parent} and run mmfusion prepare again"
+    )
 
 
 def write_cohort(
@@ -191,7 +280,7 @@ def write_case(
     try:
         written = _write_files(temporary, result, dtype)
         checksums = {f"cases/{case.id}/{file.name}": checksum(file) for file in written}
-        checksums |= {str(file.relative_to(out)): checksum(file) for file in others}
+        checksums |= {file.relative_to(out).as_posix(): checksum(file) for file in others}
         record = {
             "key": key,
             "status": result.status,
@@ -279,13 +368,31 @@ def read_case(out: Path, case_id: str) -> dict[str, Any] | None:
     return record if all((out / name).is_file() for name in names) else None
 
 
+_RECORD = {
+    **dict.fromkeys(("key", "stamp", "status", "reasons", "reference", "modalities", "file", "world"), a_text),
+    "checksums": a_table,
+}
+
+
 def _record(out: Path, case_id: str) -> dict[str, Any] | None:
-    """``case.json``; None if it is gone or damaged."""
-    try:
-        record: dict[str, Any] = json.loads((out / "cases" / case_id / "case.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return record
+    """``case.json``; None if it is gone or damaged, or names files outside the cohort."""
+    path = out / "cases" / case_id / "case.json"
+    with suppress(MmfusionError):
+        record = read_fields(path, "the record of a case")
+        needed = {name: value for name, value in record.items() if name in _RECORD}
+        names = check_fields(path, needed, _RECORD, "prepare it again")["checksums"]
+        safe = all(isinstance(value, str) and _is_below(name) for name, value in names.items())
+        plain = all(isinstance(record[name], str | int | float | None) for name in record.keys() - set(_NO_COLUMNS))
+        if safe and plain and record["file"] == f"cases/{case_id}/image.npy" and record["status"] in _STATES[:2]:
+            return record
+    return None
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name in a cohort is that of a file below it, whatever the system."""
+    path = PurePosixPath(name)
+    usable = all(part != ".." and len(part.encode()) < 256 for part in path.parts)
+    return bool(path.parts) and usable and not path.is_absolute() and not {"\\", ":", "\0"} & set(name)
 
 
 def damaged_files(folder: str | Path) -> list[str]:

@@ -49,7 +49,7 @@ def parse_standard(standard: str | None) -> dict[str, np.ndarray]:
     """
     try:
         scales = {name: np.asarray(scale, float) for name, scale in json.loads(standard or "{}").items()}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         scales = {"": np.zeros(0)}
     for scale in scales.values():
         if scale.shape != (len(PERCENTILES),) or not np.isfinite(scale).all() or (np.diff(scale) < 0).any():

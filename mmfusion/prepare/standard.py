@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from mmfusion.errors import ManifestError, OptionError
 from mmfusion.prepare.case import load_case
 from mmfusion.volume import correct_bias, foreground, landmarks, standard_scale
+from mmfusion.volume.standardize import PERCENTILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -43,6 +45,16 @@ def landmarks_of(case: Case, options: Mapping[str, Any]) -> dict[str, list[float
             volume = correct_bias(volume, foreground(volume)) if options["bias_correction"] else volume
             out[name] = landmarks(volume.array, foreground(volume)).tolist()
     return out
+
+
+def are_landmarks(kept: Any) -> bool:
+    """Whether that is what :func:`landmarks_of` gave, and not a file that somebody changed."""
+    return isinstance(kept, dict) and all(
+        isinstance(values, list)
+        and len(values) == len(PERCENTILES)
+        and all(isinstance(one, float) and math.isfinite(one) for one in values)
+        for values in kept.values()
+    )
 
 
 def fit_standard(found: Iterable[Mapping[str, Sequence[float]]]) -> str:

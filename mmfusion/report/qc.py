@@ -23,6 +23,7 @@ from mmfusion.report.files import (
 from mmfusion.report.numbers import NUMBERS
 from mmfusion.report.page import NONE, Html, element, join, void
 
+_NEEDED = ("case", "subject", "status", "modalities")
 INSIDE = 60  # cases whose pictures lie inside the page, at most: below 10 MB, which mail and browsers take
 
 
@@ -85,7 +86,7 @@ def write_qc(cohort_dir: str | Path) -> Path:
     """
     cohort = Path(cohort_dir)
     refuse_replacing(cohort / "qc.html", "cohort", "simulated cohort")
-    rows = worst_first(read_rows(cohort / "cases.csv", f"run `mmfusion prepare ... --out {cohort}` first"))
+    rows = worst_first(read_rows(cohort / "cases.csv", f"run `mmfusion prepare ... --out {cohort}` first", _NEEDED))
     options = optional_fields(cohort / "options.json")
     folder = cohort / "qc"
     album = Album(folder if len(rows) > INSIDE else None)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmfusion.errors import CohortError
-from mmfusion.files import optional_fields, read_rows
+from mmfusion.files import is_there, optional_fields, read_rows
 from mmfusion.report.files import number
 
 
@@ -67,8 +67,8 @@ class Result:
 
     @property
     def modalities(self) -> list[str]:
-        names = self.options.get("modalities") or []
-        return names.split() if isinstance(names, str) else [str(name) for name in names]
+        names = self.options.get("modalities")
+        return names.split() if isinstance(names, str) else list(map(str, names if isinstance(names, list) else []))
 
     @property
     def simulated(self) -> bool:
@@ -91,6 +91,7 @@ def read_result(run_dir: str | Path) -> Result:
 
     Raises:
         CohortError: predictions or metrics are absent, or are no tables of predictions.
+        ReadError: a file is damaged.
     """
     folder = Path(run_dir)
     remedy = f"run the bundle's evaluate.yaml with --run {folder} first"
@@ -177,4 +178,4 @@ def cohort_folder(run: Path, given: Any) -> Path | None:
     if not given:
         return None
     places = (run / str(given), run.parent / str(given), Path(str(given)))
-    return next((place for place in places if (place / "cases.csv").is_file()), None)
+    return next((place for place in places if is_there(place / "cases.csv", Path.is_file)), None)

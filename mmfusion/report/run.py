@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import CohortError
-from mmfusion.files import read_rows, refuse_replacing
+from mmfusion.files import interpreting, read_rows, refuse_replacing
 from mmfusion.report import charts, page
 from mmfusion.report.cards import GOOD_AND_BAD, case_card
 from mmfusion.report.files import (
@@ -39,11 +39,18 @@ def write_report(run_dir: str | Path) -> Path:
         The path of the page.
 
     Raises:
-        CohortError: predictions or metrics are absent or cannot be read.
+        CohortError: predictions or metrics are absent.
+        ReadError: a file is damaged.
         OutputError: there is a ``report.html`` of somebody else, or it cannot be written.
     """
     refuse_replacing(Path(run_dir) / "report.html", "run")
     result = read_result(run_dir)
+    with interpreting(result.folder / "metrics.json", "evaluate the run again"):
+        return page.write_page(result.folder / "report.html", *_page(result))
+
+
+def _page(result: Result) -> tuple[str, list[Html]]:
+    """Title and body."""
     name = result.folder.resolve().name
     banners = [element("p", "Research use only: not a medical device.", class_="banner")]
     if result.simulated:
@@ -67,7 +74,7 @@ def write_report(run_dir: str | Path) -> Path:
             page.options_table(result.cohort_options, "Options of the cohort"),
         ),
     ]
-    return page.write_page(result.folder / "report.html", f"Report of {name}", body)
+    return f"Report of {name}", body
 
 
 def _patients(result: Result) -> list[Html]:

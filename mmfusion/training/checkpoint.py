@@ -24,9 +24,9 @@ import torch
 from ignite.engine import Events
 from monai.transforms import Randomizable, Transform
 
-from mmfusion.errors import CohortError, first_line
-from mmfusion.files import optional_fields, read_fields, to_plain, writing
-from mmfusion.predict.model import EXPORTS, save_tensors
+from mmfusion.errors import CohortError
+from mmfusion.files import interpreting, optional_fields, read_fields, to_plain, writing
+from mmfusion.predict.model import EXPORTS, load_tensors, save_tensors
 from mmfusion.training.distributed import gather, is_first, refuse_together
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ _RESULTS = (
     "history.csv",
 )
 _DESCRIPTION = ("split.csv", "configuration.json", "options.json")
+_ANEW = "add --resume False to begin anew"
 
 
 def keep_unfinished(run: Path, options: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
@@ -161,6 +162,13 @@ class Checkpoints:
                 "start as many, choose another --run, or add --resume False to begin anew"
             )
         refuse_together(problem)
+        with interpreting(file, _ANEW):  # each process reads the same file, and finds the same
+            self._take_up(engine, state)
+        if is_first():
+            print(f"goes on after epoch {state['epoch']} of an unfinished training", file=sys.stderr, flush=True)
+
+    def _take_up(self, engine: Any, state: Mapping[str, Any]) -> None:
+        """Put back all that :meth:`_keep_all` kept."""
         self.network.load_state_dict(state["network"])
         engine.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -171,21 +179,18 @@ class Checkpoints:
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["epoch"] * engine.state.epoch_length
         set_random_state(self.loader, state["random"][engine.state.rank])
-        if is_first():
-            print(f"goes on after epoch {state['epoch']} of an unfinished training", file=sys.stderr, flush=True)
 
 
 def _read(file: Path) -> tuple[dict[str, Any], str | None]:
     """What a file for resuming holds, or what is wrong with it."""
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of pickle, zip and torch alike
-        state = {"format": first_line(error)}
-    if state.get("format") == _FORMAT:
+        state = load_tensors(file, _ANEW)
+    except CohortError as error:
+        return {}, str(error)
+    if state.get("format") == _FORMAT and isinstance(state.get("random"), list):
         return state, None
     return {}, (
-        f"{file} is damaged, or was written by another version of mmfusion (format {state.get('format')}); "
-        "add --resume False to begin anew"
+        f"{file} is damaged, or was written by another version of mmfusion (format {state.get('format')}); {_ANEW}"
     )
 
 

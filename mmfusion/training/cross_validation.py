@@ -90,7 +90,7 @@ def _pool(run: Path, runs: Mapping[int, Path]) -> None:
     split: list[dict[str, Any]] = []
     for fold, folder in runs.items():
         rows += [{**row, "fold": fold} for row in read_rows(folder / "predictions.csv")]
-        split += [row for row in read_rows(folder / "split.csv") if row["part"] == "test"]
+        split += [row for row in read_rows(folder / "split.csv", "", ("case", "part")) if row["part"] == "test"]
     cohort = os.path.relpath(next(iter(runs.values())) / options[0]["cohort"], run)
     shared = {name: value for name, value in options[0].items() if all(one.get(name) == value for one in options)}
     write_json({**shared, "cohort": cohort}, run / "options.json")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from mmfusion.errors import CohortError
+from mmfusion.errors import CohortError, ReadError
 from mmfusion.evaluation import choose_threshold, classification_metrics, compare, fit_temperature
-from mmfusion.files import optional_fields, write_json
+from mmfusion.files import interpreting, optional_fields, write_json
 from mmfusion.predict import (
     PrepareFusionBatch,
     infer,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from mmfusion.predict import Model
     from mmfusion.training.study import Study
 
+_AGAIN = "evaluate the run again"
+
 
 @by_first
 def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str, Any]], device: Any = "cpu") -> Path:
@@ -47,6 +49,9 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
 
     Returns:
         The run folder, with ``model.pt`` and ``model.json``.
+
+    Raises:
+        CohortError: the best weights are not there, or damaged.
     """
     best = study.run / "checkpoints" / "best.pt"
     if not best.is_file():
@@ -112,6 +117,7 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
 
     Raises:
         CohortError: there are no predictions, or they have no labels.
+        ReadError: they are damaged.
     """
     run = Path(run)
     rows = {row["case"]: row for row in read_predictions(run / "predictions.csv") if row["label"]}
@@ -121,7 +127,7 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
     folds = [fold for fold in models if fold]
     thresholds = {fold: 0.5 if model.threshold is None else model.threshold for fold, model in models.items()}
     model = next(iter(models.values()))
-    label, shares, groups = _arrays(rows.values(), model.classes)
+    label, shares, groups = _arrays(rows.values(), model.classes, run)
     threshold = np.array([thresholds[row.get("fold", "")] for row in rows.values()])
     how: dict[str, Any] = {"resamples": resamples, "seed": seed}
     metrics = classification_metrics(label, shares, threshold=threshold, groups=groups, **how)
@@ -131,8 +137,8 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
         if not alone:  # evaluated on another part
             continue
         _models(folder, alone.values())
-        label, own, groups = _arrays(alone.values(), model.classes)
-        _, fused, _ = _arrays([rows[case] for case in alone], model.classes)
+        label, own, groups = _arrays(alone.values(), model.classes, folder)
+        _, fused, _ = _arrays([rows[case] for case in alone], model.classes, run)
         comparison[name] = {
             "auc": classification_metrics(label, own, groups=groups, **how)["auc"].as_dict(),
             "fusion_auc": classification_metrics(label, fused, groups=groups, **how)["auc"].as_dict(),
@@ -161,6 +167,8 @@ def _models(run: Path, rows: Collection[Mapping[str, str]]) -> dict[str, Model]:
         CohortError: another model made them than the one that lies beside them now.
     """
     folds = list(dict.fromkeys(row.get("fold", "") for row in rows))
+    if strange := [fold for fold in folds if fold and not fold.isdecimal()]:
+        raise ReadError(f"{run / 'predictions.csv'} is damaged: fold is {strange[0]!r:.40}; {_AGAIN}")
     models = {fold: read_model(run / f"fold_{fold}" if fold else run) for fold in folds}
     for row in rows:
         now = models[row.get("fold", "")].weights
@@ -173,8 +181,13 @@ def _models(run: Path, rows: Collection[Mapping[str, str]]) -> dict[str, Model]:
 
 def _by_fold(run: Path, folds: list[str]) -> dict[str, Any]:
     """The AUC of each fold, from its own ``metrics.json``, with mean and standard deviation; and a note for readers."""
-    aucs = {fold: optional_fields(run / f"fold_{fold}" / "metrics.json")["metrics"]["auc"] for fold in folds}
-    values = [auc["value"] for auc in aucs.values() if auc["value"] is not None]
+    aucs, values = {}, []
+    for fold in folds:
+        path = run / f"fold_{fold}" / "metrics.json"
+        metrics = optional_fields(path, _AGAIN)
+        with interpreting(path, _AGAIN):
+            aucs[fold] = metrics["metrics"]["auc"]
+            values += [] if aucs[fold]["value"] is None else [float(aucs[fold]["value"])]
     mean = float(np.mean(values)) if values else None
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     found = ", ".join(f"{value:.3f}" for value in values)
@@ -187,9 +200,14 @@ def _by_fold(run: Path, folds: list[str]) -> dict[str, Any]:
     return {"folds": {"auc": aucs, "mean": mean, "standard_deviation": spread}, "notes": [note]}
 
 
-def _arrays(rows: Iterable[Mapping[str, str]], classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels ``[N]``, probabilities ``[N, K]`` and subjects ``[N]``."""
+def _arrays(
+    rows: Iterable[Mapping[str, str]], classes: tuple[str, ...], run: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels ``[N]``, probabilities ``[N, K]`` and subjects ``[N]`` of the predictions of a run."""
     rows = list(rows)
-    label = np.array([classes.index(row["label"]) for row in rows])
-    shares = np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows])
+    with interpreting(run / "predictions.csv", _AGAIN):
+        label = np.array([classes.index(row["label"]) for row in rows])
+        shares = np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows])
+        if not ((shares >= 0) & (shares <= 1)).all() or not shares.sum(1).all():
+            raise ValueError("a probability does not lie between 0 and 1")
     return label, shares / shares.sum(1, keepdims=True), np.array([row["subject"] for row in rows])

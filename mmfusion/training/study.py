@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter
@@ -30,13 +29,17 @@ import torch
 
 from mmfusion.cohort import fold_parts, folds, read_manifest, refuse_leakage, split_cases
 from mmfusion.cohort.files import inputs_of
-from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError, printable
+from mmfusion.cohort.manifest import PARTS
+from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError, ReadError, printable
 from mmfusion.files import (
     FolderLock,
+    a_text,
+    check_fields,
     check_folder,
     claim,
     clear_temporary,
     lock_for_process,
+    optional_fields,
     read_rows,
     write_csv,
     write_json,
@@ -289,11 +292,13 @@ def run_cohort(run: str | Path) -> Cohort:
 
     Raises:
         CohortError: the run, or its cohort, is not there, or the cohort has changed since.
+        ReadError: the options of the run, or a file of the cohort, are damaged.
     """
     run = Path(run)
-    if not (run / "options.json").is_file():
-        raise CohortError(f"{run} has no options.json: it is not a run folder. Train first, or check --run")
-    options = json.loads((run / "options.json").read_text())
+    options = optional_fields(run / "options.json", "it is not a run folder. Train first, or check --run")
+    needed = dict.fromkeys(("cohort", "cohort_hash"), a_text)
+    known = {name: value for name, value in options.items() if name in needed}
+    options = check_fields(run / "options.json", known, needed, "train again")
     cohort = open_cohort(run / options["cohort"])
     if cohort.hash != options["cohort_hash"]:
         raise CohortError(
@@ -308,10 +313,24 @@ def evaluation_items(run: str | Path, model: Model, part: str) -> tuple[Cohort, 
 
     Raises:
         CohortError: see :func:`run_cohort`; or the part has no cases.
+        ReadError: as there; or ``split.csv`` or the model does not fit the cohort.
     """
     cohort, run = run_cohort(run), Path(run)
-    parts = {row["case"]: row["part"] for row in read_rows(run / "split.csv", "train it again", ["case", "part"])}
+    parts = {
+        row["case"]: row["part"] for row in read_rows(run / "split.csv", "train again", ("case", "subject", "part"))
+    }
+    known = {one.case.id for one in cohort.cases}
+    if strange := [case for case, where in parts.items() if case not in known or where not in PARTS]:
+        raise ReadError(
+            f"{run / 'split.csv'} is damaged: case {strange[0]!r:.60} is not in the cohort, or its part "
+            f"{parts[strange[0]]!r:.20} not one of {', '.join(PARTS)}; put back the file as it was, or train again"
+        )
     cases = [one for one in cohort.cases if parts.get(one.case.id) == part]
+    if others := [one.case for one in cases if one.case.label not in model.classes]:
+        raise ReadError(
+            f"{run / 'model.json'} or {run / 'split.csv'} is damaged: case {others[0].id} has label "
+            f"{others[0].label!r:.20}, and the classes are {', '.join(model.classes)}; put them back, or train again"
+        )
     if not cases:
         raise CohortError(
             f"the split of {run} has no case in part {part}; it has {', '.join(sorted(set(parts.values())))}"

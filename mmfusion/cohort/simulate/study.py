@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from mmfusion.cohort.simulate.anatomy import MODALITIES
 from mmfusion.cohort.simulate.scan import native_grids, simulate_volumes
 from mmfusion.cohort.simulate.subjects import SimulatedSubject, from_plain, to_plain
 from mmfusion.errors import CohortError
-from mmfusion.files import claim, write_csv, write_json, writing
+from mmfusion.files import claim, interpreting, read_fields, write_csv, write_json, writing
 from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.volume import Volume
 
@@ -76,11 +75,14 @@ def read_truth(root: Path | str) -> list[SimulatedSubject]:
 
     Raises:
         CohortError: there is no ``truth.json`` in ``root``.
+        ReadError: it is damaged.
     """
     path = Path(root) / "truth.json"
     if not path.is_file():
         raise CohortError(f"{path} not found: {root} is not a simulated study, so its true poses are unknown")
-    return [from_plain(facts) for facts in json.loads(path.read_text(encoding="utf-8"))["subjects"]]
+    truth = read_fields(path, "the truth of a simulated study")
+    with interpreting(path, "simulate the study again"):
+        return [from_plain(facts) for facts in truth["subjects"]]
 
 
 def _write_scan(subject: SimulatedSubject, modality: str, volume: Volume, folder: Path) -> None:
