@@ -143,8 +143,10 @@ def own_killed_unmarked(box: Box, kind: str, name: str) -> Path:
 
 def own_and_mine(box: Box, kind: str, name: str) -> Path:
     """What the same command wrote, and a user's files at every level."""
-    box.put(*ADDED[kind], below=box.path / name)
-    return box.path / name
+    below = box.path / name
+    box.put(*ADDED[kind], below=below / "fold_0" if name == "folds" else below)
+    box.put("notes.txt", "thesis.txt", "single/notes.txt", "ensemble/.git/HEAD", below=below)
+    return below
 
 
 def own_and_mine_unmarked(box: Box, kind: str, name: str) -> Path:
