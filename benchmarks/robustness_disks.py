@@ -185,6 +185,8 @@ def disks(work: Path, only: str = "") -> dict[str, Any]:
         for name, command in commands().items():
             if only in name:
                 tries += _on_disks(name, command, study, disk)
+                well = sum(not one["status"] for one in tries if one["command"] == name)
+                print(f"  {name}: {well} of 6 ended well", flush=True)
     finally:
         subprocess.run(["mount", "-o", "remount,rw", disk], check=False)
         subprocess.run(["umount", disk], check=True)
@@ -229,12 +231,11 @@ def _tried(
         faults.append(f"does not end in one sentence (status {outcome.status}: {lines[-2:]})")
     elif not outcome.status and (words == "read-only" or words.startswith("0 of")):
         faults.append("ends well, though nothing can be written")
-    if outcome.status:
-        faults += [
-            f"{file} is there" for file in command.files if (disk / file).exists() and not _is_whole(disk / file)
-        ]
     faults += half_written(disk)
     relieve()
+    for file in command.files:  # one that is whole would be replaced with --overwrite only
+        if _is_whole(disk / file):
+            (disk / file).unlink()
     again = command.run(study, disk)
     if again.status:
         last = (again.stderr.strip().splitlines() or [""])[-1]
@@ -247,6 +248,7 @@ def _tried(
 
 
 def _is_whole(path: Path) -> bool:
+    """Whether a file is there and can be read."""
     try:
         _read(path)
     except Exception:
