@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -24,6 +25,7 @@ import SimpleITK as sitk
 import torch
 from robustness_study import (
     GRID,
+    PRELOADED,
     PREPARING,
     TRAINING,
     Outcome,
@@ -33,6 +35,9 @@ from robustness_study import (
     small_simulation,
     typed,
 )
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 SIZE_MIB = 96
 SHARES = (0.0, None, 0.1, 0.5, 0.9)
@@ -112,6 +117,29 @@ def commands() -> dict[str, Writing]:
     }
 
 
+def answer(name: str, study: Path, disk: Path, sender: Connection) -> None:
+    """Run a command, in a process of its own: libraries may end it where a disk is full."""
+    torch.set_num_threads(1)
+    outcome = commands()[name].run(study, disk)
+    sender.send((outcome.status, outcome.stderr, outcome.crashed))
+
+
+def run(name: str, study: Path, disk: Path) -> Outcome:
+    """What a command ended with, in a process that has imported everything before."""
+    context = multiprocessing.get_context("forkserver")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=answer, args=(name, study, disk, sender))
+    process.start()
+    sender.close()
+    try:
+        outcome = Outcome(*receiver.recv())
+    except EOFError:
+        process.join()
+        outcome = Outcome(process.exitcode or 1, f"the process ended with {process.exitcode}", crashed=True)
+    process.join()
+    return outcome
+
+
 def half_written(folder: Path) -> list[str]:
     """Files that cannot be read as what their name says, and temporary ones that were left."""
     bad = []
@@ -170,6 +198,7 @@ def _read(path: Path) -> None:
 def disks(work: Path, only: str = "") -> dict[str, Any]:
     """Every command on each disk; those whose names hold ``only``."""
     work, tries = work / "disks", []
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     disk, study = work / "disk", work / "study"
     disk.mkdir(parents=True)
     if subprocess.run(
@@ -198,7 +227,7 @@ def disks(work: Path, only: str = "") -> dict[str, Any]:
 def _on_disks(name: str, command: Writing, study: Path, disk: Path) -> list[dict[str, Any]]:
     _reset(disk, study, command)
     before = _used(disk)
-    outcome = command.run(study, disk)
+    outcome = run(name, study, disk)
     if outcome.status:
         raise RuntimeError(f"{name} ended with {outcome}")
     need = _used(disk) - before
@@ -223,7 +252,7 @@ def _tried(
     name: str, words: str, command: Writing, study: Path, disk: Path, relieve: Callable[[], object]
 ) -> dict[str, Any]:
     """Run the command on the disk as it is, and once more when there is space."""
-    outcome, faults = command.run(study, disk), []
+    outcome, faults = run(name, study, disk), []
     lines = outcome.stderr.strip().splitlines()
     if outcome.crashed:
         faults.append(f"ends with a trace: {lines[-1]}")
@@ -236,7 +265,7 @@ def _tried(
     for file in command.files:  # one that is whole would be replaced with --overwrite only
         if _is_whole(disk / file):
             (disk / file).unlink()
-    again = command.run(study, disk)
+    again = run(name, study, disk)
     if again.status:
         last = (again.stderr.strip().splitlines() or [""])[-1]
         faults.append(f"does not end well with more space (status {again.status}: {last})")

@@ -97,11 +97,19 @@ def _known_places() -> Iterator[Fields]:
         ("train, RUN/single/ct", "run", "single/ct", single, "run"),
     )
     for command, folder, part, run, kind in places:
-        allowed = (f"{folder}/{part}", f"{folder}/{part}/*", f"{folder}/.mmfusion.json")
+        linked_to = ("empty", "empty/*")
+        allowed = (f"{folder}/{part}", f"{folder}/{part}/*", f"{folder}/.mmfusion.json", *linked_to)
         if folder == "manifest_run":
-            allowed = (folder, f"{folder}/*")
+            allowed = (folder, f"{folder}/*", *linked_to)
         if folder == "prediction":
-            allowed = (folder, f"{folder}/predictions*", f"{folder}/cohort", f"{folder}/cohort/*", f"{folder}/.mm*")
+            allowed = (
+                folder,
+                f"{folder}/predictions*",
+                f"{folder}/cohort",
+                f"{folder}/cohort/*",
+                f"{folder}/.mm*",
+                *linked_to,
+            )
         if folder == "folds":
             allowed = (*allowed, f"{folder}/options.json", f"{folder}/split.csv", f"{folder}/earlier*")
         for target in ("new", "empty", "stranger's", "stranger's repository", "stranger's of our names",

@@ -25,7 +25,7 @@ from typing import Any
 
 import monai.bundle
 import torch
-from robustness_study import TRAINING, make_study
+from robustness_study import PRELOADED, TRAINING, make_study
 
 from mmfusion.bundle import TEMPLATE
 from mmfusion.cli import main
@@ -155,9 +155,7 @@ def differences(one: dict[str, Any], other: dict[str, Any], folders: tuple[Path,
 def kills(work: Path, moments: int = 30, seed: int = 0) -> dict[str, Any]:
     """Kill the commands at so many moments in all, run them again, and compare with an undisturbed run."""
     work, rng = work / "kills", random.Random(seed)
-    multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["mmfusion.cli", "robustness_kills", "monai.bundle"]
-    )
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     study = work / "study"
     bad = {name: outcome for name, outcome in make_study(study).items() if outcome.status}
     if bad:

@@ -40,6 +40,10 @@ PREPARING: dict[str, Any] = {"register": "none", "spacing": [16, 16, 16], "size"
 MODALITIES = {"ct": ("HU", -1000.0, 40.0), "mr": ("a.u.", 0.0, 400.0)}
 
 
+PRELOADED = ["mmfusion.cli", "mmfusion.demo", "monai.bundle", "monai.engines", "monai.handlers", "torch.optim", "onnx"]
+"""Modules that a process for commands imports before it is forked."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command ended with: its status, what it printed to stderr, and whether an error had no name."""
