@@ -178,7 +178,12 @@ def _into_folders() -> Iterator[Fields]:
     of_bundle = ("TARGET/models", "TARGET/configs/metadata.json", "TARGET/.mmfusion.json", *(
         f"TARGET/models/model.{name}" for name in ("pt", "json", "ts", "onnx")))  # fmt: skip
     exports = ("TARGET/model.ts", "TARGET/model.onnx", "TARGET/models/model.ts", "TARGET/models/model.onnx")
-    of_folds = (*of_run, *(f"TARGET/fold_{number}/{name}" for number in (0, 1) for name in pages))
+    of_folds = (
+        *of_run,
+        "TARGET/options.json",
+        "TARGET/split.csv",
+        *(f"TARGET/fold_{number}/{name}" for number in (0, 1) for name in pages),
+    )
     table: tuple[tuple[str, Run, tuple[str, ...], dict[str, str]], ...] = (
         ("evaluate", evaluate, of_run, {"run": "run"}),
         ("evaluate_folds", folds, of_folds, {"folds": "run"}),
