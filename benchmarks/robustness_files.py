@@ -193,6 +193,7 @@ def _into_folders() -> Iterator[Fields]:
         ("bundle pack", pack, of_bundle, {"bundle": "bundle", "plain_bundle": "bundle"}),
     )
     for command, run, allowed, own in table:
+        allowed = (*allowed, "other disk/moved/model.*")
         for name, kind in own.items():
             if command == "report" and kind == "simulated cohort":
                 yield command, "a simulated cohort", "either", of_kind(name), run, allowed, "", name

@@ -205,7 +205,7 @@ def snapshot(folder: Path) -> dict[str, str]:
             elif path.is_file():
                 what = hashlib.sha1(path.read_bytes()).hexdigest()
             else:
-                what = "folder"
+                what = "folder" if path.is_dir() else "special"
             out[str(path.relative_to(folder))] = what
     return out
 
