@@ -88,6 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, head or less, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        from mmfusion.files import refusal_of_the_system
+
+        if (refusal := refusal_of_the_system(error)) is None:
+            raise
+        print(sentence(refusal), file=sys.stderr)
+        return 1
 
 
 def overview() -> str:

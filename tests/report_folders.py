@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from mmfusion.evaluation import classification_metrics, compare
+from mmfusion.files import claim
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 STATES = [
@@ -56,6 +57,7 @@ def qc_arrays(shape: tuple[int, int, int], seed: int) -> dict[str, np.ndarray]:
 
 def write_cohort(folder: Path, cases: int = 4, shape: tuple[int, int, int] = (23, 19, 29)) -> Path:
     """A cohort of ct and pet; every fourth case failed, every fourth is doubtful."""
+    claim(folder, "cohort")
     rows = []
     for index in range(cases):
         case, (status, score, reasons) = f"c{index:03d}_1", STATES[index % 4]
@@ -79,6 +81,7 @@ def write_cohort(folder: Path, cases: int = 4, shape: tuple[int, int, int] = (23
 
 def write_large_cohort(folder: Path, cases: int = 1000, pixels: int = 128) -> Path:
     """A cohort of ct, pet and mr with pictures as large as real ones, no two alike; every 40th case failed."""
+    claim(folder, "cohort")
     noise, ct_pet = np.random.default_rng(0), body((pixels,) * 3, 0)
     slices = {plane: [np.take(v, pixels // 2, axis) for v in ct_pet] for plane, axis in PLANES.items()}
     counts = np.histogram2d(*(v.ravel() for v in ct_pet), bins=32)[0].astype(np.float32)
@@ -111,6 +114,7 @@ def probabilities(label: np.ndarray, classes: int, strength: float, seed: int) -
 
 def write_run(folder: Path, cohort: Path, cases: int = 24, classes: int = 2, **metrics: object) -> Path:
     """A run over ``cases`` cases with its single-modality runs; two thirds are test cases."""
+    claim(folder, "run")
     label = np.random.default_rng(5).permutation(np.arange(cases) % classes)
     part = np.array(["test" if index % 3 else ("train", "validation")[index // 3 % 2] for index in range(cases)])
     test, names = part == "test", [f"class{k}" for k in range(classes)]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import yaml
 import mmfusion
 from mmfusion.bundle import TEMPLATE, begin, new_bundle, pack_model, run_config
 from mmfusion.bundle.begin import _one_sentence, _pairs, _restart_with_run_dir, check_overrides, refuse_unknown
-from mmfusion.errors import CohortError, NetworkError, OptionError
+from mmfusion.errors import CohortError, NetworkError, OptionError, OutputError
+from mmfusion.files import write_json
 from mmfusion.options import OPTIONS
 from mmfusion.predict import load_model
 
@@ -88,7 +90,7 @@ def test_new_bundle_refuses_what_cannot_be(tmp_path):
         new_bundle(tmp_path / "a", classes=["yes"])
     assert not (tmp_path / "a").exists()
     new_bundle(tmp_path / "a")
-    with pytest.raises(CohortError, match="a is not empty; choose a new folder"):
+    with pytest.raises(OutputError, match="a is a bundle already, which may have been edited; choose a new folder"):
         new_bundle(tmp_path / "a")
 
 
@@ -118,9 +120,17 @@ def test_packing_a_run_makes_the_bundle_answer_as_the_run(tiny_run, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(packed(image, present), network(image, present), atol=0.02, rtol=0)
     facts = json.loads((bundle / "configs" / "metadata.json").read_text())["network_data_format"]["outputs"]["pred"]
-    assert about == same and facts["channel_def"] == {"0": "benign", "1": "malignant"}
+    assert replace(about, weights=same.weights) == same and about.weights != same.weights  # half precision
+    assert facts["channel_def"] == {"0": "benign", "1": "malignant"}
     with pytest.raises(CohortError, match="has no configs/metadata.json: it is not a bundle"):
         pack_model(tmp_path, tiny_run)
+    with pytest.raises(OutputError, match="models is read, and is the model of .*b itself; give the run folder"):
+        pack_model(bundle, bundle / "models", dtype="float16")
+    write_json({"required_packages_version": {"nibabel": "5.2"}}, bundle / "configs" / "metadata.json")
+    before = weights.read_bytes()
+    with pytest.raises(OutputError, match="b is a bundle of another program .* whose model is not replaced"):
+        pack_model(bundle, tiny_run)
+    assert weights.read_bytes() == before
 
 
 # overrides
@@ -263,6 +273,8 @@ def test_a_run_with_names_that_monai_would_execute_is_not_packed(name, tiny_run,
     run, bundle = shutil.copytree(tiny_run, tmp_path / "run"), new_bundle(tmp_path / "b")
     facts = json.loads((run / "model.json").read_text())
     facts[name][0] = "$__import__('os')"
+    if name == "modalities":
+        facts["case"]["modalities"][0] = facts[name][0]
     (run / "model.json").write_text(json.dumps(facts))
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
     with pytest.raises(OptionError, match="begins with [$]: .* itself predicts; .* rename this in the manifest"):

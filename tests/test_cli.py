@@ -313,7 +313,7 @@ def bend_file(folder):
 def test_register_to_the_template(tmp_path, capsys):
     pose = Transform.rigid((4, -3, 7), (6, -9, 5))
     save_volume(scan_head("mr", pose, 1), tmp_path / "t1.nii.gz")
-    given = ["register", "mni152", str(tmp_path / "t1.nii.gz"), "--out", str(tmp_path / "o.nii.gz")]
+    given = ["register", "mni152", str(tmp_path / "t1.nii.gz"), "--overwrite", "--out", str(tmp_path / "o.nii.gz")]
     assert main([*given, "--transform-out", str(tmp_path / "o.tfm")]) == 0
     assert "verdict ok" in capsys.readouterr().out
     found = load_transform(tmp_path / "o.tfm")
@@ -334,7 +334,7 @@ def test_register_to_the_template(tmp_path, capsys):
 def test_register_starts_from_a_transform(pair, tmp_path, capsys):
     start = str(tmp_path / "start.tfm")
     save_transform(Transform.rigid(translation_mm=SHIFT + (6, -5, 4)), start)
-    given = ["register", *pair, "--out", str(tmp_path / "o.nii.gz"), "--json", "--transform-in", start]
+    given = ["register", *pair, "--overwrite", "--out", str(tmp_path / "o.nii.gz"), "--json", "--transform-in", start]
     assert main([*given, "--kind", "translation"]) == 0
     matrix = np.array(json.loads(capsys.readouterr().out)["fixed_to_moving"])
     np.testing.assert_allclose(matrix[:3, 3], SHIFT, atol=0.5)
@@ -344,7 +344,7 @@ def test_register_starts_from_a_transform(pair, tmp_path, capsys):
 
 def test_register_applies_a_field_and_says_so(pair, tmp_path, capsys):
     bend, file = bend_file(tmp_path)
-    given = ["register", *pair, "--out", str(tmp_path / "o.nii.gz"), "--transform-in", file]
+    given = ["register", *pair, "--overwrite", "--out", str(tmp_path / "o.nii.gz"), "--transform-in", file]
     assert main([*given, "--kind", "none"]) == 0
     text = capsys.readouterr().out
     assert "after a displacement field of 6 x 7 x 5 voxels, up to " in text and "0.00% of it folds" in text

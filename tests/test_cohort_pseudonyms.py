@@ -137,5 +137,5 @@ def test_on_the_command_line(tmp_path: Path, key: Path, capsys: pytest.CaptureFi
     (case,) = read_manifest(tmp_path / "m.csv")
     assert case.subject == pseudonym("ID-17")
     assert case.images["ct"] == tmp_path / "s" / "Doe"  # the path stays, or nothing could be read
-    assert main(given) == 0
+    assert main([*given, "--overwrite"]) == 0
     assert "subject ID-17: CT" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from mmfusion.cohort import check_manifest, read_manifest
 from mmfusion.cohort.simulate.study import read_truth
 from mmfusion.demo import _refuse_another
 from mmfusion.errors import CohortError, ManifestError, MmfusionError, ReadError
-from mmfusion.files import read_fields, read_rows
+from mmfusion.files import claim, read_fields, read_rows
 from mmfusion.predict import Model, load_model, read_model, save_model
 from mmfusion.prepare import damaged_files, load_image, open_cohort
 from mmfusion.prepare.folder import read_case
@@ -248,9 +248,10 @@ def test_files_of_the_simulation_and_the_demo(tmp_path):
     (tmp_path / "truth.json").write_text('{"subjects": [{"label": 1}]}')
     with pytest.raises(ReadError, match=r"truth.json is damaged.*simulate the study again"):
         read_truth(tmp_path)
-    (tmp_path / "demo.json").write_text("[]")
+    demo = claim(tmp_path / "demo", "demo")
+    (demo / "demo.json").write_text("[]")
     with pytest.raises(ReadError, match=r"demo.json holds no fields"):
-        _refuse_another(tmp_path, {"seed": 0})
+        _refuse_another(demo, {"seed": 0})
 
 
 def test_landmarks_that_were_changed_are_measured_again():

@@ -180,7 +180,7 @@ def test_the_docs_name_what_an_address_can_hold():
 
 
 def test_an_empty_cohort_is_an_empty_page(tmp_path):
-    (tmp_path / "cases.csv").write_text("case,subject,status\n")
+    (tmp_path / "cases.csv").write_text("case,subject,status,modalities\n")
     assert "0 cases of 0 subjects: 0 ok, 0 doubtful, 0 failed." in Page(write_qc(tmp_path)).text
 
 

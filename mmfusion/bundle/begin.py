@@ -17,6 +17,7 @@ from monai.utils import set_determinism
 
 from mmfusion import errors
 from mmfusion.errors import MmfusionError, OptionError, printable, sentence
+from mmfusion.files import refusal_of_the_system
 from mmfusion.options import OPTIONS, unknown
 from mmfusion.report import write_report
 
@@ -204,6 +205,8 @@ def own_error(error: BaseException | None) -> MmfusionError | None:
             return getattr(errors, said[1], MmfusionError)(said[2])
         if isinstance(error, MmfusionError):
             return error
+        if refusal := refusal_of_the_system(error):
+            return refusal
         error = error.__cause__ or error.__context__
     return None
 

@@ -12,11 +12,13 @@ import yaml
 
 from mmfusion.errors import CohortError, OptionError, OutputError
 from mmfusion.files import (
+    atomic_path,
     check_folder,
     clear_temporary,
     folder_kind,
     interpreting,
     is_bundle,
+    json_text,
     optional_fields,
     temporary_path,
     write_json,
@@ -66,7 +68,11 @@ def new_bundle(folder: str | Path, **options: Any) -> Path:
         clear_temporary([folder])
         draft = temporary_path(folder / "draft")
         try:
-            shutil.copytree(TEMPLATE, draft, ignore=shutil.ignore_patterns("__pycache__"))
+            for source in TEMPLATE.rglob("*"):
+                if source.is_file() and "__pycache__" not in source.parts:
+                    copy = draft / source.relative_to(TEMPLATE)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    copy.write_bytes(source.read_bytes())
             _fill_template(draft, name, modalities, classes, chosen, given)
             for part in sorted(draft.iterdir()):  # all of it at once: whatever ends this, no half bundle is left
                 part.rename(folder / part.name)
@@ -122,15 +128,14 @@ def pack_model(bundle: str | Path, run: str | Path, *, dtype: str = "float32") -
             "replaced. Make one: mmfusion bundle new"
         )
     if model_folder(run).resolve() == (bundle / "models").resolve():
-        raise OutputError(
-            f"{run} is read and would be overwritten: it is the model of {bundle} itself. Give a run folder"
-        )
+        raise OutputError(f"{run} is read, and is the model of {bundle} itself; give the run folder of a training")
     model, network = load_model(run)
     remedy = f"{run} itself predicts; to put it into a bundle, rename this in the manifest, prepare and train again"
     _refuse_code({"class": model.classes, "modality": model.modalities, "strategy": model.network["strategy"]}, remedy)
     facts = _described(bundle, model.modalities, model.classes, model.network["strategy"])  # or refused, with no change
-    save_model(bundle / "models", network, model, dtype=dtype)
-    write_json(facts, bundle / "configs" / "metadata.json")
+    with atomic_path(bundle / "configs" / "metadata.json") as metadata:  # in place when the model is
+        metadata.write_text(json_text(facts), encoding="utf-8")
+        save_model(bundle / "models", network, model, dtype=dtype)
     return bundle / "models" / "model.pt"
 
 

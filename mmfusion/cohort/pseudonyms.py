@@ -5,9 +5,11 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from mmfusion.errors import ManifestError, OptionError, ReadError
+from mmfusion.files import temporary_path
 
 _LEAST_KEY = 32  # characters: 128 bits, if they are hexadecimal digits as those that are made here
 _DIGITS = 12  # 48 bits: among 10,000 subjects two collide with a probability of 2e-7
@@ -57,9 +59,7 @@ def read_pseudonyms(key_file: str | Path, tree: Path) -> Pseudonyms:
         raise OptionError(f"key file {path} lies inside {tree}: who gets the scans gets the key. Keep it elsewhere")
     try:
         if not path.exists():
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # Path.open sets no mode
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_hex(32) + "\n")
+            _make_key(path)
         key = path.read_bytes().strip()
     except OSError as error:
         raise ReadError(f"key file {path} cannot be read or made: {error.strerror}") from None
@@ -69,3 +69,16 @@ def read_pseudonyms(key_file: str | Path, tree: Path) -> Pseudonyms:
             "Name a file that does not exist, and a key is made"
         )
     return Pseudonyms(key)
+
+
+def _make_key(path: Path) -> None:
+    """Write a new key, whole or not at all, that nobody else may read; one that is there by now stays."""
+    temporary = temporary_path(path)
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # Path.open sets no mode
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+        with suppress(FileExistsError):
+            os.link(temporary, path)  # which never replaces a file, as renaming does
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -218,11 +218,11 @@ def check_output_file(path: str | Path, *, overwrite: bool = False, reads: Itera
     """
     path = Path(path)
     real = os.path.realpath(path)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, and a file is to be written; give the name of a file")
     for read in reads:
         if read is not None and (real == os.path.realpath(read) or _same_file(path, Path(read))):
             raise OutputError(f"{path} is read by the same command; choose another file to write")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder, and a file is to be written; give the name of a file")
     if not os.path.lexists(path):
         return path
     if not overwrite:

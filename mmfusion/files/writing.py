@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 TEMPORARY = ".mmfusion-tmp-"
 """How the names of all temporary files and folders begin, which nobody else's do."""
 
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EIO)
 _FORMULA = re.compile(r"'*[=+\-@]")
 
 
@@ -47,8 +49,16 @@ def writing(path: str | Path, remedy: str = "free space, or choose another place
     try:
         yield
     except OSError as error:
-        words = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error  # the first of many
-        raise OutputError(f"{path} cannot be written ({words}): {remedy}") from error
+        raise OutputError(f"{path} cannot be written ({error.strerror or error}): {remedy}") from error
+
+
+def refusal_of_the_system(error: BaseException | None) -> OutputError | None:
+    """One sentence for a full disk, a missing permission and the like, which libraries meet where they write; None for
+    any other error."""
+    if not isinstance(error, OSError) or error.errno not in _REFUSALS:
+        return None
+    place = error.filename or "a file"
+    return OutputError(f"{place} cannot be written or read ({error.strerror}): free space, or check its permissions")
 
 
 @contextmanager
@@ -101,8 +111,13 @@ def write_text(text: str, path: str | Path) -> None:
 
 
 def write_json(obj: Any, path: str | Path) -> None:
-    """Write JSON, atomically. Arrays become lists, paths text, data classes objects, NaN and infinity null."""
-    write_text(json.dumps(to_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+    """Write JSON, atomically; see :func:`json_text`."""
+    write_text(json_text(obj), path)
+
+
+def json_text(obj: Any) -> str:
+    """JSON. Arrays become lists, paths text, data classes objects, NaN and infinity null."""
+    return json.dumps(to_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_csv(rows: Iterable[Mapping[str, Any]], path: str | Path, columns: Sequence[str] | None = None) -> None:

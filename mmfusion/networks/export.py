@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -35,7 +36,9 @@ def export_torchscript(network: FusionNetwork, path: str | Path, size: Sequence[
     network = _evaluated(network)
     with atomic_path(path) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        torch.jit.save(torch.jit.script(network), str(part))
+        content = io.BytesIO()  # onto a full disk, torch's own writer ends the process
+        torch.jit.save(torch.jit.script(network), content)
+        part.write_bytes(content.getvalue())
         scripted = torch.jit.load(str(part))
         _check(network, lambda *given: scripted(*given), size, True, f"TorchScript file {path}")
 
@@ -60,13 +63,14 @@ def export_onnx(network: FusionNetwork, path: str | Path, size: Sequence[int], *
     network = _evaluated(network)
     given = dict(zip(_names(network, with_present), _example(network, size, with_present), strict=True))
     network.check_input(given["image"], given.get("present"), given.get("covariates"))  # a trace does not
+    content = io.BytesIO()
     with atomic_path(path) as part, warnings.catch_warnings():
         # the tracing exporter is the one that keeps row counts free; its warnings are of constants such as sizes
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
             (),
-            str(part),
+            content,
             kwargs=given,
             input_names=list(given),
             output_names=["pred"],
@@ -74,6 +78,7 @@ def export_onnx(network: FusionNetwork, path: str | Path, size: Sequence[int], *
             opset_version=_OPSET,
             dynamo=False,
         )
+        part.write_bytes(content.getvalue())
         _describe(network, part)
         if importlib.util.find_spec("onnxruntime") is not None:
             _check(network, _onnx_answer(part, list(given)), size, with_present, f"ONNX file {path}")

@@ -19,15 +19,15 @@ from mmfusion.files import (
     a_positive_number,
     a_table,
     a_text,
+    atomic_path,
     check_fields,
     interpreting,
+    json_text,
     or_null,
     read_fields,
     some_names,
     some_positive_numbers,
     write_bytes,
-    write_json,
-    writing,
 )
 from mmfusion.options import GROUPS, resolve
 
@@ -122,11 +122,13 @@ def save_model(folder: str | Path, network: torch.nn.Module, model: Model, *, dt
         weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
         if large := [name for name, value in weights.items() if not value.isfinite().all()]:
             raise CohortError(f"{large[0]} has a value that does not fit float16; use --dtype float32")
-    with writing(folder):
-        for name in ("model.json", *EXPORTS.values()):  # a model is whole or not there
+    about = {"format": _FORMAT, **asdict(replace(model, weights=weights_hash(weights)))}
+    # both are on the disk before anything is replaced: if they do not fit, the earlier model stays as it is
+    with atomic_path(folder / "model.json") as description, atomic_path(folder / "model.pt") as tensors:
+        tensors.write_bytes(_saved(weights))
+        description.write_text(json_text(about), encoding="utf-8")
+        for name in ("model.json", *EXPORTS.values()):  # weights never lie beside what was said of others
             (folder / name).unlink(missing_ok=True)
-    save_tensors(weights, folder / "model.pt")
-    write_json({"format": _FORMAT, **asdict(replace(model, weights=weights_hash(weights)))}, folder / "model.json")
 
 
 def save_tensors(state: Any, path: Path) -> None:
@@ -135,9 +137,13 @@ def save_tensors(state: Any, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    content = io.BytesIO()  # writing itself, torch would end with an error of its own, or the process
+    write_bytes(_saved(state), path)
+
+
+def _saved(state: Any) -> bytes:
+    content = io.BytesIO()  # writing itself, torch would end with an error of its own
     torch.save(state, content)
-    write_bytes(content.getvalue(), path)
+    return content.getvalue()
 
 
 def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:
@@ -233,12 +239,15 @@ def load_weights(file: str | Path, network: FusionNetwork) -> dict[str, torch.Te
     Raises:
         CohortError: the file is damaged, holds more than tensors, or the weights of another network.
     """
-    weights = load_tensors(file)
-    own = network.state_dict()
-    if strange := [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]:
+    try:
+        weights = load_tensors(file)
+        if strange := [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]:
+            raise TypeError(f"{strange[0]!r:.40} is no tensor")
+    except Exception as error:  # of pickle, zip and torch alike
         raise CohortError(
-            f"{file} is not a file of weights alone, as mmfusion writes it: {strange[0]!r:.40} is no tensor; {_REMEDY}"
-        )
+            f"{file} is not a file of weights alone, as mmfusion writes it: {first_line(error)[:150]}; {_REMEDY}"
+        ) from error
+    own = network.state_dict()
     fits = {name: value.shape for name, value in own.items()} == {n: v.shape for n, v in weights.items()}
     if not fits:
         other = sorted(name for name in own.keys() | weights.keys() if name not in own or name not in weights)
@@ -251,21 +260,16 @@ def load_weights(file: str | Path, network: FusionNetwork) -> dict[str, torch.Te
     return weights
 
 
-def load_tensors(file: str | Path, remedy: str = _REMEDY) -> dict[str, Any]:
+def load_tensors(file: str | Path) -> dict[str, Any]:
     """What a ``.pt`` file of ours holds, unchanged since it was written: tensors and plain values by name.
 
     Raises:
-        CohortError: it is damaged, or holds more than that; ``remedy`` says what to do.
+        Exception: of pickle, zip and torch alike; the file is damaged, or holds more than that.
     """
-    try:
-        refuse_changed_parts(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise TypeError(f"it holds {type(content).__name__}")
-    except Exception as error:  # of pickle, zip and torch alike
-        raise CohortError(
-            f"{file} is not a file of weights alone, as mmfusion writes it: {first_line(error)}; {remedy}"
-        ) from error
+    refuse_changed_parts(file)
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise TypeError(f"it holds {type(content).__name__}")
     return content
 
 

@@ -95,7 +95,7 @@ class PredictionsHandler:
 
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
 
     def _start(self, _: Any) -> None:
         self.rows = []
@@ -104,7 +104,8 @@ class PredictionsHandler:
         shares = [probabilities(engine.state.output[name], one) for name, one in self.answers.items()]
         self.rows += prediction_rows(engine.state.batch, np.stack(shares), self.model)
 
-    def _write(self, _: Any) -> None:
+    def write(self, _: Any = None) -> None:
+        """Write what was collected (called by ignite; and where there is nothing to evaluate, as every case failed)."""
         write_predictions(self.path, self.rows, self.model, self.part, self.cohort, each=self.each)
 
 

@@ -43,8 +43,7 @@ from mmfusion.files import (
     write_json,
 )
 from mmfusion.io import save_transform
-from mmfusion.options import GROUPS, resolve
-from mmfusion.registration import TEMPLATES
+from mmfusion.options import GROUPS, OPTIONS, resolve
 from mmfusion.report import write_qc
 
 if TYPE_CHECKING:
@@ -322,7 +321,7 @@ def announce_files(out: Path, case_id: str, names: Iterable[str]) -> set[str]:
 
 def remove_case(out: Path, case: Case) -> None:
     """Remove what preparing wrote of a case, and nothing else."""
-    own = [f"{name}.{ending}" for name in (*case.images, *TEMPLATES) for ending in ("tfm", "h5")]
+    own = [f"{name}.{ending}" for name in (*case.images, *OPTIONS["to"].choices) for ending in ("tfm", "h5")]
     names = {f"cases/{case.id}/{name}" for name in ("image.npy", "qc.npz", *own)}
     record = _record(out, case.id) or {}
     _remove_files(out, names | set(record.get("checksums", {})))

@@ -24,7 +24,7 @@ import torch
 from ignite.engine import Events
 from monai.transforms import Randomizable, Transform
 
-from mmfusion.errors import CohortError
+from mmfusion.errors import CohortError, first_line
 from mmfusion.files import interpreting, optional_fields, read_fields, to_plain, writing
 from mmfusion.predict.model import EXPORTS, load_tensors, save_tensors
 from mmfusion.training.distributed import gather, is_first, refuse_together
@@ -184,9 +184,9 @@ class Checkpoints:
 def _read(file: Path) -> tuple[dict[str, Any], str | None]:
     """What a file for resuming holds, or what is wrong with it."""
     try:
-        state = load_tensors(file, _ANEW)
-    except CohortError as error:
-        return {}, str(error)
+        state = load_tensors(file)
+    except Exception as error:  # of pickle, zip and torch alike
+        state = {"format": first_line(error)[:150]}
     if state.get("format") == _FORMAT and isinstance(state.get("random"), list):
         return state, None
     return {}, (
