@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from robustness_study import PREPARING, TRAINING, Outcome, configured, typed
+import numpy as np
+from robustness_study import PREPARING, TRAINING, Outcome, configured, scan, typed
 from robustness_targets import (
     ADDED,
     FOLDERS,
@@ -27,6 +28,8 @@ from robustness_targets import (
     strangers_like_ours,
     strangers_our_names,
 )
+
+from mmfusion.io import save_volume
 
 Run = Callable[[Path, Path], Outcome]
 Fields = tuple[str, str, str, Make, Run, tuple[str, ...], str, str]
@@ -333,7 +336,9 @@ def _single_files() -> Iterator[Fields]:
     def with_mask(make: Make) -> Make:
         def made(box: Box, kind: str, own: str) -> Path:
             start = box.path / "start.tfm"
-            shutil.copy(box.path / scans[1], box.path / "mask.nii.gz")
+            still = scan(0, "ct")
+            mask = still.replace(array=(still.array > -500).astype(np.uint8), units="label")
+            save_volume(mask, box.path / "mask.nii.gz")
             typed("register", *(box.path / one for one in scans), "--out", box.path / "first.nii.gz", "--kind", "none",
                   "--transform-out", start, "--fixed-modality", "ct", "--moving-modality", "ct")  # fmt: skip
             (box.path / "first.nii.gz").unlink(missing_ok=True)
