@@ -232,7 +232,7 @@ def faults(one: Attempt, box: Box, target: Path, before: dict[str, str], outcome
             words.append(_word(name, before, after))
     was_marked = any(f"{place}/.mmfusion.json" in before for place in places)  # else it may be anybody's
     words += [f"leaves {name}" for name in after if ".mmfusion-tmp-" in name and (was_marked or name not in before)]
-    of_its_own = one.may_change[0] == "TARGET" and one.kind not in ("", "bundle")
+    of_its_own = one.may_change[:1] == ("TARGET",) and one.kind not in ("", "bundle")
     if of_its_own and not outcome.status and not (target / ".mmfusion.json").is_file():
         words.append("leaves no mark")
     if one.keeps_earlier and not outcome.status:
