@@ -15,6 +15,14 @@ killed: `mmfusion prepare` of 12 cases is killed (kill -9) at random moments and
 
 hindered: the disk is full, or read-only (needs the right to mount one), or a scan disappears while others are prepared.
 
+folders: more than 1,000 combinations of a command and a target that a user may name, by docs/outputs.md: nothing of
+    the user's is changed or removed, and what is refused leaves everything as it was.
+
+kills: train, predict, bundle pack and report, killed at random moments and begun again, end as undisturbed.
+
+disks: every command on disks that are too small for it and on a read-only one (needs the right to mount one) ends in
+    one sentence, with nothing half written, and ends well when there is space.
+
 own_files: files that mmfusion wrote (a cohort, runs, a bundle with exports), each mutated in a way that its number
     decides, and read by a command: allowed is its work, or one sentence.
 """
@@ -35,6 +43,9 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # before the workers start, which look there, too
 
+import robustness_disks
+import robustness_folders
+import robustness_kills
 import robustness_own_files
 import robustness_prepare
 from corrupt_files import MEMORY_LIMIT, READERS, attempt, corrupt, make_seeds
@@ -56,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=1000, help="corrupted files")
     parser.add_argument("--mutations", type=int, default=1000, help="of files that mmfusion wrote")
-    parser.add_argument("--moments", type=int, default=30, help="at which prepare is killed")
+    parser.add_argument("--moments", type=int, default=30, help="at which commands are killed")
     parser.add_argument("--part", nargs="+", choices=[part.__name__ for part in PARTS], help="all if absent")
     given = parser.parse_args()
     facts: dict[str, Any] = {
@@ -118,13 +129,34 @@ def hindered(_: argparse.Namespace) -> dict[str, Any]:
         return robustness_prepare.hindered(Path(folder))
 
 
+def folders(_: argparse.Namespace) -> dict[str, Any]:
+    """Commands told to write where they must not; see above."""
+    with tempfile.TemporaryDirectory() as folder:
+        return robustness_folders.folders(Path(folder))
+
+
+def kills(given: argparse.Namespace) -> dict[str, Any]:
+    """Kill the other commands; see above."""
+    with tempfile.TemporaryDirectory() as folder:
+        return robustness_kills.kills(Path(folder), given.moments)
+
+
+def disks(_: argparse.Namespace) -> dict[str, Any]:
+    """Small disks; see above."""
+    with tempfile.TemporaryDirectory() as folder:
+        return robustness_disks.disks(Path(folder))
+
+
 def own_files(given: argparse.Namespace) -> dict[str, Any]:
     """Mutate files that mmfusion wrote; see above."""
     with tempfile.TemporaryDirectory() as folder:
         return robustness_own_files.own_files(Path(folder), given.mutations)
 
 
-PARTS: list[Callable[[argparse.Namespace], dict[str, Any]]] = [corrupt_files, killed, hindered, own_files]
+PARTS: list[Callable[[argparse.Namespace], dict[str, Any]]] = [
+    *(corrupt_files, killed, hindered),
+    *(own_files, folders, kills, disks),
+]
 
 
 if __name__ == "__main__":
