@@ -390,9 +390,10 @@ def _simulate(out: str, **sizes: int | None) -> int:
 
 
 def _report(run: str) -> int:
+    from mmfusion.files import CohortFolder
     from mmfusion.report import write_qc, write_report
 
-    is_cohort = (Path(run) / "cases.csv").is_file()
+    is_cohort = CohortFolder(Path(run)).table.is_file()
     _say(write_qc(run) if is_cohort else write_report(run))
     return 0
 

@@ -28,7 +28,7 @@ from mmfusion.cohort.simulate import (
 )
 from mmfusion.errors import CohortError, printable
 from mmfusion.evaluation import classification_metrics
-from mmfusion.files import claim, clear_temporary, optional_fields, write_json
+from mmfusion.files import CohortFolder, RunFolder, claim, clear_temporary, optional_fields, write_json, writing
 from mmfusion.io import load_transform
 from mmfusion.options import resolve
 from mmfusion.predict import read_predictions
@@ -90,7 +90,8 @@ def run_demo(
     run = out / "run"
     _step("train and evaluate the fusion", lambda: _train(cohort, run, chosen))
     for name in MODALITIES:
-        _step(f"train and evaluate {name} alone", lambda n=name: _train(cohort, run / "single" / n, chosen, [n]))
+        alone = RunFolder(run).single(name).path
+        _step(f"train and evaluate {name} alone", lambda n=name, to=alone: _train(cohort, to, chosen, [n]))
     _step(
         "predict on the raw scans",
         lambda: run_config(
@@ -167,19 +168,20 @@ def simulated_cohort(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Cohort:
     """A cohort folder of these subjects: ``known`` to train and, the first fifth, to validate on; ``fresh`` to test."""
-    claim(folder, "simulated cohort")
-    if (folder / "cases.csv").is_file():  # written last
+    files = CohortFolder(folder).claim("simulated cohort")
+    if files.table.is_file():  # written last
         return open_cohort(folder)
     options = resolve({**GRID, "modalities": list(MODALITIES)}, "case")
     validation = len(known) // 5
     splits = ["validation"] * validation + ["train"] * (len(known) - validation) + ["test"] * len(fresh)
-    clear_temporary([folder, folder / "cases"])
     rows = []
-    for subject, split in zip([*known, *fresh], splits, strict=True):
-        rows.append(write_case(folder, _case(subject, split), _on_grid(subject, options), key=_FORMAT))
-        if progress:
-            progress(len(rows), len(splits), subject.subject)
-    return write_cohort(folder, {**options, "simulated": True}, rows, qc=False)
+    with files.lock(), writing(folder):
+        files.clear()
+        for subject, split in zip([*known, *fresh], splits, strict=True):
+            rows.append(write_case(folder, _case(subject, split), _on_grid(subject, options), key=_FORMAT))
+            if progress:
+                progress(len(rows), len(splits), subject.subject)
+        return write_cohort(folder, {**options, "simulated": True}, rows, qc=False)
 
 
 def _drawn(train: int, test: int, seed: int) -> tuple[list[SimulatedSubject], list[SimulatedSubject]]:
@@ -208,7 +210,7 @@ def _on_grid(subject: SimulatedSubject, options: dict[str, Any]) -> CaseResult:
 
 def _train(cohort: Cohort, run: Path, training: dict[str, Any], modalities: list[str] | None = None) -> None:
     """``train.yaml`` and ``evaluate.yaml`` of the bundle, as ``python -m monai.bundle run`` would."""
-    if not (run / "model.json").is_file():
+    if not RunFolder(run).model.is_file():
         run_config("train", TEMPLATE, cohort=str(cohort.folder), run_dir=str(run), modalities=modalities, **training)
     run_config("evaluate", TEMPLATE, run_dir=str(run), seed=training["seed"])
 

@@ -284,7 +284,7 @@ _TABLE = (
     Option("json", bool, False, "print one JSON object instead of text"),
     Option("subjects", int, 40, "simulated subjects that go the whole way as raw scans", low=8),
     Option("train_subjects", int, 400, "simulated subjects to train on, a fifth of them for validation", low=40),
-    Option("test_subjects", int, 1000, "simulated subjects of the test part", low=0),
+    Option("test_subjects", int, 1000, "simulated subjects of the test part", low=1),
 )
 
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}

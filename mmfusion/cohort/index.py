@@ -10,6 +10,7 @@ from mmfusion.cohort.labels import join_labels
 from mmfusion.cohort.pseudonyms import read_pseudonyms
 from mmfusion.cohort.tree import index_tree
 from mmfusion.errors import OptionError
+from mmfusion.files import is_there
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,8 @@ def build_index(
         OptionError: ``label`` without a table that could have it, or a key inside ``root``.
     """
     root = Path(root).absolute()
+    if labels is not None and pseudonymize is not None and Path(labels).resolve() == Path(pseudonymize).resolve():
+        raise OptionError(f"{labels} is given as label table and as key file; give the key a file of its own")
     pseudonyms = None if pseudonymize is None else read_pseudonyms(pseudonymize, root)
     named = pseudonyms or str
     if is_bids(root):
@@ -66,4 +69,4 @@ def is_input(path: str | Path, root: str | Path) -> bool:
     """Whether an index of ``root`` reads a file: it lies below ``root`` and is no table, or a table of a BIDS tree."""
     path, root = Path(path).resolve(), Path(root).resolve()
     tables = (".csv",) if is_bids(root) else (".csv", ".tsv")
-    return path.is_relative_to(root) and path.exists() and path.suffix.lower() not in tables
+    return path.is_relative_to(root) and is_there(path) and path.suffix.lower() not in tables

@@ -8,14 +8,14 @@ import io
 from collections import Counter
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.errors import ManifestError, ReadError, printable
-from mmfusion.files import plain_cell
+from mmfusion.files import is_there, plain_cell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 MISSING = ("", "n/a")
 """What an unknown value looks like: an empty cell, or as in BIDS."""
@@ -66,7 +66,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     Raises:
         ReadError: the file does not exist, is not text, or is empty.
     """
-    if not path.is_file():
+    if not is_there(path, Path.is_file):
         raise ReadError(f"{path} does not exist or is not a file; a CSV or TSV table is needed.")
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -22,6 +22,7 @@ from mmfusion.files.folders import (
     is_bundle,
     refuse_replacing,
 )
+from mmfusion.files.layout import EXPORTS, CohortFolder, RunFolder
 from mmfusion.files.locks import FolderLock, lock_folder, lock_for_process
 from mmfusion.files.reading import (
     interpreting,
@@ -60,6 +61,9 @@ __all__ = [
     "refuse_replacing",
     "folder_kind",
     "is_bundle",
+    "CohortFolder",
+    "RunFolder",
+    "EXPORTS",
     "FolderLock",
     "lock_folder",
     "lock_for_process",

@@ -223,6 +223,8 @@ def check_output_file(path: str | Path, *, overwrite: bool = False, reads: Itera
     """
     path = Path(path)
     real = os.path.realpath(path)
+    with writing(path, "choose another name"), suppress(FileNotFoundError):
+        path.lstat()  # the name is too long, or a folder on the way is a file
     if path.is_dir():
         raise OutputError(f"{path} is a folder, and a file is to be written; give the name of a file")
     for read in reads:

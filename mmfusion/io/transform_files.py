@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from mmfusion.errors import GeometryError, ReadError
+from mmfusion.errors import GeometryError, OutputError, ReadError
 from mmfusion.files import atomic_path, refuse_special
 from mmfusion.io.metaimage import LPS_TO_RAS, META, last_line
 from mmfusion.io.nifti import check_nifti_header
@@ -54,6 +55,10 @@ def save_transform(transform: Transform, path: str | Path) -> None:
         found = sitk.CompositeTransform(_to_parts(transform.matrix, transform.displacement))
     with atomic_path(path) as temporary:
         sitk.WriteTransform(found, str(temporary))
+        if path.suffix.lower() in (".tfm", ".txt") and not re.search(
+            r"\nFixedParameters:[^\n]*\n$", temporary.read_text()
+        ):
+            raise OutputError(f"{path} cannot be written (it is cut off): free space, or choose another place")
 
 
 def load_transform(path: str | Path) -> Transform:

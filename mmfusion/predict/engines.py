@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from mmfusion.errors import CohortError, MmfusionError, OptionError, OutputError, ReadError, first_line
-from mmfusion.files import folder_kind
+from mmfusion.files import EXPORTS, folder_kind
 from mmfusion.options import unknown
-from mmfusion.predict.model import EXPORTS, Model, load_model, model_folder, read_model, refuse_changed_parts
+from mmfusion.predict.model import Model, load_model, model_folder, read_model, refuse_changed_parts
 from mmfusion.volume import check_device
 
 Engine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import CohortError
-from mmfusion.files import interpreting, optional_fields, read_rows
+from mmfusion.files import RunFolder, interpreting, optional_fields, read_rows
 from mmfusion.options import GROUPS
 from mmfusion.predict.model import Model, load_model
 
@@ -76,7 +76,7 @@ def fold_runs(folder: str | Path) -> dict[int, Path]:
     """
     folder = Path(str(folder))  # MONAI's command line turns --run 7 into a number
     there = _numbers(folder)
-    runs = {fold: folder / f"fold_{fold}" for fold in there}
+    runs = {fold: RunFolder(folder).fold(fold).path for fold in there}
     facts = {fold: _facts(runs[fold]) for fold in there if (runs[fold] / "model.json").is_file()}
     wanted = {*there, *(int(fold) for fact in facts.values() for fold in fact.get("folds of the cases", {}).values())}
     train = f"train with train.yaml --run_dir {folder} --fold"
@@ -99,7 +99,7 @@ def fold_runs(folder: str | Path) -> dict[int, Path]:
 
 def _numbers(folder: Path) -> list[int]:
     """The folds that have a folder of their own."""
-    return sorted(int(run.name[5:]) for run in folder.glob("fold_*") if run.name[5:].isdecimal())
+    return list(RunFolder(folder).folds())
 
 
 def _facts(run: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 
 from mmfusion.errors import CohortError, OptionError, ReadError, first_line
 from mmfusion.files import (
+    EXPORTS,
     Check,
     a_flag,
     a_number,
@@ -51,8 +52,6 @@ _FIELDS: dict[str, Check] = {
 }
 """What ``model.json`` holds beside its format: the fields of :class:`Model`, and what each must be."""
 _REMEDY = "train again, or copy the model again"
-EXPORTS = {"torchscript": "model.ts", "onnx": "model.onnx"}
-"""Files beside ``model.pt`` that answer without this package, by the engine that runs them."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from mmfusion import __version__
 from mmfusion.cohort import Case, read_manifest
 from mmfusion.cohort.files import inputs_of, without_paths
 from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError, OutputError, ReadError, VoxelError
-from mmfusion.files import read_fields, write_json
+from mmfusion.files import CohortFolder, read_fields, write_json
 from mmfusion.options import GROUPS, OPTIONS, resolve
 from mmfusion.prepare.case import check_crop, prepare_case
 from mmfusion.prepare.derivatives import refuse_shared_names, write_dataset, write_derivative
@@ -130,7 +130,7 @@ def prepare_cohort(
         todo = [case for case in cases if records[case.id] is None]
         tell(len(cases) - len(todo))
         if todo:  # until all is done the folder is not a finished cohort, see open_cohort
-            (order.out / "cases.csv").unlink(missing_ok=True)
+            CohortFolder(order.out).table.unlink(missing_ok=True)
         with closing(run(_prepare_one, todo)) as results:
             for case, found in results:
                 record = _failed(case, order, str(found)) if isinstance(found, LostError) else found
@@ -184,7 +184,7 @@ def _fit(cases: Sequence[Case], run: Callable[..., Any], tell: Callable[..., Non
 
 def _landmarks_of(case: Case, order: _Order) -> dict[str, Any]:
     """The landmarks of a case's MR scans, kept in the cohort folder for the next time; none if it cannot be read."""
-    place = order.out / "landmarks" / f"{case.id}.json"
+    place = CohortFolder(order.out).landmarks / f"{case.id}.json"
     asked = {name: order.options[name] for name in LOADING}
     try:
         key = case_key(case, asked, source_digests(case))
@@ -249,14 +249,14 @@ def _unchanged(case: Case, order: _Order) -> dict[str, Any] | None:
 
 
 def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
-    start, trace = perf_counter(), order.out / "cases" / f"{case.id}.error.txt"
+    start, trace = perf_counter(), CohortFolder(order.out).cases / f"{case.id}.error.txt"
     trace.unlink(missing_ok=True)
     try:
         stamp, digests = case_stamp(case, order.asked), source_digests(case)
         key = case_key(case, order.asked, digests)
         record = read_case(order.out, case.id)
         if record and record.get("key") == key:  # the files moved or were written again, and hold the same
-            write_json({**record, "stamp": stamp}, order.out / "cases" / case.id / "case.json")
+            write_json({**record, "stamp": stamp}, CohortFolder(order.out).record(case.id))
             return record
         result = prepare_case(case, keep_volumes=order.storage["save_nifti"], device=order.device, **order.options)
         if case_stamp(case, order.asked) != stamp:

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mmfusion.errors import CohortError
-from mmfusion.files import claim, clear_temporary, lock_folder, write_text, writing
-from mmfusion.prepare.derivatives import FOLDER
+from mmfusion.files import CohortFolder, write_text, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,20 +32,16 @@ def exclusive(out: Path, *, reads: Iterable[Path] = (), series: Iterable[Path] =
         OutputError: it is not a cohort folder, or cannot be written.
         CohortError: somebody else is writing into it.
     """
-    claim(out, "cohort", reads=reads, series=series)
-    with writing(
-        f"the cohort folder {out}", "free space, or choose another --out; the same command goes on where it stopped"
-    ):
-        cases = out / "cases"
-        cases.mkdir(exist_ok=True)
-        with lock_folder(out, "mmfusion prepare"):
-            clear_temporary([out, cases, *cases.iterdir(), out / FOLDER, out / "landmarks", out / "qc"])
-            token = secrets.token_hex(8)
-            write_text(token, out / _RUN)
-            try:
-                yield token
-            finally:
-                (out / _RUN).unlink(missing_ok=True)
+    folder = CohortFolder(out).claim(reads=reads, series=series)
+    remedy = "free space, or choose another --out; the same command goes on where it stopped"
+    with writing(f"the cohort folder {out}", remedy), folder.lock():
+        folder.clear()
+        token = secrets.token_hex(8)
+        write_text(token, out / _RUN)
+        try:
+            yield token
+        finally:
+            (out / _RUN).unlink(missing_ok=True)
 
 
 def refuse_other_run(out: Path, token: str) -> None:

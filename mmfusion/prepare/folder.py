@@ -30,6 +30,7 @@ from mmfusion import __version__
 from mmfusion.cohort import Case
 from mmfusion.errors import MmfusionError, OptionError, ReadError, first_line
 from mmfusion.files import (
+    CohortFolder,
     a_flag,
     a_table,
     a_text,
@@ -140,7 +141,7 @@ def open_cohort(folder: str | Path) -> Cohort:
     """
     folder = Path(folder)
     options, _ = _read_options(folder)
-    rows = read_rows(folder / "cases.csv", _unfinished(folder), _NEEDED)
+    rows = read_rows(CohortFolder(folder).table, _unfinished(folder), _NEEDED)
     if not rows:
         raise ReadError(f"{folder / 'cases.csv'} is damaged, it has no row; {_again(folder)}")
     names: set[str] = set()
@@ -161,7 +162,7 @@ def _again(folder: Path) -> str:
 
 def _read_options(folder: Path) -> tuple[dict[str, Any], bool]:
     """The group ``case`` of a cohort's ``options.json``, and whether it is simulated."""
-    path = folder / "options.json"
+    path = CohortFolder(folder).options
     fields = {"save_nifti": False, "keep_paths": False, "dtype": "float32", "simulated": False, "versions": {}}
     fields |= optional_fields(path, _unfinished(folder))
     checks = dict.fromkeys((*GROUPS["case"], *GROUPS["storage"]), lambda value: value)
@@ -245,8 +246,9 @@ def write_cohort(
 ) -> Cohort:
     """Write the tables and the QC page of a cohort folder whose cases are there, and open it."""
     columns = list(dict.fromkeys([*_CASE_COLUMNS, *sorted({name for row in rows for name in row})]))
-    write_json({**options, "versions": versions()}, out / "options.json")
-    write_csv(rows, out / "cases.csv", columns)  # last: with it the folder counts as finished
+    files = CohortFolder(out)
+    write_json({**options, "versions": versions()}, files.options)
+    write_csv(rows, files.table, columns)  # last: with it the folder counts as finished
     if qc:
         write_qc(out)
     return open_cohort(out)
@@ -273,7 +275,7 @@ def write_case(
     files are on the disk under their names. Files of an earlier preparation that the case no longer has are removed;
     files of others stay.
     """
-    final = out / "cases" / case.id
+    final = CohortFolder(out).cases / case.id
     temporary = temporary_path(final)
     temporary.mkdir(parents=True)
     try:
@@ -313,7 +315,7 @@ def announce_files(out: Path, case_id: str, names: Iterable[str]) -> set[str]:
     """
     record = _record(out, case_id) or {}
     before = dict(record.get("checksums", {}))
-    file = out / "cases" / case_id / "case.json"
+    file = CohortFolder(out).record(case_id)
     write_json({**record, "key": "", "stamp": "", "checksums": {**dict.fromkeys(names, ""), **before}}, file)
     to_disk(file)
     return set(before)
@@ -375,7 +377,7 @@ _RECORD = {
 
 def _record(out: Path, case_id: str) -> dict[str, Any] | None:
     """``case.json``; None if it is gone or damaged, or names files outside the cohort."""
-    path = out / "cases" / case_id / "case.json"
+    path = CohortFolder(out).record(case_id)
     with suppress(MmfusionError):
         record = read_fields(path, "the record of a case")
         needed = {name: value for name, value in record.items() if name in _RECORD}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfusion.files import optional_fields, read_rows, refuse_replacing
+from mmfusion.files import CohortFolder, optional_fields, read_rows, refuse_replacing
 from mmfusion.report import page
 from mmfusion.report.album import Album
 from mmfusion.report.cards import GOOD_AND_BAD, case_card
@@ -85,10 +85,11 @@ def write_qc(cohort_dir: str | Path) -> Path:
         OutputError: there is a ``qc.html`` of somebody else, or it cannot be written.
     """
     cohort = Path(cohort_dir)
-    refuse_replacing(cohort / "qc.html", "cohort", "simulated cohort")
-    rows = worst_first(read_rows(cohort / "cases.csv", f"run `mmfusion prepare ... --out {cohort}` first", _NEEDED))
-    options = optional_fields(cohort / "options.json")
-    folder = cohort / "qc"
+    files = CohortFolder(cohort)
+    refuse_replacing(files.page, "cohort", "simulated cohort")
+    rows = worst_first(read_rows(files.table, f"run `mmfusion prepare ... --out {cohort}` first", _NEEDED))
+    options = optional_fields(files.options)
+    folder = files.pictures
     album = Album(folder if len(rows) > INSIDE else None)
     cards = [case_card(cohort, row, album) for row in rows]
     columns = [column for column in COLUMNS if any(column.cell(row) is not None for row in rows)]
@@ -103,7 +104,7 @@ def write_qc(cohort_dir: str | Path) -> Path:
         element("div", join(cards), id="cases"),
         page.section("Options and versions", page.options_table(options, "Options of mmfusion prepare")),
     ]
-    path = page.write_page(cohort / "qc.html", f"QC of {cohort.resolve().name}", body, extra="qc")
+    path = page.write_page(files.page, f"QC of {cohort.resolve().name}", body, extra="qc")
     album.remove_others(folder)
     return path
 

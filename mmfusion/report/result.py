@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmfusion.errors import CohortError
-from mmfusion.files import is_there, optional_fields, read_rows
+from mmfusion.files import RunFolder, is_there, optional_fields, read_rows
 from mmfusion.report.files import number
 
 
@@ -95,10 +95,11 @@ def read_result(run_dir: str | Path) -> Result:
     """
     folder = Path(run_dir)
     remedy = f"run the bundle's evaluate.yaml with --run {folder} first"
-    options = optional_fields(folder / "options.json")
-    metrics = optional_fields(folder / "metrics.json", remedy) if (folder / "predictions.csv").is_file() else {}
-    rows = read_rows(folder / "predictions.csv", remedy)
-    predictions = read_predictions(folder / "predictions.csv", rows, options, str(metrics.get("part", "test")))
+    files = RunFolder(folder)
+    options = optional_fields(files.options)
+    metrics = optional_fields(files.metrics, remedy) if files.predictions.is_file() else {}
+    rows = read_rows(files.predictions, remedy)
+    predictions = read_predictions(files.predictions, rows, options, str(metrics.get("part", "test")))
     _refuse_stale(folder, rows, metrics)
     cohort = cohort_folder(folder, options.get("cohort"))
     return Result(
@@ -106,8 +107,8 @@ def read_result(run_dir: str | Path) -> Result:
         options=options,
         metrics=metrics,
         predictions=predictions,
-        split=read_rows(folder / "split.csv"),
-        history=read_rows(folder / "history.csv"),
+        split=read_rows(files.split),
+        history=read_rows(files.history),
         cohort=cohort,
         cases=read_rows(cohort / "cases.csv") if cohort else [],
         cohort_options=optional_fields(cohort / "options.json") if cohort else {},
@@ -134,7 +135,8 @@ def _refuse_stale(folder: Path, rows: list[dict[str, str]], metrics: dict[str, A
     for file, (now, then) in measured.items():
         if now and then and now != then:
             raise CohortError(f"{folder / 'metrics.json'} is of an earlier {file}; evaluate {folder} again")
-    files = [folder / "model.json", *folder.glob("fold_*/model.json")]
+    run = RunFolder(folder)
+    files = [run.model, *(fold.model for fold in run.folds().values())]
     models = {str(weights) for file in files if (weights := optional_fields(file).get("weights"))}
     if models and set(made_by) - models:
         raise CohortError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import CohortError
-from mmfusion.files import interpreting, read_rows, refuse_replacing
+from mmfusion.files import RunFolder, interpreting, read_rows, refuse_replacing
 from mmfusion.report import charts, page
 from mmfusion.report.cards import GOOD_AND_BAD, case_card
 from mmfusion.report.files import (
@@ -43,10 +43,10 @@ def write_report(run_dir: str | Path) -> Path:
         ReadError: a file is damaged.
         OutputError: there is a ``report.html`` of somebody else, or it cannot be written.
     """
-    refuse_replacing(Path(run_dir) / "report.html", "run")
+    refuse_replacing(RunFolder(Path(run_dir)).page, "run")
     result = read_result(run_dir)
-    with interpreting(result.folder / "metrics.json", "evaluate the run again"):
-        return page.write_page(result.folder / "report.html", *_page(result))
+    with interpreting(RunFolder(result.folder).metrics, "evaluate the run again"):
+        return page.write_page(RunFolder(result.folder).page, *_page(result))
 
 
 def _page(result: Result) -> tuple[str, list[Html]]:
@@ -179,7 +179,7 @@ def _single_curves(result: Result) -> dict[str, Any]:
     """ROC input of each modality trained alone, where its run has predictions of the same part."""
     found = {}
     for name in result.comparison or result.modalities:
-        path = result.folder / "single" / name / "predictions.csv"
+        path = RunFolder(result.folder).single(name).predictions
         rows = read_rows(path)
         try:
             part = str(result.metrics.get("part", "test"))

@@ -24,9 +24,9 @@ import torch
 from ignite.engine import Events
 from monai.transforms import Randomizable, Transform
 
-from mmfusion.errors import CohortError, first_line
-from mmfusion.files import interpreting, optional_fields, read_fields, to_plain, writing
-from mmfusion.predict.model import EXPORTS, load_tensors, save_tensors
+from mmfusion.errors import CohortError, first_line, printable
+from mmfusion.files import RunFolder, interpreting, optional_fields, read_fields, to_plain
+from mmfusion.predict.model import load_tensors, save_tensors
 from mmfusion.training.distributed import gather, is_first, refuse_together
 
 if TYPE_CHECKING:
@@ -36,15 +36,11 @@ if TYPE_CHECKING:
 
     from mmfusion.training.engine import History
 
-RESUME = "resume.pt"
 _FORMAT = 1
-_MADE = ("checkpoints/best.pt", "checkpoints/final.pt", f"checkpoints/{RESUME}", "model.pt", "model.json")
-_RESULTS = (*_MADE, *EXPORTS.values(), "history.csv", "predictions.csv", "metrics.json", "report.html")
-_DESCRIPTION = ("split.csv", "configuration.json", "options.json")
 _ANEW = "add --resume False to begin anew"
 
 
-def keep_unfinished(run: Path, options: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
+def keep_unfinished(run: RunFolder, options: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
     """Keep the checkpoints of an unfinished training with these options; move any other training out of the way.
 
     Args:
@@ -55,49 +51,27 @@ def keep_unfinished(run: Path, options: Mapping[str, Any], configuration: Mappin
     Raises:
         CohortError: there is an unfinished training with other options.
     """
-    folder = run / "checkpoints"
-    if not (options["resume"] and (folder / RESUME).is_file()):
-        _move_away(run)
+    if not (options["resume"] and run.resume.is_file()):
+        if place := run.move_away():
+            print(printable(f"the earlier training in {run.path} was moved to {place}"), file=sys.stderr, flush=True)
         return
-    before = read_fields(run / "options.json", "the options of the unfinished training")
+    before = read_fields(run.options, "the options of the unfinished training")
     now: dict[str, Any] = json.loads(json.dumps(to_plain({**configuration, **options})))
-    before |= optional_fields(run / "configuration.json")
+    before |= optional_fields(run.configuration)
     names = [name for name in now | before if name != "resume" and now.get(name) != before.get(name)]
     if names:
         changes = ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in names[:5])
         raise CohortError(
-            f"{run} holds an unfinished training with other options ({changes}); start it as before to go on with "
+            f"{run.path} holds an unfinished training with other options ({changes}); start it as before to go on with "
             "it, choose another --run, or add --resume False to begin anew"
         )
-
-
-def holds_training(run: Path) -> bool:
-    """Whether a run folder holds a training, finished or not."""
-    return any((run / name).exists() for name in _MADE)
-
-
-def _move_away(run: Path) -> None:
-    """Move what an earlier training in this folder has made into ``earlier/<number>``: its results are not those of the
-    next one, and nobody loses a model by starting a command twice."""
-    made = [run / name for name in _RESULTS if (run / name).exists()]
-    if not made:
-        return
-    numbers = [int(path.name) for path in run.glob("earlier/*") if path.name.isdecimal()]
-    place = run / "earlier" / str(max(numbers, default=0) + 1)
-    with writing(place):
-        for path in [*made, *(run / name for name in _DESCRIPTION)]:
-            if path.exists():
-                target = place / path.relative_to(run)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                path.rename(target)
-    print(f"the earlier training in {run} was moved to {place}", file=sys.stderr, flush=True)
 
 
 class Checkpoints:
     """Writes the checkpoints of a training, and takes up the one that was left unfinished.
 
     Args:
-        folder: where they are.
+        run: the run folder.
         network: whose weights they hold, without any wrapper.
         validator: the evaluator that knows the best epoch.
         scheduler: of the learning rate.
@@ -107,14 +81,14 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: str | Path,
+        run: str | Path,
         network: torch.nn.Module,
         validator: Any,
         scheduler: Any,
         history: History,
         loader: torch.utils.data.DataLoader[Any],
     ) -> None:
-        self.folder, self.network, self.validator = Path(folder), network, validator
+        self.files, self.network, self.validator = RunFolder(Path(run)), network, validator
         self.scheduler, self.history, self.loader = scheduler, history, loader
 
     def attach(self, engine: Any) -> None:
@@ -123,15 +97,15 @@ class Checkpoints:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._keep_best)
         # when the loader has no more batches, and not when the last one is done: asking it draws a random number
         engine.add_event_handler(Events.DATALOADER_STOP_ITERATION, self._keep_all)
-        engine.add_event_handler(Events.COMPLETED, lambda _: self._write(self.network.state_dict(), "final.pt"))
+        engine.add_event_handler(Events.COMPLETED, lambda _: self._write(self.network.state_dict(), self.files.final))
 
-    def _write(self, state: Mapping[str, Any], name: str) -> None:
+    def _write(self, state: Mapping[str, Any], file: Path) -> None:
         if is_first():
-            save_tensors(state, self.folder / name)
+            save_tensors(state, file)
 
     def _keep_best(self, engine: Any) -> None:
         if self.validator.state.best_metric_epoch == engine.state.epoch:
-            self._write(self.network.state_dict(), "best.pt")
+            self._write(self.network.state_dict(), self.files.best)
 
     def _keep_all(self, engine: Any) -> None:
         if engine.state.iteration % engine.state.epoch_length:
@@ -147,10 +121,10 @@ class Checkpoints:
             "history": self.history.rows,
             "random": gather(random_state(self.loader)),  # of each process
         }
-        self._write(state, RESUME)
+        self._write(state, self.files.resume)
 
     def _resume(self, engine: Any) -> None:
-        file = self.folder / RESUME
+        file = self.files.resume
         if not file.is_file():
             return
         state, problem = _read(file)

@@ -22,7 +22,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 
 from mmfusion.errors import CohortError
-from mmfusion.files import optional_fields, read_rows, write_csv, write_json
+from mmfusion.files import RunFolder, optional_fields, read_rows, write_csv, write_json
 from mmfusion.predict import PredictionsHandler, PrepareFusionBatch, fold_runs, load_model
 from mmfusion.report import write_report
 from mmfusion.training.results import write_metrics
@@ -61,6 +61,7 @@ def evaluate_folds(
         raise CohortError("no run is given: add --run RUN, a folder with the runs of all folds")
     run, how = Path(str(run)), {"resamples": resamples, "seed": seed}
     runs = fold_runs(run)
+    RunFolder(run).claim().clear()
     for folder in runs.values():
         model, network = load_model(folder)
         cohort, items = evaluation_items(folder, model, "test")
@@ -74,7 +75,7 @@ def evaluate_folds(
             loader,
             network.to(device),
             prepare_batch=PrepareFusionBatch(),
-            val_handlers=[PredictionsHandler(folder / "predictions.csv", model, "test", cohort)],
+            val_handlers=[PredictionsHandler(RunFolder(folder).predictions, model, "test", cohort)],
             decollate=False,
         ).run()
         write_metrics(folder, **how)
@@ -85,14 +86,15 @@ def evaluate_folds(
 
 def _pool(run: Path, runs: Mapping[int, Path]) -> None:
     """Write ``predictions.csv``, ``split.csv`` and ``options.json`` of all folds together, from those of each."""
-    options = [optional_fields(folder / "options.json") for folder in runs.values()]
+    files = RunFolder(run)
+    options = [optional_fields(RunFolder(folder).options) for folder in runs.values()]
     rows: list[dict[str, Any]] = []
     split: list[dict[str, Any]] = []
     for fold, folder in runs.items():
-        rows += [{**row, "fold": fold} for row in read_rows(folder / "predictions.csv")]
-        split += [row for row in read_rows(folder / "split.csv", "", ("case", "part")) if row["part"] == "test"]
+        rows += [{**row, "fold": fold} for row in read_rows(RunFolder(folder).predictions)]
+        split += [row for row in read_rows(RunFolder(folder).split, "", ("case", "part")) if row["part"] == "test"]
     cohort = os.path.relpath(next(iter(runs.values())) / options[0]["cohort"], run)
     shared = {name: value for name, value in options[0].items() if all(one.get(name) == value for one in options)}
-    write_json({**shared, "cohort": cohort}, run / "options.json")
-    write_csv(split, run / "split.csv")
-    write_csv(rows, run / "predictions.csv")
+    write_json({**shared, "cohort": cohort}, files.options)
+    write_csv(split, files.split)
+    write_csv(rows, files.predictions)

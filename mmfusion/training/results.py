@@ -11,7 +11,7 @@ import torch
 
 from mmfusion.errors import CohortError, ReadError
 from mmfusion.evaluation import choose_threshold, classification_metrics, compare, fit_temperature
-from mmfusion.files import interpreting, optional_fields, write_json
+from mmfusion.files import RunFolder, interpreting, optional_fields, write_json
 from mmfusion.predict import (
     PrepareFusionBatch,
     infer,
@@ -23,7 +23,6 @@ from mmfusion.predict import (
     save_model,
 )
 from mmfusion.report.result import models_of
-from mmfusion.training.checkpoint import RESUME
 from mmfusion.training.distributed import by_first
 
 if TYPE_CHECKING:
@@ -53,7 +52,8 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
     Raises:
         CohortError: the best weights are not there, or damaged.
     """
-    best = study.run / "checkpoints" / "best.pt"
+    files = RunFolder(study.run)
+    best = files.best
     if not best.is_file():
         raise CohortError(
             f"{study.run} has no checkpoints/best.pt: no epoch was validated. Train longer, or lower val_interval"
@@ -69,7 +69,7 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
     if len(study.classes) == 2:
         model = replace(model, threshold=choose_threshold(labels, probabilities(logits, model)[:, 1]))
     save_model(study.run, network, model)
-    (study.run / "checkpoints" / RESUME).unlink(missing_ok=True)  # nothing is left to go on with
+    files.resume.unlink(missing_ok=True)  # nothing is left to go on with
     study.lock.release()
     return study.run
 
@@ -156,7 +156,7 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
         **(_by_fold(run, folds) if folds else {}),
         **more,
     }
-    write_json(out, run / "metrics.json")
+    write_json(out, RunFolder(run).metrics)
     return out
 
 
@@ -169,7 +169,7 @@ def _models(run: Path, rows: Collection[Mapping[str, str]]) -> dict[str, Model]:
     folds = list(dict.fromkeys(row.get("fold", "") for row in rows))
     if strange := [fold for fold in folds if fold and not fold.isdecimal()]:
         raise ReadError(f"{run / 'predictions.csv'} is damaged: fold is {strange[0]!r:.40}; {_AGAIN}")
-    models = {fold: read_model(run / f"fold_{fold}" if fold else run) for fold in folds}
+    models = {fold: read_model(RunFolder(run).fold(fold).path if fold else run) for fold in folds}
     for row in rows:
         now = models[row.get("fold", "")].weights
         if now and row.get("model") not in (None, "", now):
@@ -183,7 +183,7 @@ def _by_fold(run: Path, folds: list[str]) -> dict[str, Any]:
     """The AUC of each fold, from its own ``metrics.json``, with mean and standard deviation; and a note for readers."""
     aucs, values = {}, []
     for fold in folds:
-        path = run / f"fold_{fold}" / "metrics.json"
+        path = RunFolder(run).fold(fold).metrics
         metrics = optional_fields(path, _AGAIN)
         with interpreting(path, _AGAIN):
             aucs[fold] = metrics["metrics"]["auc"]

@@ -33,12 +33,10 @@ from mmfusion.cohort.manifest import PARTS
 from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError, ReadError, printable
 from mmfusion.files import (
     FolderLock,
+    RunFolder,
     a_text,
     check_fields,
     check_folder,
-    claim,
-    clear_temporary,
-    lock_for_process,
     optional_fields,
     read_rows,
     write_csv,
@@ -49,7 +47,7 @@ from mmfusion.options import GROUPS, OPTIONS, resolve, unknown
 from mmfusion.predict import Model, dataset_items
 from mmfusion.prepare import Cohort, PreparedCase, open_cohort, prepare_cohort, refuse_contradictions, versions
 from mmfusion.progress import progress_line
-from mmfusion.training.checkpoint import holds_training, keep_unfinished
+from mmfusion.training.checkpoint import keep_unfinished
 from mmfusion.training.distributed import by_first
 
 if TYPE_CHECKING:
@@ -183,30 +181,31 @@ def open_study(
     if (cohort is None) == (manifest is None):
         raise CohortError("give either --cohort COHORT (prepared before) or --manifest MANIFEST (prepared first)")
     run, modalities = Path(str(run)), OPTIONS["modalities"].check(modalities)
-    inputs = (read_manifest(manifest), [Path(manifest)]) if manifest is not None else ([], [])
-    reads, series = inputs_of(inputs[0])
-    check_folder(run, "run", reads=[*inputs[1], *reads], series=series)
+    reads, series = inputs_of(read_manifest(manifest)) if manifest is not None else ([], [])
+    check_folder(run, "run", reads=[*([Path(manifest)] if manifest is not None else []), *reads], series=series)
     if isinstance(classes, (list, tuple)):  # MONAI's command line reads 0,1 as numbers
         classes = [str(name) for name in classes]
     classes = OPTIONS["classes"].check(classes)
     given = {name: value for name, value in options.items() if name in groups["case"] and value is not None}
-    if cohort is not None:
-        opened = open_cohort(cohort)
-        refuse_contradictions(opened, {**given, "modalities": modalities})
-    else:
-        given |= {"modalities": modalities, "progress": progress_line("prepared")}
-        claim(run, "run")
-        opened = prepare_cohort(str(manifest), run / "cohort", workers=workers, **given)
+    resolve(given, "case")
     chosen = {
         name: value
         for group in ("network", "training", "machine")
         for name, value in resolve({k: v for k, v in options.items() if k in groups[group]}, group).items()
     }
+    if cohort is not None:
+        opened = open_cohort(cohort)
+        refuse_contradictions(opened, {**given, "modalities": modalities})
+    else:
+        given |= {"modalities": modalities, "progress": progress_line("prepared")}
+        RunFolder(run).claim()
+        opened = prepare_cohort(str(manifest), RunFolder(run).cohort, workers=workers, **given)
     names = tuple(modalities or opened.modalities)
     study_classes, parts, number = _parts(opened, classes, chosen)
-    _refuse_mixing(run, bool(number))
+    files = RunFolder(run)
+    _refuse_mixing(files, bool(number))
     if number:
-        whole, run, chosen["folds"] = run, run / f"fold_{chosen['fold']}", len(set(number.values()))
+        whole, run, chosen["folds"] = files, files.fold(chosen["fold"]).path, len(set(number.values()))
         check_folder(run, "run")
     study = Study(run, opened, names, study_classes, parts, chosen)
     if chosen["head"] == "bayesian" and chosen["losses"] is None:
@@ -230,28 +229,28 @@ def open_study(
         "versions": versions(),
     }
     if number:
-        clear_temporary([claim(whole, "run")])
-    claim(run, "run")
-    study = replace(study, lock=lock_for_process(run, "training"))
-    clear_temporary([run, run / "checkpoints"])
-    keep_unfinished(run, written, configuration or {})
-    write_json(written, run / "options.json")
-    write_json(configuration or {}, run / "configuration.json")
+        whole.claim()
+    files = RunFolder(run).claim()
+    study = replace(study, lock=files.lock())
+    files.clear()
+    keep_unfinished(files, written, configuration or {})
+    write_json(written, files.options)
+    write_json(configuration or {}, files.configuration)
     rows = [
         {"case": one.case.id, "subject": one.case.subject, "part": parts[one.case.id], "fold": number.get(one.case.id)}
         for one in opened.cases
         if one.case.id in parts
     ]
-    write_csv(rows, run / "split.csv", ["case", "subject", "part", *(["fold"] if number else [])])
+    write_csv(rows, files.split, ["case", "subject", "part", *(["fold"] if number else [])])
     return study
 
 
-def _refuse_mixing(run: Path, as_fold: bool) -> None:
+def _refuse_mixing(run: RunFolder, as_fold: bool) -> None:
     """A folder holds one training, or the folds of one cross-validation: their results have the same names."""
-    if as_fold and holds_training(run):
-        raise OutputError(f"{run} holds a training that is no cross-validation; choose another --run for the folds")
-    if not as_fold and any(run.glob("fold_*/options.json")):
-        raise OutputError(f"{run} holds the folds of a cross-validation; choose another --run, or add --fold")
+    if as_fold and run.holds_training():
+        raise OutputError(f"{run.path} holds a training without folds; choose another --run for the folds")
+    if not as_fold and any(fold.options.is_file() for fold in run.folds().values()):
+        raise OutputError(f"{run.path} holds the folds of a cross-validation; choose another --run, or add --fold")
 
 
 def _parts(
