@@ -110,7 +110,7 @@ def run_demo(
 
 def _refuse_another(out: Path, arguments: dict[str, Any]) -> None:
     """A folder holds one demo: what other arguments left there would not fit to what these make."""
-    claim(out, "demo")
+    clear_temporary([claim(out, "demo")])
     path = out / "demo.json"
     found = optional_fields(path) or arguments
     other = [f"{name} {found.get(name)}" for name in arguments if found.get(name) != arguments[name]]

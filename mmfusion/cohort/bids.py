@@ -16,7 +16,7 @@ from mmfusion.cohort.bids_tables import session_facts
 from mmfusion.cohort.found import Index, Unused, why_first
 from mmfusion.cohort.manifest import Case
 from mmfusion.errors import ReadError
-from mmfusion.files import read_json
+from mmfusion.files import is_special, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,6 +39,7 @@ _KINDS = {  # datatype to suffix to (column, kind)
 }
 _MASKS = ("_mask", "_dseg")
 _NOT_FETCHED = "its content is not here; fetch it first (datalad get)"  # a link of git-annex that leads nowhere yet
+_SPECIAL = "it is a pipe, a socket or a device"
 _TISSUES = ("gm", "wm", "csf")  # of BIDS' common labels
 _OWN_SPACES = ("orig", "individual", "t1w", "t2w", "flair", "pdw", "pet", "ct")
 
@@ -197,6 +198,8 @@ def _scan(path: Path, owner: Row) -> tuple[_File, str]:
         reason = f"chunk-{file.entities['chunk']} is a part of a scan; join the chunks first"
     elif not path.exists():
         reason = _NOT_FETCHED
+    elif is_special(path):
+        reason = _SPECIAL
     return file, reason
 
 
@@ -269,6 +272,8 @@ def _mask(path: Path, owner: Row, rows: Sequence[Row]) -> tuple[_File, Row | Non
         reason = f"label-{mask.entities['label']} is a tissue, not a lesion"
     elif not reason and not path.exists():
         reason = _NOT_FETCHED
+    elif not reason and is_special(path):
+        reason = _SPECIAL
     elif not reason and row is None:
         reason = "there is no row of its subject and session"
     return mask, None if reason else row, reason

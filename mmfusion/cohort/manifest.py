@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from mmfusion.cohort.table import MISSING, Problem, header_problems, listed, no_column, read_table, too_long
 from mmfusion.errors import ManifestError
-from mmfusion.files import is_there, write_csv
+from mmfusion.files import is_special, is_there, write_csv
 from mmfusion.io import split_series
 
 if TYPE_CHECKING:
@@ -249,6 +249,8 @@ def _case(
         if files_must_exist and not is_there(split_series(path)[0]):
             kind = "file" if value(name).lower().endswith(VOLUME_SUFFIXES) else "path"
             wrong(name, f"{name} {kind} {_short(value(name))} does not exist", otherwise)
+        elif files_must_exist and is_special(split_series(path)[0]):
+            wrong(name, f"{name} path {value(name)} is a pipe, a socket or a device, and no regular file", otherwise)
         return path
 
     if not subject:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mmfusion.errors import ManifestError, OptionError, ReadError
-from mmfusion.files import temporary_path
+from mmfusion.files import refuse_special, temporary_path
 
 _LEAST_KEY = 32  # characters: 128 bits, if they are hexadecimal digits as those that are made here
 _DIGITS = 12  # 48 bits: among 10,000 subjects two collide with a probability of 2e-7
@@ -60,6 +60,7 @@ def read_pseudonyms(key_file: str | Path, tree: Path) -> Pseudonyms:
     try:
         if not path.exists():
             _make_key(path)
+        refuse_special(path)
         key = path.read_bytes().strip()
     except OSError as error:
         raise ReadError(f"key file {path} cannot be read or made: {error.strerror}") from None

@@ -12,12 +12,13 @@ from mmfusion.cohort.copies import voxel_digest
 from mmfusion.cohort.files import without_paths
 from mmfusion.cohort.table import Problem
 from mmfusion.errors import MmfusionError, VoxelError
-from mmfusion.files import is_there
+from mmfusion.files import is_special
 from mmfusion.io import load_volume, read_header, split_series
 from mmfusion.volume import foreground, overlap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from mmfusion.cohort.manifest import Case
     from mmfusion.io import Header
@@ -38,6 +39,11 @@ _REMEDIES = {
 }
 
 
+def _is_there(cell: Path) -> bool:
+    path = split_series(cell)[0]
+    return is_there(path) and not is_special(path)
+
+
 def header_problems(case: Case, reading: Mapping[str, Any]) -> list[Problem]:
     """The headers of one row, one by one and against each other."""
     out, headers = [], dict[str, "Header"]()
@@ -46,7 +52,7 @@ def header_problems(case: Case, reading: Mapping[str, Any]) -> list[Problem]:
         out.append(Problem(level, case.line, case.subject, modality, problem, remedy))
 
     for name, path in case.images.items():
-        if not is_there(split_series(path)[0]):
+        if not _is_there(path):
             continue  # parse_manifest has said so
         try:
             header = read_header(path, modality=name, pet=_pet(case), **reading)
@@ -86,7 +92,7 @@ def voxel_problems(
     unreadable = {one.modality for one in found if one.level == "error"}
     told = {(one.modality, one.problem) for one in found}
     for name, path in case.images.items():
-        if name in unreadable or not is_there(split_series(path)[0]):
+        if name in unreadable or not _is_there(path):
             continue
         try:
             volume = load_volume(path, modality=name, pet=_pet(case), **reading)

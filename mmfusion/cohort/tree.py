@@ -88,7 +88,8 @@ def index_tree(
         ReadError: the folder does not exist or holds no usable scan.
     """
     damaged: list[Path] = []
-    series = find_series(root, progress=progress, damaged=damaged)
+    special: list[Path] = []
+    series = find_series(root, progress=progress, damaged=damaged, special=special)
     named = pseudonyms or str
     if pseudonyms:
         series = [_plain(one) for one in series]
@@ -96,6 +97,8 @@ def index_tree(
     if damaged:
         where = "" if pseudonyms else f", the first is {damaged[0].relative_to(root)}"
         index.notes.append(f"{len(damaged)} DICOM files are damaged and left out{where}; copy or export them again")
+    if special:
+        index.notes.append(f"{len(special)} files are pipes, sockets or devices and were not read")
     subjects = _by_subject(series, root, named, index.notes)
     rows: dict[str, list[_Row]] = {}
     for subject, members in subjects.items():

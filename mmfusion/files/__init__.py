@@ -23,7 +23,17 @@ from mmfusion.files.folders import (
     refuse_replacing,
 )
 from mmfusion.files.locks import FolderLock, lock_folder, lock_for_process
-from mmfusion.files.reading import interpreting, is_there, optional_fields, read_fields, read_json, read_rows, read_text
+from mmfusion.files.reading import (
+    interpreting,
+    is_special,
+    is_there,
+    optional_fields,
+    read_fields,
+    read_json,
+    read_rows,
+    read_text,
+    refuse_special,
+)
 from mmfusion.files.writing import (
     TEMPORARY,
     atomic_path,
@@ -67,6 +77,8 @@ __all__ = [
     "to_disk",
     "to_plain",
     "is_there",
+    "is_special",
+    "refuse_special",
     "read_text",
     "read_json",
     "read_fields",

@@ -155,11 +155,13 @@ def check_folder(folder: str | Path, kind: str, *, reads: Iterable[Path] = (), s
     for path in series:
         if real.is_relative_to(os.path.realpath(path)):
             raise OutputError(f"{folder} lies inside {path}, a series that is read; choose another folder")
-    if not os.path.lexists(folder):
-        return
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is a file, and {words} is to be written; choose another folder")
     with writing(folder, "check the path and its permissions"):
+        try:
+            folder.lstat()
+        except FileNotFoundError:
+            return
+        if not folder.is_dir():
+            raise OutputError(f"{folder} is a file, and {words} is to be written; choose another folder")
         other = folder_kind(folder)
         strangers = sorted({path.name for path in folder.iterdir()} - {MARK, *_SYSTEM})
     strangers = [name for name in strangers if not name.startswith(TEMPORARY)]
@@ -192,13 +194,16 @@ def claim(folder: str | Path, kind: str, *, reads: Iterable[Path] = (), series: 
 
 
 def refuse_replacing(path: str | Path, *kinds: str) -> None:
-    """Refuse to replace a file in a folder that is not of one of these kinds.
+    """Refuse to replace a file in a folder that is not of one of these kinds; mark one that was known without.
 
     Raises:
-        OutputError: the file is there, and the folder is not ours.
+        OutputError: the file is there, and the folder is not ours; or the folder cannot be written.
     """
     path = Path(path)
-    if os.path.lexists(path) and folder_kind(path.parent) not in kinds:
+    kind = folder_kind(path.parent)
+    if kind in kinds:
+        claim(path.parent, kind)
+    elif os.path.lexists(path):
         raise OutputError(
             f"{path} is there, and its folder is not {' or '.join(KINDS[kind].words for kind in kinds)}; "
             "move it away, or give another folder"

@@ -45,12 +45,28 @@ def interpreting(path: Path, remedy: str) -> Iterator[None]:
         ) from error
 
 
+def is_special(path: Path) -> bool:
+    """True for a pipe, a socket or a device, and links to them: reading one may never end."""
+    return is_there(path) and not path.is_file() and not path.is_dir()
+
+
+def refuse_special(path: Path) -> None:
+    """Refuse what :func:`is_special`, before it is opened.
+
+    Raises:
+        ReadError: with what is expected.
+    """
+    if is_special(path):
+        raise ReadError(f"{path} is a pipe, a socket or a device; a regular file or a folder is expected")
+
+
 def read_text(path: Path, expected: str) -> str:
     """The text in a file in UTF-8, without a byte order mark.
 
     Raises:
-        ReadError: it cannot be read, or is not UTF-8.
+        ReadError: it cannot be read, is no regular file, or is not UTF-8.
     """
+    refuse_special(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfusion.errors import ReadError
+from mmfusion.files import is_special
 from mmfusion.io.tags import IDENTITY, claims_dicom, is_image, is_localizer, lenient_dicom, listed, number, read_tags
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def find_series(
     *,
     progress: Callable[[int, int], None] | None = None,
     damaged: list[Path] | None = None,
+    special: list[Path] | None = None,
 ) -> list[Series]:
     """All DICOM series under ``root``, ordered by patient, study date, series number and UID.
 
@@ -80,6 +82,7 @@ def find_series(
         progress: called now and then, and at the end, with (files read so far, files that were not DICOM).
         damaged: takes the files that are left out: DICOM with values that are none, or that says it is DICOM and is
             not; and what cannot be read at all.
+        special: takes the pipes, sockets and devices, and the links to them, which are not opened.
 
     Raises:
         ReadError: the folder does not exist.
@@ -91,6 +94,10 @@ def find_series(
     seen = skipped = 0
     broken: list[Path] = []
     for path in _walk(root):
+        if is_special(path):
+            if special is not None:
+                special.append(path)
+            continue
         seen += 1
         header = _header(path, broken)
         if header is None or not header.get("SeriesInstanceUID"):

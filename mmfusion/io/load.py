@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import ReadError
+from mmfusion.files import refuse_special
 from mmfusion.io.dicom import open_dicom
 from mmfusion.io.header import Header, Opened, chosen_frame, kind_of
 from mmfusion.io.metaimage import META, open_metaimage
@@ -40,6 +41,8 @@ def open_scan(
     series = series or named
     if not path.exists():
         raise ReadError(f"{path} does not exist")
+    for part in (path, *(path.with_suffix(ending) for ending in (".hdr", ".img") if path.suffix in (".hdr", ".img"))):
+        refuse_special(part)
     name, kind = path.name.lower(), kind_of(modality)
     if path.is_file() and name.endswith(NIFTI):
         if path.suffix == ".img":

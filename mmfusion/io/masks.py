@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfusion.errors import ReadError, VoxelError
+from mmfusion.files import refuse_special
 from mmfusion.io.contours import inside_contours
 from mmfusion.io.dicom import pixels_of
 from mmfusion.io.load import NIFTI, as_volume, open_scan
@@ -53,6 +54,7 @@ def load_mask(
     path = Path(path)
     if not path.exists():
         raise ReadError(f"mask {path} does not exist")
+    refuse_special(path)
     if path.is_dir():
         path = _only_mask(path)
     wanted = None if roi is None else [roi] if isinstance(roi, str) else list(roi)

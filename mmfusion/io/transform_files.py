@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from mmfusion.errors import GeometryError, ReadError
-from mmfusion.files import atomic_path
+from mmfusion.files import atomic_path, refuse_special
 from mmfusion.io.metaimage import LPS_TO_RAS, META, last_line
 from mmfusion.io.nifti import check_nifti_header
 from mmfusion.io.text_headers import check_text_header
@@ -71,6 +71,7 @@ def load_transform(path: str | Path) -> Transform:
     path = Path(path)
     if not path.exists():
         raise ReadError(f"transform {path} does not exist")
+    refuse_special(path)
     is_image = path.name.lower().endswith(_IMAGES)
     if path.name.lower().endswith(META):
         check_text_header(path)

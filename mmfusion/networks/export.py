@@ -63,14 +63,13 @@ def export_onnx(network: FusionNetwork, path: str | Path, size: Sequence[int], *
     network = _evaluated(network)
     given = dict(zip(_names(network, with_present), _example(network, size, with_present), strict=True))
     network.check_input(given["image"], given.get("present"), given.get("covariates"))  # a trace does not
-    content = io.BytesIO()
     with atomic_path(path) as part, warnings.catch_warnings():
         # the tracing exporter is the one that keeps row counts free; its warnings are of constants such as sizes
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
             (),
-            content,
+            str(part),
             kwargs=given,
             input_names=list(given),
             output_names=["pred"],
@@ -78,7 +77,6 @@ def export_onnx(network: FusionNetwork, path: str | Path, size: Sequence[int], *
             opset_version=_OPSET,
             dynamo=False,
         )
-        part.write_bytes(content.getvalue())
         _describe(network, part)
         if importlib.util.find_spec("onnxruntime") is not None:
             _check(network, _onnx_answer(part, list(given)), size, with_present, f"ONNX file {path}")

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from mmfusion.errors import CohortError, MmfusionError, OptionError, ReadError, first_line
+from mmfusion.errors import CohortError, MmfusionError, OptionError, OutputError, ReadError, first_line
+from mmfusion.files import folder_kind
 from mmfusion.options import unknown
 from mmfusion.predict.model import EXPORTS, Model, load_model, model_folder, read_model, refuse_changed_parts
 from mmfusion.volume import check_device
@@ -100,6 +101,11 @@ def export_model(folder: str | Path, engine: str) -> Path:
     model, network = load_model(folder)
     write = export_onnx if engine == "onnx" else export_torchscript
     file = model_folder(folder) / EXPORTS[engine]
+    place = file.parent.parent if (file.parent.parent / "configs").is_dir() else file.parent
+    if folder_kind(place) not in ("run", "bundle"):
+        raise OutputError(
+            f"{place} is the bundle of another program, and nothing is written into it; copy {file.parent} elsewhere"
+        )
     write(network, file, model.case["size"])
     return file
 

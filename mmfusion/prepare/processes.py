@@ -38,19 +38,35 @@ class Processes(Executor):
         self._threads = ThreadPoolExecutor(count)  # each waits for a process of its own
         self._limit_s = limit_s
         self._team = _Team()
+        self._jobs: list[Future[Any]] = []
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Do ``fn(*args, **kwargs)`` in a process; all of it, and what it returns or raises, is pickled."""
-        return self._threads.submit(self._team.do, (fn, args, kwargs), self._limit_s)
+        self._jobs.append(self._threads.submit(self._team.do, (fn, args, kwargs), self._limit_s))
+        return self._jobs[-1]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Finish what is under way (and what waits, unless it is cancelled), and end the processes.
 
-        Without ``wait`` they end with the parent: one that is at work cannot be asked to.
+        If there is something to wait for, that is said; Ctrl-C meanwhile ends the processes at once. Without ``wait``
+        they end with the parent: one that is at work cannot be asked to.
         """
-        self._threads.shutdown(wait, cancel_futures=cancel_futures)
-        if wait:
-            self._team.stop()
+        try:
+            self._threads.shutdown(False, cancel_futures=cancel_futures)
+            if wait:
+                self._say_what_is_under_way()
+                self._threads.shutdown()
+                self._team.stop()
+        except KeyboardInterrupt:
+            self._team.kill()  # which also ends the threads that wait for them
+            raise
+
+    def _say_what_is_under_way(self) -> None:
+        if count := sum(job.running() for job in self._jobs):
+            cases = "1 case is" if count == 1 else f"{count} cases are"
+            most = f", at most {self._limit_s:g} s" if self._limit_s else ""
+            line = f"stopping: {cases} being finished{most}; Ctrl-C again ends at once"
+            print("\n" * sys.stderr.isatty() + line, file=sys.stderr, flush=True)
 
 
 class _Team:
@@ -59,6 +75,7 @@ class _Team:
     def __init__(self) -> None:
         self._mine = threading.local()
         self._workers: list[_Worker] = []
+        self._is_over = False
 
     def do(self, job: Any, limit_s: float | None) -> Any:
         """What the job returns, from this thread's process; raises what it raises, or :class:`LostError`."""
@@ -66,6 +83,8 @@ class _Team:
         if worker is None or worker.late.is_set():
             worker = self._mine.worker = _Worker()
             self._workers.append(worker)
+        if self._is_over:  # asked after the others were killed, or this one was made meanwhile
+            worker.kill()
         try:
             good, answer = worker.ask(job, limit_s)
         except LostError:
@@ -80,6 +99,12 @@ class _Team:
         """End the processes; none has anything to do."""
         for worker in self._workers:
             worker.stop()
+
+    def kill(self) -> None:
+        """End the processes at once, whatever they do; what they did is lost."""
+        self._is_over = True
+        for worker in list(self._workers):
+            worker.kill()
 
 
 _beside = _Team()
@@ -134,6 +159,10 @@ class _Worker:
             if timer:
                 timer.cancel()
         return good, answer
+
+    def kill(self) -> None:
+        """End it at once; whoever waits for its answer gets a :class:`LostError`."""
+        self._process.kill()
 
     def stop(self) -> int:
         """End it, if it has not ended, and return its exit code; it has nothing to do."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from threading import Lock, local
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -272,13 +273,37 @@ def _anywhere(group: Group) -> list[Result]:
     return out
 
 
-@contextmanager
-def cores(count: int) -> Iterator[None]:
-    """Torch's number of threads, for a while; and one for BLAS, whose threads only wait on arrays this small."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(max(1, count))
-    try:
-        with threadpool_limits(1, user_api="blas"):
+class _Cores:
+    """Torch's and BLAS's numbers of threads, which several threads may limit at the same time.
+
+    Both belong to the whole process (torch gives its number to every thread that begins), so what was usual is read
+    when nobody has changed it yet, and not by each thread, which may read what another has set for a while.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._usual, self._mine = Lock(), 0, 1, local()
+        self._blas: threadpool_limits | None = None
+
+    @contextmanager
+    def __call__(self, count: int) -> Iterator[None]:
+        """Torch's number of threads, for a while; and one for BLAS, whose threads only wait on arrays this small."""
+        outer = getattr(self._mine, "count", None)
+        with self._lock:
+            now = torch.get_num_threads()  # a thread that asks for the first time takes the process's, also after a set
+            if not self._users:
+                self._usual, self._blas = now, threadpool_limits(1, user_api="blas")
+            self._users += 1
+        try:
+            self._mine.count = max(1, count)
+            torch.set_num_threads(self._mine.count)
             yield
-    finally:
-        torch.set_num_threads(usual)
+        finally:
+            self._mine.count = outer
+            with self._lock:
+                self._users -= 1
+                torch.set_num_threads(outer or self._usual)
+                if self._blas and not self._users:
+                    self._blas.restore_original_limits()
+
+
+cores = _Cores()

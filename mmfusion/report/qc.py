@@ -23,7 +23,7 @@ from mmfusion.report.files import (
 from mmfusion.report.numbers import NUMBERS
 from mmfusion.report.page import NONE, Html, element, join, void
 
-_NEEDED = ("case", "subject", "status", "modalities")
+_NEEDED = ("case", "status")
 INSIDE = 60  # cases whose pictures lie inside the page, at most: below 10 MB, which mail and browsers take
 
 

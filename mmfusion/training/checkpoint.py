@@ -38,15 +38,8 @@ if TYPE_CHECKING:
 
 RESUME = "resume.pt"
 _FORMAT = 1
-_RESULTS = (
-    "model.pt",
-    "model.json",
-    *EXPORTS.values(),
-    "predictions.csv",
-    "metrics.json",
-    "report.html",
-    "history.csv",
-)
+_MADE = ("checkpoints/best.pt", "checkpoints/final.pt", f"checkpoints/{RESUME}", "model.pt", "model.json")
+_RESULTS = (*_MADE, *EXPORTS.values(), "history.csv", "predictions.csv", "metrics.json", "report.html")
 _DESCRIPTION = ("split.csv", "configuration.json", "options.json")
 _ANEW = "add --resume False to begin anew"
 
@@ -78,10 +71,15 @@ def keep_unfinished(run: Path, options: Mapping[str, Any], configuration: Mappin
         )
 
 
+def holds_training(run: Path) -> bool:
+    """Whether a run folder holds a training, finished or not."""
+    return any((run / name).exists() for name in _MADE)
+
+
 def _move_away(run: Path) -> None:
     """Move what an earlier training in this folder has made into ``earlier/<number>``: its results are not those of the
     next one, and nobody loses a model by starting a command twice."""
-    made = [path for path in (*(run / name for name in _RESULTS), *run.glob("checkpoints/*.pt")) if path.exists()]
+    made = [run / name for name in _RESULTS if (run / name).exists()]
     if not made:
         return
     numbers = [int(path.name) for path in run.glob("earlier/*") if path.name.isdecimal()]

@@ -49,7 +49,7 @@ from mmfusion.options import GROUPS, OPTIONS, resolve, unknown
 from mmfusion.predict import Model, dataset_items
 from mmfusion.prepare import Cohort, PreparedCase, open_cohort, prepare_cohort, refuse_contradictions, versions
 from mmfusion.progress import progress_line
-from mmfusion.training.checkpoint import keep_unfinished
+from mmfusion.training.checkpoint import holds_training, keep_unfinished
 from mmfusion.training.distributed import by_first
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def open_study(
         "versions": versions(),
     }
     if number:
-        claim(whole, "run")
+        clear_temporary([claim(whole, "run")])
     claim(run, "run")
     study = replace(study, lock=lock_for_process(run, "training"))
     clear_temporary([run, run / "checkpoints"])
@@ -248,7 +248,7 @@ def open_study(
 
 def _refuse_mixing(run: Path, as_fold: bool) -> None:
     """A folder holds one training, or the folds of one cross-validation: their results have the same names."""
-    if as_fold and (run / "checkpoints").is_dir():
+    if as_fold and holds_training(run):
         raise OutputError(f"{run} holds a training that is no cross-validation; choose another --run for the folds")
     if not as_fold and any(run.glob("fold_*/options.json")):
         raise OutputError(f"{run} holds the folds of a cross-validation; choose another --run, or add --fold")
