@@ -12,7 +12,7 @@ from mmfusion.cohort.copies import voxel_digest
 from mmfusion.cohort.files import without_paths
 from mmfusion.cohort.table import Problem
 from mmfusion.errors import MmfusionError, VoxelError
-from mmfusion.files import is_special
+from mmfusion.files import is_special, is_there
 from mmfusion.io import load_volume, read_header, split_series
 from mmfusion.volume import foreground, overlap
 
