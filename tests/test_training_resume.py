@@ -111,6 +111,7 @@ def test_a_run_folder_has_one_writer_and_one_kind_of_training(train, tiny_cohort
     said = subprocess.run(other, capture_output=True, text=True, check=True).stdout
     assert "run; wait until it has ended, or choose another folder" in said and "another training is writing" in said
     (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "best.pt").touch()
     with pytest.raises(OutputError, match="holds a training without folds"):
         open_study(tmp_path / "run", cohort=tiny_cohort, fold=0)
     folds = [open_study(tmp_path / "cv", cohort=tiny_cohort, fold=fold, folds=2) for fold in (0, 1)]  # at once
