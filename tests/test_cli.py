@@ -371,7 +371,7 @@ def test_register_compares_only_what_the_masks_hold(pair, tmp_path, capsys):
     upper = np.zeros(array.shape, np.uint8)
     upper[:, :, 19:] = 1
     save_volume(moving.replace(array=upper, units="label"), tmp_path / "mask.nii.gz")
-    given = ["register", *pair, "--out", str(tmp_path / "o.nii.gz"), "--json", "--init", "centers"]
+    given = ["register", *pair, "--overwrite", "--out", str(tmp_path / "o.nii.gz"), "--json", "--init", "centers"]
     assert main([*given, "--moving-mask", str(tmp_path / "mask.nii.gz")]) == 0
     matrix = np.array(json.loads(capsys.readouterr().out)["fixed_to_moving"])
     middle = np.array([80.0, 99.0, 130.0])
