@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from agreement import Agreement, read_agreement, write_agreement
 from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
 from nvflare.client.config import ExchangeFormat
@@ -23,8 +22,8 @@ from nvflare.recipe import SimEnv, set_per_site_config
 from server import Federation, OnlyNumbers
 
 from mmfusion.errors import MmfusionError, OptionError
-from mmfusion.files import atomic_path
-from mmfusion.predict import load_model
+from mmfusion.files import RunFolder
+from mmfusion.predict import load_model, save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,10 +45,10 @@ def federation(agreement: Agreement, cohorts: Mapping[str, Path], run: Path) -> 
     if odd := [str(path) for path in (run, *cohorts.values()) if len(str(path).split()) > 1]:
         raise OptionError(f"NVFLARE cannot take paths with spaces, found '{odd[0]}'; choose another folder")
     agreement.overrides()  # an option that does not exist is refused before anything starts
-    (run / "sites").mkdir(parents=True, exist_ok=True)
+    RunFolder(run).claim()  # refuses a folder that is not ours
+    (run / "sites").mkdir(exist_ok=True)
     agreed = write_agreement(agreement, run / "agreement.yaml")
-    with atomic_path(run / "initial.pt") as temporary:
-        torch.save(agreement.initial().state_dict(), temporary)
+    save_tensors(agreement.initial().state_dict(), run / "initial.pt")
     model = agreement.model()
     shape = {"modalities": list(model.modalities), "num_classes": len(model.classes), **model.network}
     recipe = FedAvgRecipe(
@@ -81,8 +80,7 @@ def simulate(recipe: FedAvgRecipe, sites: list[str], run: Path) -> Path:
     Raises:
         MmfusionError: the simulation ended without a model; its last error is in the message.
     """
-    for name in ("model.pt", "model.json"):
-        (run / name).unlink(missing_ok=True)
+    RunFolder(run).move_away()
     workspace = run.resolve() / "nvflare"
     with contextlib.suppress(RuntimeError):  # NVFLARE's says no more than that it failed
         recipe.run(SimEnv(clients=sites, workspace_root=str(workspace)))
