@@ -28,7 +28,7 @@ from mmfusion.cohort.simulate import (
 )
 from mmfusion.errors import CohortError, printable
 from mmfusion.evaluation import classification_metrics
-from mmfusion.files import CohortFolder, RunFolder, claim, clear_temporary, optional_fields, write_json, writing
+from mmfusion.files import CohortFolder, RunFolder, claim, clear_if_free, optional_fields, write_json, writing
 from mmfusion.io import load_transform
 from mmfusion.options import resolve
 from mmfusion.predict import read_predictions
@@ -111,7 +111,7 @@ def run_demo(
 
 def _refuse_another(out: Path, arguments: dict[str, Any]) -> None:
     """A folder holds one demo: what other arguments left there would not fit to what these make."""
-    clear_temporary([claim(out, "demo")])
+    clear_if_free(claim(out, "demo"))
     path = out / "demo.json"
     found = optional_fields(path) or arguments
     other = [f"{name} {found.get(name)}" for name in arguments if found.get(name) != arguments[name]]

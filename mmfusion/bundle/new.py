@@ -14,6 +14,7 @@ from mmfusion.errors import CohortError, OptionError, OutputError
 from mmfusion.files import (
     atomic_path,
     check_folder,
+    clear_if_free,
     clear_temporary,
     folder_kind,
     interpreting,
@@ -133,6 +134,7 @@ def pack_model(bundle: str | Path, run: str | Path, *, dtype: str = "float32") -
     remedy = f"{run} itself predicts; to put it into a bundle, rename this in the manifest, prepare and train again"
     _refuse_code({"class": model.classes, "modality": model.modalities, "strategy": model.network["strategy"]}, remedy)
     facts = _described(bundle, model.modalities, model.classes, model.network["strategy"])  # or refused, with no change
+    clear_if_free(bundle, "configs", "models")
     with atomic_path(bundle / "configs" / "metadata.json") as metadata:  # in place when the model is
         metadata.write_text(json_text(facts), encoding="utf-8")
         save_model(bundle / "models", network, model, dtype=dtype)

@@ -23,7 +23,7 @@ from mmfusion.files.folders import (
     refuse_replacing,
 )
 from mmfusion.files.layout import EXPORTS, CohortFolder, RunFolder
-from mmfusion.files.locks import FolderLock, lock_folder, lock_for_process
+from mmfusion.files.locks import FolderLock, clear_if_free, lock_folder, lock_for_process
 from mmfusion.files.reading import (
     interpreting,
     is_special,
@@ -71,6 +71,7 @@ __all__ = [
     "atomic_path",
     "temporary_path",
     "clear_temporary",
+    "clear_if_free",
     "writing",
     "refusal_of_the_system",
     "write_bytes",

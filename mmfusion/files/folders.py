@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.errors import OutputError
+from mmfusion.files.locks import clear_if_free
 from mmfusion.files.writing import TEMPORARY, write_json, writing
 
 if TYPE_CHECKING:
@@ -194,7 +195,9 @@ def claim(folder: str | Path, kind: str, *, reads: Iterable[Path] = (), series: 
 
 
 def refuse_replacing(path: str | Path, *kinds: str) -> None:
-    """Refuse to replace a file in a folder that is not of one of these kinds; mark one that was known without.
+    """Refuse to replace a file in a folder that is not of one of these kinds.
+
+    A folder of ours that had no mark gets it, and what killed commands left in it goes.
 
     Raises:
         OutputError: the file is there, and the folder is not ours; or the folder cannot be written.
@@ -202,7 +205,7 @@ def refuse_replacing(path: str | Path, *kinds: str) -> None:
     path = Path(path)
     kind = folder_kind(path.parent)
     if kind in kinds:
-        claim(path.parent, kind)
+        clear_if_free(claim(path.parent, kind))
     elif os.path.lexists(path):
         raise OutputError(
             f"{path} is there, and its folder is not {' or '.join(KINDS[kind].words for kind in kinds)}; "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock as ThreadLock
 from typing import Any
 from weakref import WeakValueDictionary
 
 from mmfusion.errors import CohortError
+from mmfusion.files.writing import clear_temporary
 
 try:
     import fcntl
@@ -69,6 +71,14 @@ def lock_folder(folder: str | Path, who: str) -> FolderLock:
     except OSError:  # a file system without locks
         pass
     return lock
+
+
+def clear_if_free(folder: str | Path, *below: str) -> None:
+    """Remove the temporary files of killed commands in a folder of ours, and in these folders below it, unless somebody
+    is writing there now."""
+    folder = Path(folder)
+    with suppress(CohortError, OSError), lock_folder(folder, "mmfusion"):
+        clear_temporary([folder, *(folder / name for name in below)])
 
 
 _own: WeakValueDictionary[tuple[int, int], FolderLock] = WeakValueDictionary()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mmfusion.errors import CohortError, MmfusionError, OptionError, OutputError, ReadError, first_line
-from mmfusion.files import EXPORTS, folder_kind
+from mmfusion.files import EXPORTS, clear_if_free, folder_kind
 from mmfusion.options import unknown
 from mmfusion.predict.model import Model, load_model, model_folder, read_model, refuse_changed_parts
 from mmfusion.volume import check_device
@@ -106,6 +106,7 @@ def export_model(folder: str | Path, engine: str) -> Path:
         raise OutputError(
             f"{place} is the bundle of another program, and nothing is written into it; copy {file.parent} elsewhere"
         )
+    clear_if_free(file.parent)
     write(network, file, model.case["size"])
     return file
 

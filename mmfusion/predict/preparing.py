@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.errors import CohortError, printable
-from mmfusion.files import check_folder, claim, clear_temporary, read_rows
+from mmfusion.files import check_folder, claim, clear_if_free, read_rows
 from mmfusion.predict.ensemble import member_folders
 from mmfusion.predict.model import model_folder
 from mmfusion.prepare import prepare_cohort
@@ -67,8 +67,7 @@ def prepare_for(
     reference = [name for name in model.case["reference"] if name in names] or None
     how = {**model.case, "modalities": usable, "reference": reference, "progress": progress_line("prepared")}
     how |= {} if time_limit is None else {"time_limit": time_limit}
-    claim(out, "prediction")
-    clear_temporary([out, out / "predictions"])
+    clear_if_free(claim(out, "prediction"), "predictions")
     if index:
         manifest = out / "manifest.csv"
         index.write(manifest)

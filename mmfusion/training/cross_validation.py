@@ -22,7 +22,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 
 from mmfusion.errors import CohortError
-from mmfusion.files import RunFolder, optional_fields, read_rows, write_csv, write_json
+from mmfusion.files import RunFolder, clear_if_free, optional_fields, read_rows, write_csv, write_json
 from mmfusion.predict import PredictionsHandler, PrepareFusionBatch, fold_runs, load_model
 from mmfusion.report import write_report
 from mmfusion.training.results import write_metrics
@@ -61,7 +61,7 @@ def evaluate_folds(
         raise CohortError("no run is given: add --run RUN, a folder with the runs of all folds")
     run, how = Path(str(run)), {"resamples": resamples, "seed": seed}
     runs = fold_runs(run)
-    RunFolder(run).claim().clear()
+    clear_if_free(RunFolder(run).claim().path)
     for folder in runs.values():
         model, network = load_model(folder)
         cohort, items = evaluation_items(folder, model, "test")

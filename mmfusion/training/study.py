@@ -37,6 +37,7 @@ from mmfusion.files import (
     a_text,
     check_fields,
     check_folder,
+    clear_if_free,
     optional_fields,
     read_rows,
     write_csv,
@@ -229,7 +230,7 @@ def open_study(
         "versions": versions(),
     }
     if number:
-        whole.claim()
+        clear_if_free(whole.claim().path)
     files = RunFolder(run).claim()
     study = replace(study, lock=files.lock())
     files.clear()
