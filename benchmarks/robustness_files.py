@@ -207,7 +207,8 @@ def _into_folders() -> Iterator[Fields]:
             yield command, f"{name}, backed up", "writes", own_backed_up, run, allowed, kind, name
             yield command, f"{name}, parts are links", "keeps", own_with_links, run, allowed, kind, name
         for target, make in STRANGERS.items():
-            yield command, target, "refuses", make, run, allowed, "", "run"
+            new_page = command == "report" and target == "stranger's like ours"  # and no page that would be replaced
+            yield command, target, "either" if new_page else "refuses", make, run, allowed, "", "run"
         for name in KINDS:
             if name not in own:
                 expected = "either" if command == "report" else "refuses"

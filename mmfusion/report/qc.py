@@ -86,7 +86,8 @@ def write_qc(cohort_dir: str | Path) -> Path:
     """
     cohort = Path(cohort_dir)
     files = CohortFolder(cohort)
-    refuse_replacing(files.page, "cohort", "simulated cohort")
+    for place in (files.page, files.pictures):
+        refuse_replacing(place, "cohort", "simulated cohort")
     rows = worst_first(read_rows(files.table, f"run `mmfusion prepare ... --out {cohort}` first", _NEEDED))
     options = optional_fields(files.options)
     folder = files.pictures
