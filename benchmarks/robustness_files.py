@@ -207,8 +207,7 @@ def _into_folders() -> Iterator[Fields]:
             yield command, f"{name}, backed up", "writes", own_backed_up, run, allowed, kind, name
             yield command, f"{name}, parts are links", "keeps", own_with_links, run, allowed, kind, name
         for target, make in STRANGERS.items():
-            new_page = command == "report" and target == "stranger's like ours"  # and no page that would be replaced
-            yield command, target, "either" if new_page else "refuses", make, run, allowed, "", "run"
+            yield command, target, "refuses", make, run, allowed, "", "run"
         for name in KINDS:
             if name not in own:
                 expected = "either" if command == "report" else "refuses"
@@ -412,7 +411,7 @@ def _keys() -> Iterator[Fields]:
         ("new, in new folders", lambda b, k, o: b.path / "one/new.key", run, "either"),
         ("own", text("0123456789abcdef" * 4 + "\n"), run, "writes"),
         ("a short text", text("mine\n"), run, "refuses"), ("an empty file", text(""), run, "refuses"),
-        ("a letter", text(letter), run, "refuses"),
+        ("a letter", text(letter), run, "either"),
         ("the labels", of_kind("labels.csv"), labelled, "refuses"),
         ("a scan", of_kind("dicom/P00/ct/0001.dcm"), run, "refuses"),
         ("in the tree", lambda b, k, o: b.path / "dicom/key", run, "refuses"),

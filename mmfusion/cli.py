@@ -184,6 +184,7 @@ def _index(
     index = build_index(root, labels=labels, label=label, pseudonymize=pseudonymize, progress=seen)
     if sys.stderr.isatty():
         print(file=sys.stderr)
+    check_output_file(out, overwrite=bool(overwrite), reads=reads)  # walking takes its time
     index.write(out)
     count = Counter(name for case in index.cases for name in (*case.images, *(["mask"] if case.mask else [])))
     found = ", ".join(f"{name} {count[name]}" for name in (*index.modalities, "mask") if count[name])
@@ -273,6 +274,9 @@ def _register(
         still = load_volume(fixed, modality=fixed_modality or "", **reading)
     other = load_volume(moving, modality=moving_modality or "", **reading)
     found = _found(still, other, fixed if to_template else "", device or "cpu", assume_orientation, **how)
+    for path in (out, transform_out):  # registering takes its time
+        if path:
+            check_output_file(path, overwrite=bool(overwrite), reads=reads)
     save_volume(resample(other, still.grid, found.fixed_to_moving), out)
     if transform_out:
         save_transform(found.fixed_to_moving, transform_out)

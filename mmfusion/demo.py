@@ -28,7 +28,16 @@ from mmfusion.cohort.simulate import (
 )
 from mmfusion.errors import CohortError, printable
 from mmfusion.evaluation import classification_metrics
-from mmfusion.files import CohortFolder, RunFolder, claim, clear_if_free, optional_fields, write_json, writing
+from mmfusion.files import (
+    CohortFolder,
+    RunFolder,
+    check_folder,
+    claim,
+    clear_if_free,
+    optional_fields,
+    write_json,
+    writing,
+)
 from mmfusion.io import load_transform
 from mmfusion.options import resolve
 from mmfusion.predict import read_predictions
@@ -111,12 +120,13 @@ def run_demo(
 
 def _refuse_another(out: Path, arguments: dict[str, Any]) -> None:
     """A folder holds one demo: what other arguments left there would not fit to what these make."""
-    clear_if_free(claim(out, "demo"))
+    check_folder(out, "demo")
     path = out / "demo.json"
     found = optional_fields(path) or arguments
     other = [f"{name} {found.get(name)}" for name in arguments if found.get(name) != arguments[name]]
     if other:
-        raise CohortError(f"{out} holds a demo with {', '.join(other)}; choose another --out, or remove that folder")
+        raise CohortError(f"{out} holds a demo with {', '.join(other)}; choose another --out")
+    clear_if_free(claim(out, "demo"))
     write_json(arguments, path)
 
 

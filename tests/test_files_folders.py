@@ -17,11 +17,11 @@ from mmfusion.files import (
     check_folder,
     check_output_file,
     claim,
+    claim_place,
     clear_temporary,
     folder_kind,
     lock_folder,
     lock_for_process,
-    refuse_replacing,
     write_csv,
     write_json,
 )
@@ -84,7 +84,7 @@ def write_old(folder, kind):
     elif kind == "bundle":
         write_json({"required_packages_version": {"mmfusion": "0.1.0"}}, folder / "configs" / "metadata.json")
     elif kind == "demo":
-        write_json({"subjects": 8, "train": 40}, folder / "demo.json")
+        write_json(dict.fromkeys(("subjects", "train", "test", "seed", "epochs"), 8), folder / "demo.json")
     else:
         write_json({"subjects": []}, folder / "truth.json")
 
@@ -103,11 +103,10 @@ def test_unfinished_old_cohorts_and_folds_are_known(tmp_path):
     write_json({"key": "abc", "checksums": {}}, tmp_path / "c" / "cases" / "1" / "case.json")
     write_old(tmp_path / "folds" / "fold_3", "run")
     assert (folder_kind(tmp_path / "c"), folder_kind(tmp_path / "folds")) == ("cohort", "run")
-    (tmp_path / "p" / "cohort").mkdir(parents=True)
-    (tmp_path / "c").rename(tmp_path / "p" / "cohort")
-    assert folder_kind(tmp_path / "p") == "prediction"
-    (tmp_path / "p" / "thesis.txt").touch()
-    assert folder_kind(tmp_path / "p") == ""
+    (tmp_path / "study").mkdir()  # a manifest and its cohort side by side are no predictions
+    (tmp_path / "c").rename(tmp_path / "study" / "cohort")
+    (tmp_path / "study" / "manifest.csv").touch()
+    assert folder_kind(tmp_path / "study") == ""
 
 
 def test_inputs_may_not_lie_inside_nor_the_folder_inside_a_series(tmp_path):
@@ -144,15 +143,22 @@ def test_single_files(tmp_path):
             check_output_file(tmp_path / name, overwrite=True)
 
 
-def test_files_of_ours_are_replaced_in_our_folders_only(tmp_path):
-    claim(tmp_path / "run", "run")
-    for folder in ("run", "theirs"):
-        refuse_replacing(tmp_path / folder / "report.html", "run")
-        (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / "report.html").touch()
-    refuse_replacing(tmp_path / "run" / "report.html", "cohort", "run")
-    with pytest.raises(OutputError, match=r"theirs/report.html is there, and its folder is not a run folder"):
-        refuse_replacing(tmp_path / "theirs" / "report.html", "run")
+def test_a_pipe_among_the_files_that_tell_a_kind_is_not_waited_for(tmp_path):
+    for name in (MARK, "options.json", "cases.csv", "model.json"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(OutputError, match="is not empty and not a cohort folder"):
+        claim(tmp_path, "cohort")
+
+
+def test_files_of_ours_are_written_in_our_folders_only(tmp_path):
+    write_old(tmp_path / "run", "run")
+    (tmp_path / "run" / f"{TEMPORARY}ab-report.html").touch()
+    claim_place(tmp_path / "run" / "report.html", "cohort", "run")
+    assert folder_kind(tmp_path / "run") == "run" and (tmp_path / "run" / MARK).is_file()
+    assert not list((tmp_path / "run").glob(f"{TEMPORARY}*"))
+    (tmp_path / "theirs").mkdir()
+    with pytest.raises(OutputError, match=r"theirs is not a run folder of mmfusion, and report.html is not written"):
+        claim_place(tmp_path / "theirs" / "report.html", "run")
 
 
 def test_only_temporary_files_are_cleared(tmp_path):
@@ -181,6 +187,18 @@ def test_a_library_that_hides_a_full_disk_is_understood(tmp_path):
     with pytest.raises(RuntimeError, match="its own"), atomic_path(tmp_path / "b.pt"):
         raise RuntimeError("its own fault")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_ends_with_its_program_also_where_children_live_on(tmp_path):
+    code = (
+        "import os, sys, time; from mmfusion.files import lock_for_process\n"
+        "lock = lock_for_process(sys.argv[1], 'train')\n"
+        "child = os.fork()\n"
+        "if not child: os.close(1); time.sleep(60)\nprint(child, flush=True); os._exit(0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True, check=True)
+    lock_folder(tmp_path, "train").release()
+    os.kill(int(run.stdout), 9)
 
 
 def test_locks(tmp_path):

@@ -84,6 +84,13 @@ def test_folders_of_others_are_refused_by_every_command(study, bundle, tiny_run,
         run_config("train", cohort=str(study), run_dir=str(theirs))
 
 
+def test_a_manifest_beside_its_cohort_is_no_folder_of_predictions(study, bundle, tiny_cohort, capsys):
+    shutil.copytree(tiny_cohort, study / "mine" / "cohort")
+    shutil.copy(study / "study" / "manifest.csv", study / "mine")
+    manifest = study / "study" / "manifest.csv"
+    refused(capsys, study, "mine is not empty and not a folder", "predict", bundle, manifest, "--out", study / "mine")
+
+
 def test_a_folder_is_never_taken_for_another(study, bundle, tiny_run, tiny_cohort, capsys):
     manifest = study / "study" / "manifest.csv"
     run, cohort = (shutil.copytree(one, study / name) for one, name in ((tiny_run, "run"), (tiny_cohort, "cohort")))
@@ -134,9 +141,11 @@ def test_pages_of_others_stay(tiny_run, tmp_path, capsys):
     for name in ("predictions.csv", "metrics.json"):
         shutil.copy(tiny_run / name, tmp_path)
     (tmp_path / "report.html").write_text("mine")
-    refused(capsys, tmp_path, "report.html is there, and its folder is not a run folder", "report", tmp_path)
-    (tmp_path / "report.html").unlink()
-    assert main(["report", str(tmp_path)]) == 0  # of files that were put together by hand
+    refused(capsys, tmp_path, "is not a run folder of mmfusion, and report.html is not written", "report", tmp_path)
+    (tmp_path / "theirs" / "qc").mkdir(parents=True)
+    (tmp_path / "theirs" / "qc" / "shot-0123456789ab.png").write_text("mine")
+    (tmp_path / "theirs" / "cases.csv").write_text("case,subject,status,modalities\nx,x,done,ct\n")
+    refused(capsys, tmp_path, "theirs is not a cohort folder or a simulated", "report", tmp_path / "theirs")
 
 
 def test_predicting_again_replaces_its_own_files_only(bundle, tiny_run, study, capsys):
@@ -149,6 +158,10 @@ def test_predicting_again_replaces_its_own_files_only(bundle, tiny_run, study, c
     assert [path.name for path in sorted((out / "predictions").iterdir())] == ["A.json", "thesis.json"]
     assert [row["case"] for row in read_predictions(path)] == ["A"] and (out / "thesis.txt").read_text() == "mine"
     assert (out / "cohort" / "cases" / "A" / "notes.txt").read_text() == "mine" and folder_kind(out) == "prediction"
+    (out / "predictions" / "B.json").write_text((out / "predictions" / "A.json").read_text().replace('"A"', '"B"'))
+    (out / "predictions.csv").write_bytes(b"\xff\xfe damaged")  # as a killed call and a bad copy could leave them
+    predict_manifest(bundle, manifest, out, workers=1)
+    assert [path.name for path in sorted((out / "predictions").iterdir())] == ["A.json", "thesis.json"]
     facts = json.loads((out / "predictions" / "A.json").read_text())
     assert facts["model"] == read_predictions(path)[0]["model"] != ""
 

@@ -378,6 +378,31 @@ def test_a_case_that_is_being_written_again_counts_as_not_prepared(study, monkey
     assert [path for path in (cohort.folder / "nifti").rglob("sub-*") if path.is_file()] == []
 
 
+def test_files_that_were_announced_are_never_forgotten_and_others_never_believed(study, monkeypatch):
+    manifest, cohort = study
+    shutil.rmtree(cohort.folder / "cases")
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmfusion.prepare.cohort.write_case", stop)  # after the NIfTI files of the first case
+    with pytest.raises(KeyboardInterrupt):
+        prepare_cohort(manifest, cohort.folder, workers=1, save_nifti=True, **OPTIONS)
+    monkeypatch.undo()
+    assert list(cohort.folder.glob("nifti/sub-001/*/*.nii.gz"))
+    prepare(manifest, cohort.folder)
+    assert not list(cohort.folder.glob("nifti/sub-*"))
+    (cohort.folder / "my" / "notes").mkdir(parents=True)
+    (cohort.folder / "my" / "notes" / "thesis.txt").write_text("mine")
+    file = cohort.folder / "cases" / "001" / "case.json"
+    record = json.loads(file.read_text())
+    names = ("my/notes/thesis.txt", "cases/001/../../my/notes/thesis.txt", "cases/002/image.npy")
+    file.write_text(json.dumps(record | {"checksums": record["checksums"] | dict.fromkeys(names, "")}))
+    prepare(manifest, cohort.folder, suv_max=3.0)
+    assert (cohort.folder / "my" / "notes" / "thesis.txt").read_text() == "mine"
+    assert (cohort.folder / "cases" / "002" / "image.npy").is_file()
+
+
 def test_scans_are_never_where_a_cohort_is_written(study, tmp_path):
     manifest, _ = study
     (tmp_path / "run").mkdir()

@@ -10,7 +10,7 @@ from report_folders import write_cohort, write_csv, write_large_cohort
 from report_reader import Page, in_browser, shown_cases
 
 from mmfusion.errors import CohortError
-from mmfusion.files import MARK, read_rows
+from mmfusion.files import MARK, claim, read_rows
 from mmfusion.report import qc, write_qc
 from mmfusion.report.files import read_pictures, score_of, verdict_of
 from mmfusion.report.numbers import NUMBERS
@@ -180,6 +180,7 @@ def test_the_docs_name_what_an_address_can_hold():
 
 
 def test_an_empty_cohort_is_an_empty_page(tmp_path):
+    claim(tmp_path, "cohort")
     (tmp_path / "cases.csv").write_text("case,subject,status,modalities\n")
     assert "0 cases of 0 subjects: 0 ok, 0 doubtful, 0 failed." in Page(write_qc(tmp_path)).text
 

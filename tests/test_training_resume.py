@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from monai.bundle import ConfigWorkflow
 from tiny_cohort import FAST
 
 from mmfusion.bundle import TEMPLATE, run_config
-from mmfusion.errors import CohortError, MmfusionError, OutputError
-from mmfusion.files import MARK
+from mmfusion.errors import CohortError, MmfusionError, OptionError, OutputError
+from mmfusion.files import MARK, RunFolder
 from mmfusion.report import write_report
 from mmfusion.training import open_study, write_metrics
 from mmfusion.training.checkpoint import random_state, set_random_state
@@ -90,7 +91,9 @@ def test_a_finished_training_starts_anew(train, tmp_path, capsys):
     assert f"the earlier training in {tmp_path} was moved to" in capsys.readouterr().err
     assert len(history_of(tmp_path)) == 2 and not (tmp_path / "predictions.csv").exists()
     earlier = tmp_path / "earlier" / "1"
-    assert {path.name: path.read_bytes() for path in earlier.glob("*.*")} == first
+    kept = {path.name: path.read_bytes() for path in earlier.glob("*.*") if path.name != MARK}
+    assert {name for name in first if kept[name] != first[name]} == {"options.json"} and kept.keys() == first.keys()
+    run_config("evaluate", run_dir=str(earlier), resamples=100)  # it still knows its cohort
     assert sorted(path.name for path in (earlier / "checkpoints").iterdir()) == ["best.pt", "final.pt"]
     # results of the earlier model beside the new one, as an interrupted copy could leave them
     for name in ("predictions.csv", "metrics.json"):
@@ -98,6 +101,36 @@ def test_a_finished_training_starts_anew(train, tmp_path, capsys):
     for work in (write_report, write_metrics):
         with pytest.raises(CohortError, match=r"predictions.csv was made by another model than the one that is there"):
             work(tmp_path)
+
+
+def test_a_move_that_is_ended_overwrites_nothing(train, tmp_path, monkeypatch):
+    train(tmp_path, epochs=1)
+    split, rename = (tmp_path / "split.csv").read_bytes(), Path.rename
+
+    def stop(path, target):
+        if path.name == "split.csv":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder(tmp_path).move_away()
+    monkeypatch.undo()
+    train(tmp_path, epochs=1, validation_share=0.3)
+    assert (tmp_path / "earlier" / "1" / "options.json").is_file()
+    assert (tmp_path / "earlier" / "2" / "split.csv").read_bytes() == split
+    with pytest.raises(OptionError, match="device cuda:7 cannot be used"):  # before anything is touched
+        train(tmp_path, epochs=1, device="cuda:7")
+    assert (tmp_path / "model.json").is_file() and not (tmp_path / "earlier" / "3").exists()
+
+
+def test_a_single_modality_that_was_trained_again_is_stale(train, tmp_path):
+    for folder, more in {tmp_path / "single" / "ct": {"modalities": ["ct"]}, tmp_path: {}}.items():
+        train(folder, epochs=1, **more)
+        run_config("evaluate", run_dir=str(folder), resamples=100)
+    train(tmp_path / "single" / "ct", epochs=1, modalities=["ct"], seed=3)
+    with pytest.raises(CohortError, match=r"metrics.json is of an earlier single/ct/predictions.csv; evaluate"):
+        write_report(tmp_path)
 
 
 def test_a_run_folder_has_one_writer_and_one_kind_of_training(train, tiny_cohort, tmp_path):

@@ -15,7 +15,6 @@ from mmfusion.files import (
     atomic_path,
     check_folder,
     clear_if_free,
-    clear_temporary,
     folder_kind,
     interpreting,
     is_bundle,
@@ -64,10 +63,9 @@ def new_bundle(folder: str | Path, **options: Any) -> Path:
     check_folder(folder, "bundle")
     if folder_kind(folder):
         raise OutputError(f"{folder} is a bundle already, which may have been edited; choose a new folder")
+    place = folder.resolve()
+    draft = temporary_path(place)
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_temporary([folder])
-        draft = temporary_path(folder / "draft")
         try:
             for source in TEMPLATE.rglob("*"):
                 if source.is_file() and "__pycache__" not in source.parts:
@@ -75,8 +73,11 @@ def new_bundle(folder: str | Path, **options: Any) -> Path:
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     copy.write_bytes(source.read_bytes())
             _fill_template(draft, name, modalities, classes, chosen, given)
-            for part in sorted(draft.iterdir()):  # all of it at once: whatever ends this, no half bundle is left
-                part.rename(folder / part.name)
+            if place.is_dir():  # empty, but for what file managers and killed commands leave
+                for part in sorted(draft.iterdir()):
+                    part.rename(place / part.name)
+            else:
+                draft.rename(place)  # whatever ends this, no half bundle is left
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return folder

@@ -29,6 +29,9 @@ def run_config(name: str, bundle: str | Path = TEMPLATE, **overrides: Any) -> Co
     """
     path = Path(bundle) / "configs" / f"{name}.yaml"
     overrides = {"bundle_root": str(bundle), **overrides}
+    for option in ("bundle_root", "cohort", "manifest", "run_dir", "out"):
+        if str(overrides.get(option) or "")[:1] in ("@", "$", "%"):  # which MONAI would take for more than a path
+            overrides[option] = str(Path(overrides[option]).absolute())
     refuse_unknown(overrides, ConfigParser.load_config_files(str(path)))
     workflow_type = "train" if name == "train" else "inference"
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns that logging stays as it is

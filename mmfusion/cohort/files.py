@@ -30,12 +30,10 @@ def inputs_of(cases: Iterable[Case]) -> tuple[list[Path], list[Path]]:
     of DICOM series."""
     reads, series = [], []
     for case in cases:
-        for name, path in scans_of(case).items():
+        for path in scans_of(case).values():
             reads.append(path)
             if path.is_dir():
                 series.append(path)
-            elif name != "mask" and not path.name.lower().endswith((*_WHOLE, *_HEADERS)):  # a slice, of all its folder
-                series.append(path.parent)
     return reads, series
 
 

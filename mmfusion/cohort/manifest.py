@@ -303,7 +303,7 @@ def _duplicates(cases: Sequence[Case]) -> list[Problem]:
     problems: list[Problem] = []
     first: dict[str, Case] = {}
     for case in cases:
-        other = first.setdefault(case.id, case)
+        other = first.setdefault(case.id.lower(), case)  # many disks do not tell capital letters from small ones
         if other is case:
             continue
         if (other.subject, other.session) == (case.subject, case.session):
@@ -313,6 +313,8 @@ def _duplicates(cases: Sequence[Case]) -> list[Problem]:
         else:
             problem = f"the row would share the folder name {case.id} with line {other.line}"
             remedy = "Rename one: letters, digits, '.', '_' and '-' stay, anything else becomes '_'."
+            if other.id != case.id:
+                remedy = "Rename one: many disks take capital and small letters of a name as the same."
         problems.append(Problem("error", case.line, case.subject, "", problem, remedy))
     return problems
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
-from contextlib import suppress
 from pathlib import Path
 
 from mmfusion.errors import ManifestError, OptionError, ReadError
@@ -79,7 +78,12 @@ def _make_key(path: Path) -> None:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # Path.open sets no mode
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_hex(32) + "\n")
-        with suppress(FileExistsError):
+        try:
             os.link(temporary, path)  # which never replaces a file, as renaming does
+        except FileExistsError:
+            pass
+        except OSError:  # no hard links there, as on memory sticks
+            if not path.exists():
+                temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)

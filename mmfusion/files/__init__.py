@@ -18,9 +18,9 @@ from mmfusion.files.folders import (
     check_folder,
     check_output_file,
     claim,
+    claim_place,
     folder_kind,
     is_bundle,
-    refuse_replacing,
 )
 from mmfusion.files.layout import EXPORTS, CohortFolder, RunFolder
 from mmfusion.files.locks import FolderLock, clear_if_free, lock_folder, lock_for_process
@@ -58,7 +58,7 @@ __all__ = [
     "claim",
     "check_folder",
     "check_output_file",
-    "refuse_replacing",
+    "claim_place",
     "folder_kind",
     "is_bundle",
     "CohortFolder",

@@ -3,7 +3,7 @@
 Three questions, asked by every command for every target before anything is touched:
 
 - :func:`claim`: a folder of its own (a cohort, a run, ...) is new, empty, or of this kind;
-- :func:`refuse_replacing`: a file of ours in a folder that was given may be replaced, if the folder is ours;
+- :func:`claim_place`: a file of ours in a folder that was given may be written, if the folder is ours;
 - :func:`check_output_file`: a single file is new, or is to be replaced, and is no input.
 """
 
@@ -49,6 +49,8 @@ class Kind:
 def _fields(path: Path) -> dict[str, object]:
     """The fields of a JSON file; none if there are none, for whatever reason."""
     with suppress(OSError, ValueError, RecursionError):
+        if not path.is_file():  # a pipe would be waited for
+            return {}
         fields = json.loads(path.read_text(encoding="utf-8-sig"))
         if isinstance(fields, dict):
             return fields
@@ -57,6 +59,8 @@ def _fields(path: Path) -> dict[str, object]:
 
 def _first_rows(path: Path) -> list[list[str]]:
     """The header of a CSV file and the row below it; fewer if there are fewer."""
+    if not path.is_file():
+        return []
     with suppress(OSError, ValueError, csv.Error), path.open(newline="", encoding="utf-8-sig") as stream:
         return [row for _, row in zip(range(2), csv.reader(stream), strict=False)]
     return []
@@ -89,23 +93,26 @@ def _is_run(folder: Path) -> bool:
     if is_bundle(folder) or is_bundle(folder.parent):  # whose folder models holds a model, too
         return False
     model = _fields(folder / "model.json")
-    return {"format", "training_prior", "classes"} <= model.keys() or any(
-        entry.name[5:].isdecimal() and _is_run(entry) for entry in folder.glob("fold_*")
-    )
+    if {"format", "training_prior", "classes"} <= model.keys():
+        return True
+    parts = [entry for entry in folder.glob("fold_*") if entry.name[5:].isdecimal()]
+    return any(map(_is_run, (*parts, *folder.glob("single/*"))))  # its folds, or modalities alone, were trained first
 
 
 def _is_prediction(folder: Path) -> bool:
     header = [*_first_rows(folder / "predictions.csv"), []][0]
-    if header[:4] == ["case", "subject", "session", "part"] and not (folder / "options.json").exists():
-        return bool(_made_by(folder / "cohort"))
-    own = {"manifest.csv", "cohort", "predictions"}
-    return bool(_made_by(folder / "cohort")) and {entry.name for entry in folder.iterdir()} <= own
+    ours = header[:4] == ["case", "subject", "session", "part"] and not (folder / "options.json").exists()
+    return ours and bool(_made_by(folder / "cohort"))
 
 
 def is_bundle(folder: Path) -> bool:
     """Whether a folder is a bundle of mmfusion, as its metadata say."""
     packages = _fields(folder / "configs" / "metadata.json").get("required_packages_version")
     return isinstance(packages, dict) and "mmfusion" in packages
+
+
+def _is_demo(folder: Path) -> bool:
+    return {"subjects", "train", "test", "seed", "epochs"} <= _fields(folder / "demo.json").keys()
 
 
 KINDS = {
@@ -116,7 +123,7 @@ KINDS = {
         Kind("run", "a run folder", _is_run),
         Kind("prediction", "a folder of predictions", _is_prediction),
         Kind("bundle", "a bundle", is_bundle),
-        Kind("demo", "a folder of the demo", lambda folder: "subjects" in _fields(folder / "demo.json")),
+        Kind("demo", "a folder of the demo", _is_demo),
         Kind("raw study", "a simulated raw study", lambda folder: "subjects" in _fields(folder / "truth.json")),
     )
 }  # fmt: skip
@@ -194,23 +201,22 @@ def claim(folder: str | Path, kind: str, *, reads: Iterable[Path] = (), series: 
     return folder
 
 
-def refuse_replacing(path: str | Path, *kinds: str) -> None:
-    """Refuse to replace a file in a folder that is not of one of these kinds.
+def claim_place(path: str | Path, *kinds: str) -> None:
+    """Refuse a file in a folder that is not of one of these kinds, whether it is there or not.
 
     A folder of ours that had no mark gets it, and what killed commands left in it goes.
 
     Raises:
-        OutputError: the file is there, and the folder is not ours; or the folder cannot be written.
+        OutputError: the folder is not ours, or cannot be written.
     """
-    path = Path(path)
-    kind = folder_kind(path.parent)
-    if kind in kinds:
-        clear_if_free(claim(path.parent, kind))
-    elif os.path.lexists(path):
+    folder = Path(path).parent
+    kind = folder_kind(folder)
+    if kind not in kinds:
         raise OutputError(
-            f"{path} is there, and its folder is not {' or '.join(KINDS[kind].words for kind in kinds)}; "
-            "move it away, or give another folder"
+            f"{folder} is not {' or '.join(KINDS[kind].words for kind in kinds)} of mmfusion, and {Path(path).name} is "
+            "not written there; give another folder"
         )
+    clear_if_free(claim(folder, kind))
 
 
 def check_output_file(path: str | Path, *, overwrite: bool = False, reads: Iterable[str | Path | None] = ()) -> Path:

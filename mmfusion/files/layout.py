@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmfusion.files.folders import claim
 from mmfusion.files.locks import FolderLock, lock_folder, lock_for_process
-from mmfusion.files.writing import clear_temporary, writing
+from mmfusion.files.reading import optional_fields
+from mmfusion.files.writing import clear_temporary, write_json, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -145,9 +147,16 @@ class RunFolder:
         numbers = [int(folder.name) for folder in self.path.glob("earlier/*") if folder.name.isdecimal()]
         place = self.path / "earlier" / str(max(numbers, default=0) + 1)
         with writing(place):
-            for file in (*made, self.split, self.configuration, self.options):
+            place.mkdir(parents=True)
+            # first what tells who was in which part: nothing of it can then be overwritten, whatever ends this
+            options = optional_fields(self.options)
+            if "cohort" in options:
+                options["cohort"] = os.path.relpath(self.path / str(options["cohort"]), place)
+            write_json(options, RunFolder(place).options)
+            self.options.unlink(missing_ok=True)
+            for file in (self.split, self.configuration, *made):
                 target = place / file.relative_to(self.path)
-                target.parent.mkdir(parents=True, exist_ok=True)
+                target.parent.mkdir(exist_ok=True)
                 with suppress(FileNotFoundError):
                     file.rename(target)
         return place

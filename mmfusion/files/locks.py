@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Lock as ThreadLock
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from mmfusion.errors import CohortError
 from mmfusion.files.writing import clear_temporary
@@ -16,6 +16,19 @@ try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
+
+
+_all: WeakSet[FolderLock] = WeakSet()
+
+
+def _forget() -> None:
+    """In a forked process, which must not hold the lock on when its parent has ended."""
+    for lock in list(_all):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 class FolderLock:
@@ -27,6 +40,7 @@ class FolderLock:
 
     def __init__(self, handle: int | None = None) -> None:
         self._handle = handle
+        _all.add(self)
 
     def release(self) -> None:
         """Let others in."""

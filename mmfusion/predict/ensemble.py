@@ -60,7 +60,8 @@ def joint_model(models: Sequence[Model]) -> Model:
                     f"{getattr(model, name)}; train the folds with the same options"
                 )
     thresholds = [one.threshold for one in models if one.threshold is not None]
-    joint = sha256(" ".join(one.weights for one in models).encode()).hexdigest()[:16]
+    known = all(one.weights for one in models)
+    joint = sha256(" ".join(one.weights for one in models).encode()).hexdigest()[:16] if known else ""
     return replace(
         first,
         threshold=float(np.mean(thresholds)) if thresholds else None,

@@ -28,6 +28,7 @@ from mmfusion.files import (
     read_fields,
     some_names,
     some_positive_numbers,
+    to_disk,
     write_bytes,
 )
 from mmfusion.options import GROUPS, resolve
@@ -126,6 +127,8 @@ def save_model(folder: str | Path, network: torch.nn.Module, model: Model, *, dt
     with atomic_path(folder / "model.json") as description, atomic_path(folder / "model.pt") as tensors:
         tensors.write_bytes(_saved(weights))
         description.write_text(json_text(about), encoding="utf-8")
+        for file in (tensors, description):
+            to_disk(file)
         for name in ("model.json", *EXPORTS.values()):  # weights never lie beside what was said of others
             (folder / name).unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ entropy, epistemic, modalities (those that were used), status (done, doubtful or
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from scipy.special import entr
 
+from mmfusion.errors import MmfusionError
 from mmfusion.evaluation import prior_correction
-from mmfusion.files import read_rows, write_csv, write_json
+from mmfusion.files import read_fields, read_rows, write_csv, write_json
 from mmfusion.predict.batches import PrepareFusionBatch
 
 if TYPE_CHECKING:
@@ -173,12 +175,20 @@ def write_predictions(
     if each:
         folder = path.with_suffix("")
         names = {f"{row['case']}.json" for row in out}
-        for name in {f"{row.get('case')}.json" for row in read_rows(path)} - names:  # of an earlier call
-            if Path(name).name == name:
-                (folder / name).unlink(missing_ok=True)
+        for file in folder.glob("*.json"):  # of an earlier call; those of others stay
+            if file.name not in names and _is_prediction_of(file.stem, file):
+                file.unlink()
         for row in out:
             write_json(_as_json(row, prepared.get(row["case"], {}), model), folder / f"{row['case']}.json")
     write_csv(out, path, columns)  # last: it names the others
+
+
+def _is_prediction_of(case: str, file: Path) -> bool:
+    """Whether a file is what :func:`write_predictions` wrote of a case."""
+    with suppress(MmfusionError):
+        fields = read_fields(file, "a prediction")
+        return fields.get("case") == case and {"probabilities", "preparation", "notice"} <= fields.keys()
+    return False
 
 
 def _as_json(row: Mapping[str, Any], prepared: Mapping[str, Any], model: Model) -> dict[str, Any]:

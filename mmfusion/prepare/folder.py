@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -313,29 +314,38 @@ def announce_files(out: Path, case_id: str, names: Iterable[str]) -> set[str]:
     Returns:
         The files that it had, relative to ``out``.
     """
-    record = _record(out, case_id) or {}
-    before = dict(record.get("checksums", {}))
+    before = _files_of(out, case_id)
     file = CohortFolder(out).record(case_id)
-    write_json({**record, "key": "", "stamp": "", "checksums": {**dict.fromkeys(names, ""), **before}}, file)
+    record = {**(_record(out, case_id) or {}), "key": "", "stamp": ""}
+    write_json({**record, "checksums": dict.fromkeys(sorted({*names, *before}), "")}, file)
     to_disk(file)
-    return set(before)
+    return before
 
 
 def remove_case(out: Path, case: Case) -> None:
     """Remove what preparing wrote of a case, and nothing else."""
     own = [f"{name}.{ending}" for name in (*case.images, *OPTIONS["to"].choices) for ending in ("tfm", "h5")]
     names = {f"cases/{case.id}/{name}" for name in ("image.npy", "qc.npz", *own)}
-    record = _record(out, case.id) or {}
-    _remove_files(out, names | set(record.get("checksums", {})))
+    _remove_files(out, names | _files_of(out, case.id))
     _remove_files(out, {f"cases/{case.id}/case.json"})  # last: it knows the others
+
+
+def _files_of(out: Path, case_id: str) -> set[str]:
+    """The files that a case has, or was about to have, relative to ``out``: also of one that is being prepared.
+
+    Names that preparing does not give count for nothing: a record may come from others.
+    """
+    names: Any = ()
+    with suppress(MmfusionError):
+        names = optional_fields(CohortFolder(out).record(case_id)).get("checksums")
+    own = re.compile(rf"cases/{re.escape(case_id)}/[^/]+|nifti/sub-[^/]+/([^/]+/)+sub-[^/]+")
+    return {name for name in names or () if isinstance(name, str) and _is_below(name) and own.fullmatch(name)}
 
 
 def _remove_files(out: Path, names: Iterable[str]) -> None:
     """Remove files, given relative to ``out``, and the folders that are empty then."""
     for name in names:
         file = out / name
-        if Path(name).is_absolute() or ".." in Path(name).parts or len(Path(name).parts) < 3:
-            continue  # a damaged record
         file.unlink(missing_ok=True)
         with suppress(OSError):  # not empty, or not there
             for folder in list(file.parents)[: len(Path(name).parts) - 2]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfusion.files import CohortFolder, optional_fields, read_rows, refuse_replacing
+from mmfusion.files import CohortFolder, claim_place, optional_fields, read_rows
 from mmfusion.report import page
 from mmfusion.report.album import Album
 from mmfusion.report.cards import GOOD_AND_BAD, case_card
@@ -82,13 +82,12 @@ def write_qc(cohort_dir: str | Path) -> Path:
 
     Raises:
         CohortError: there is no ``cases.csv``.
-        OutputError: there is a ``qc.html`` of somebody else, or it cannot be written.
+        OutputError: the folder is not ours, or cannot be written.
     """
     cohort = Path(cohort_dir)
     files = CohortFolder(cohort)
-    for place in (files.page, files.pictures):
-        refuse_replacing(place, "cohort", "simulated cohort")
     rows = worst_first(read_rows(files.table, f"run `mmfusion prepare ... --out {cohort}` first", _NEEDED))
+    claim_place(files.page, "cohort", "simulated cohort")
     options = optional_fields(files.options)
     folder = files.pictures
     album = Album(folder if len(rows) > INSIDE else None)

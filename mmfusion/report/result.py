@@ -130,8 +130,10 @@ def _refuse_stale(folder: Path, rows: list[dict[str, str]], metrics: dict[str, A
     measured = {"predictions.csv": (made_by, metrics.get("models"))}
     comparison = metrics.get("comparison")
     for name, entry in comparison.items() if isinstance(comparison, dict) else ():
-        file = f"single/{name}/predictions.csv"
-        measured[file] = (models_of(read_rows(folder / file)), entry.get("models") if isinstance(entry, dict) else None)
+        single = RunFolder(folder).single(str(name))
+        now = models_of(read_rows(single.predictions)) or [str(optional_fields(single.model).get("weights") or "")]
+        then = entry.get("models") if isinstance(entry, dict) else None
+        measured[f"single/{name}/predictions.csv"] = (now if all(now) else [], then)
     for file, (now, then) in measured.items():
         if now and then and now != then:
             raise CohortError(f"{folder / 'metrics.json'} is of an earlier {file}; evaluate {folder} again")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import CohortError
-from mmfusion.files import RunFolder, interpreting, read_rows, refuse_replacing
+from mmfusion.files import RunFolder, claim_place, interpreting, read_rows
 from mmfusion.report import charts, page
 from mmfusion.report.cards import GOOD_AND_BAD, case_card
 from mmfusion.report.files import (
@@ -41,10 +41,10 @@ def write_report(run_dir: str | Path) -> Path:
     Raises:
         CohortError: predictions or metrics are absent.
         ReadError: a file is damaged.
-        OutputError: there is a ``report.html`` of somebody else, or it cannot be written.
+        OutputError: the folder is not ours, or cannot be written.
     """
-    refuse_replacing(RunFolder(Path(run_dir)).page, "run")
     result = read_result(run_dir)
+    claim_place(RunFolder(result.folder).page, "run")
     with interpreting(RunFolder(result.folder).metrics, "evaluate the run again"):
         return page.write_page(RunFolder(result.folder).page, *_page(result))
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mmfusion.training.engine import History
 
 _FORMAT = 1
+_BEST, _FINAL, _RESUME = "best.pt", "final.pt", "resume.pt"  # as RunFolder has them
 _ANEW = "add --resume False to begin anew"
 
 
@@ -71,7 +72,7 @@ class Checkpoints:
     """Writes the checkpoints of a training, and takes up the one that was left unfinished.
 
     Args:
-        run: the run folder.
+        folder: where they are.
         network: whose weights they hold, without any wrapper.
         validator: the evaluator that knows the best epoch.
         scheduler: of the learning rate.
@@ -81,14 +82,14 @@ class Checkpoints:
 
     def __init__(
         self,
-        run: str | Path,
+        folder: str | Path,
         network: torch.nn.Module,
         validator: Any,
         scheduler: Any,
         history: History,
         loader: torch.utils.data.DataLoader[Any],
     ) -> None:
-        self.files, self.network, self.validator = RunFolder(Path(run)), network, validator
+        self.folder, self.network, self.validator = Path(folder), network, validator
         self.scheduler, self.history, self.loader = scheduler, history, loader
 
     def attach(self, engine: Any) -> None:
@@ -97,15 +98,15 @@ class Checkpoints:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._keep_best)
         # when the loader has no more batches, and not when the last one is done: asking it draws a random number
         engine.add_event_handler(Events.DATALOADER_STOP_ITERATION, self._keep_all)
-        engine.add_event_handler(Events.COMPLETED, lambda _: self._write(self.network.state_dict(), self.files.final))
+        engine.add_event_handler(Events.COMPLETED, lambda _: self._write(self.network.state_dict(), _FINAL))
 
-    def _write(self, state: Mapping[str, Any], file: Path) -> None:
+    def _write(self, state: Mapping[str, Any], name: str) -> None:
         if is_first():
-            save_tensors(state, file)
+            save_tensors(state, self.folder / name)
 
     def _keep_best(self, engine: Any) -> None:
         if self.validator.state.best_metric_epoch == engine.state.epoch:
-            self._write(self.network.state_dict(), self.files.best)
+            self._write(self.network.state_dict(), _BEST)
 
     def _keep_all(self, engine: Any) -> None:
         if engine.state.iteration % engine.state.epoch_length:
@@ -121,10 +122,10 @@ class Checkpoints:
             "history": self.history.rows,
             "random": gather(random_state(self.loader)),  # of each process
         }
-        self._write(state, self.files.resume)
+        self._write(state, _RESUME)
 
     def _resume(self, engine: Any) -> None:
-        file = self.files.resume
+        file = self.folder / _RESUME
         if not file.is_file():
             return
         state, problem = _read(file)

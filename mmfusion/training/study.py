@@ -50,6 +50,8 @@ from mmfusion.prepare import Cohort, PreparedCase, open_cohort, prepare_cohort, 
 from mmfusion.progress import progress_line
 from mmfusion.training.checkpoint import keep_unfinished
 from mmfusion.training.distributed import by_first
+from mmfusion.training.tracking import check_trackers
+from mmfusion.volume import check_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -149,6 +151,7 @@ def open_study(
     classes: Sequence[str] | None = None,
     workers: int = 0,
     configuration: Mapping[str, Any] | None = None,
+    device: Any = "cpu",
     **options: Any,
 ) -> Study:
     """Open (or prepare) the cohort, split it by subject, and write ``options.json`` and ``split.csv`` of the run.
@@ -165,6 +168,7 @@ def open_study(
         workers: processes for preparing.
         configuration: what else decides the result, by path, see :func:`mmfusion.training.configuration`; a training
             that was ended is gone on with under the same configuration only.
+        device: what the training will run on; one that is not there is refused before anything is touched.
         options: groups ``case``, ``network`` and ``training`` of :mod:`mmfusion.options`.
 
     Raises:
@@ -194,6 +198,8 @@ def open_study(
         for group in ("network", "training", "machine")
         for name, value in resolve({k: v for k, v in options.items() if k in groups[group]}, group).items()
     }
+    check_trackers(chosen["track"] or [])
+    check_device(str(device))
     if cohort is not None:
         opened = open_cohort(cohort)
         refuse_contradictions(opened, {**given, "modalities": modalities})
@@ -223,7 +229,7 @@ def open_study(
     written = {
         "modalities": list(names),
         "classes": list(study_classes),
-        "cohort": os.path.relpath(opened.folder, run),
+        "cohort": os.path.relpath(os.path.realpath(opened.folder), os.path.realpath(run)),
         "cohort_hash": opened.hash,
         **chosen,
         **{name: value for name, value in opened.options.items() if name != "modalities"},

@@ -15,6 +15,8 @@ from mmfusion.errors import OptionError
 from mmfusion.training.distributed import is_first
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mmfusion.training.study import Study
 
 
@@ -27,15 +29,24 @@ def trackers(study: Study) -> list[str]:
         OptionError: a package is missing.
     """
     wanted = study.options["track"] or []
-    for name in wanted:
-        if find_spec(name) is None:
-            raise OptionError(f"track {name} needs the package {name}: pip install 'mmfusion[{name}]'")
+    check_trackers(wanted)
     if "mlflow" in wanted:
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         from mlflow.telemetry import set_telemetry_client
 
         set_telemetry_client()  # again, as MONAI imports MLflow before anyone can say no
     return wanted if is_first() else []
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker whose package is missing.
+
+    Raises:
+        OptionError: with the extra that brings it.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise OptionError(f"track {name} needs the package {name}: pip install 'mmfusion[{name}]'")
 
 
 def tracked_options(study: Study) -> dict[str, Any]:
