@@ -57,7 +57,7 @@ def test_the_grid_cohort_keeps_its_split_and_says_simulated(tmp_path):
 def test_a_folder_holds_one_demo(tmp_path):
     demo._refuse_another(tmp_path, {"seed": 0, "train": 40})
     demo._refuse_another(tmp_path, {"seed": 0, "train": 40})
-    with pytest.raises(CohortError, match="holds a demo with seed 0; choose another --out, or remove that folder"):
+    with pytest.raises(CohortError, match="holds a demo with seed 0; choose another --out"):
         demo._refuse_another(tmp_path, {"seed": 1, "train": 40})
 
 
