@@ -85,12 +85,10 @@ def _known_places() -> Iterator[Fields]:
     def ensemble(box: Path, run: Path) -> Outcome:
         return predict(box, run, "ensemble")
 
-    manifest_run: Run = lambda box, run: train(box, run, manifest=box / "scans/manifest.csv", **PREPARING)  # noqa: E731
-    again: Run = lambda box, out: typed(  # noqa: E731
-        "predict", box / "bundle", box / "scans/two.csv", "--out", out, "--workers", 1
-    )
-    fold: Run = lambda box, run: train(box, run, cohort=box / "cohort", fold=0, folds=2)  # noqa: E731
-    single: Run = lambda box, run: train(box, run / "single/ct", cohort=box / "cohort", modalities=["ct"])  # noqa: E731
+    manifest_run: Run = lambda box, run: train(box, run, manifest=box / "scans/manifest.csv", **PREPARING)
+    again: Run = lambda box, out: typed("predict", box / "bundle", box / "scans/two.csv", "--out", out, "--workers", 1)
+    fold: Run = lambda box, run: train(box, run, cohort=box / "cohort", fold=0, folds=2)
+    single: Run = lambda box, run: train(box, run / "single/ct", cohort=box / "cohort", modalities=["ct"])
     places = (
         ("train --manifest, RUN/cohort", "manifest_run", "cohort", manifest_run, "cohort"),
         ("inference.yaml, RUN/inference", "run", "inference", predict, "prediction"),
@@ -130,7 +128,7 @@ def _known_places() -> Iterator[Fields]:
         shutil.copytree(box.path / "scans", place)
         return box.path / "run"
 
-    inside: Run = lambda box, run: configured(  # noqa: E731
+    inside: Run = lambda box, run: configured(
         "inference", run_dir=run, manifest=run / "inference/scans/two.csv", workers=1, device="cpu"
     )
     yield "inference.yaml, RUN/inference", "holds the scans", "refuses", manifest_inside, inside, (), "", "run"
@@ -170,12 +168,12 @@ def _without(name: str, *files: str) -> Make:
 
 def _into_folders() -> Iterator[Fields]:
     """Commands that write files of known names into a folder that is given."""
-    evaluate: Run = lambda _, run: configured("evaluate", run_dir=run, resamples=100, device="cpu")  # noqa: E731
-    folds: Run = lambda _, run: configured("evaluate_folds", run_dir=run, resamples=100, device="cpu")  # noqa: E731
-    report: Run = lambda _, run: typed("report", run)  # noqa: E731
-    export: Run = lambda _, model: typed("export", model, "--engine", "torchscript")  # noqa: E731
-    onnx: Run = lambda _, model: typed("export", model, "--engine", "onnx")  # noqa: E731
-    pack: Run = lambda box, bundle: typed("bundle", "pack", bundle, box / "run")  # noqa: E731
+    evaluate: Run = lambda _, run: configured("evaluate", run_dir=run, resamples=100, device="cpu")
+    folds: Run = lambda _, run: configured("evaluate_folds", run_dir=run, resamples=100, device="cpu")
+    report: Run = lambda _, run: typed("report", run)
+    export: Run = lambda _, model: typed("export", model, "--engine", "torchscript")
+    onnx: Run = lambda _, model: typed("export", model, "--engine", "onnx")
+    pack: Run = lambda box, bundle: typed("bundle", "pack", bundle, box / "run")
     pages = ("predictions.csv", "metrics.json", "report.html", ".mmfusion.json")
     of_run, of_cohort = tuple(f"TARGET/{name}" for name in pages), ("TARGET/qc.html", "TARGET/qc", "TARGET/qc/*")
     of_bundle = ("TARGET/models", "TARGET/configs/metadata.json", "TARGET/.mmfusion.json", *(
@@ -223,14 +221,14 @@ def _into_folders() -> Iterator[Fields]:
             run if command != "bundle pack" else lambda box, _: typed("bundle", "pack", box / "bundle", box / "run")
         )
         yield command, f"run without {part}", expected, _without(name, part), target, of_run, "", name
-    same: Run = lambda _, bundle: typed("bundle", "pack", bundle, bundle)  # noqa: E731
+    same: Run = lambda _, bundle: typed("bundle", "pack", bundle, bundle)
     yield "bundle pack", "the bundle as its run", "refuses", of_kind("bundle"), same, of_bundle, "", "bundle"
 
     def run_inside(box: Box, _kind: str, _own: str) -> Path:
         (box.path / "run").rename(box.path / "bundle/models/run")
         return box.path / "bundle"
 
-    nested: Run = lambda _, bundle: typed("bundle", "pack", bundle, bundle / "models/run")  # noqa: E731
+    nested: Run = lambda _, bundle: typed("bundle", "pack", bundle, bundle / "models/run")
     yield "bundle pack", "a run inside the bundle", "either", run_inside, nested, of_bundle, "", "bundle"
 
     def borrowed(box: Box, kind: str, name: str) -> Path:
@@ -365,7 +363,7 @@ def _single_files() -> Iterator[Fields]:
             made = with_mask(make) if "mask" in command else make
             allowed = ("TARGET", "moved.nii.gz")
             yield command, words, expected, made, _with(run, more), allowed, "", ""
-    both: Run = lambda box, out: register(box, out, "--transform-out", out)  # noqa: E731
+    both: Run = lambda box, out: register(box, out, "--transform-out", out)
     yield "register", "one file for both", "refuses", lambda b, k, o: b.path / "out.tfm", both, (), "", ""
     yield "register", "one file for both", "refuses", lambda b, k, o: b.path / "out.nii.gz", both, (), "", ""
 
@@ -376,7 +374,7 @@ def _single_files() -> Iterator[Fields]:
     yield "register --transform-out", "existing, while --out is new", "refuses", existing_transform, to_transform, (
         ), "", ""  # fmt: skip
     for ending in (".txt", ".nii.gz/", "", ".mha"):
-        odd: Make = lambda b, k, o, e=ending: b.path / f"out{e}"  # type: ignore[misc]  # noqa: E731
+        odd: Make = lambda b, k, o, e=ending: b.path / f"out{e}"  # type: ignore[misc]
         yield "register --out", f"ending {ending!r}", "either", odd, register, ("TARGET", "moved.nii.gz"), "", ""
 
 
@@ -467,7 +465,7 @@ def _checks() -> Iterator[Fields]:
         "labels.csv",
     ):
         for more in ((), ("--deep",)):
-            run: Run = lambda _, path, more=more: typed("check", path, *more)  # type: ignore[misc]  # noqa: E731
+            run: Run = lambda _, path, more=more: typed("check", path, *more)  # type: ignore[misc]
             words = f"{target} {' '.join(more)}".strip()
             yield "check", words, "keeps", of_kind(target), run, (), "", ""
     for target, make in STRANGERS.items():

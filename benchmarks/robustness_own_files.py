@@ -362,15 +362,15 @@ def attempt(study: Path, number: int) -> dict[str, Any]:
         pattern = rng.choice(list(READERS))
         file = rng.choice(sorted(copy.glob(pattern)))
         command = rng.choice(READERS[pattern])
-        found = {"file": str(file.relative_to(copy)), "mutation": mutate(file, rng), "command": command}
+        result = {"file": str(file.relative_to(copy)), "mutation": mutate(file, rng), "command": command}
         before = _listing(study.parent, copy)
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            found |= _outcome(COMMANDS[command], copy)
-        message = found["message"] or said.getvalue().strip()[-300:]
+            result |= _outcome(COMMANDS[command], copy)
+        message = result["message"] or said.getvalue().strip()[-300:]
         if _listing(study.parent, copy) != before:
-            found["outcome"] = "outside"
-        return found | {"message": message.replace(str(copy), "")}
+            result["outcome"] = "outside"
+        return result | {"message": message.replace(str(copy), "")}
     finally:
         shutil.rmtree(copy)
 
@@ -409,13 +409,13 @@ def own_files(work: Path, mutations: int = 1000, first: int = 0) -> dict[str, An
     with Processes(1, limit_s=LONGEST_S) as pool:
         for number in range(first, first + mutations):
             try:
-                found = pool.submit(attempt, study, number).result()
+                result = pool.submit(attempt, study, number).result()
             except LostError as error:
-                found = {"file": "", "outcome": "lost", "message": str(error)}
-            outcomes.setdefault(found["file"], Counter())[found["outcome"]] += 1
-            if found["outcome"] not in ("done", "refused"):
-                failures.append({"number": number} | found)
-                print(f"  {number} {found}", flush=True)
+                result = {"file": "", "outcome": "lost", "message": str(error)}
+            outcomes.setdefault(result["file"], Counter())[result["outcome"]] += 1
+            if result["outcome"] not in ("done", "refused"):
+                failures.append({"number": number} | result)
+                print(f"  {number} {result}", flush=True)
     for name in sorted(outcomes):
         print(f"  {name:40s} " + ", ".join(f"{count} {one}" for one, count in sorted(outcomes[name].items())))
     counts = sum(outcomes.values(), Counter())

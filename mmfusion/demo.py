@@ -122,8 +122,8 @@ def _refuse_another(out: Path, arguments: dict[str, Any]) -> None:
     """A folder holds one demo: what other arguments left there would not fit to what these make."""
     check_folder(out, "demo")
     path = out / "demo.json"
-    found = optional_fields(path) or arguments
-    other = [f"{name} {found.get(name)}" for name in arguments if found.get(name) != arguments[name]]
+    written = optional_fields(path) or arguments
+    other = [f"{name} {written.get(name)}" for name in arguments if written.get(name) != arguments[name]]
     if other:
         raise CohortError(f"{out} holds a demo with {', '.join(other)}; choose another --out")
     clear_if_free(claim(out, "demo"))

@@ -65,13 +65,13 @@ def prepare_for(
         _warn_of_training_subjects({case.subject for case in cases}, folder)
     usable = [name for name in model.case["modalities"] if name in names]
     reference = [name for name in model.case["reference"] if name in names] or None
-    how = {**model.case, "modalities": usable, "reference": reference, "progress": progress_line("prepared")}
-    how |= {} if time_limit is None else {"time_limit": time_limit}
+    options = {**model.case, "modalities": usable, "reference": reference, "progress": progress_line("prepared")}
+    options |= {} if time_limit is None else {"time_limit": time_limit}
     clear_if_free(claim(out, "prediction"), "predictions")
     if index:
         manifest = out / "manifest.csv"
         index.write(manifest)
-    return prepare_cohort(manifest, out / "cohort", workers=workers, **how)
+    return prepare_cohort(manifest, out / "cohort", workers=workers, **options)
 
 
 def _warn_of_training_subjects(subjects: set[str], folder: str | Path) -> None:
