@@ -187,6 +187,7 @@ def test_subjects_of_the_training_are_warned_of(tiny_run, tmp_path, caplog):
     assert f"1 of 2 subjects were in the training or validation of this model ({known})" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_finished_simulated_cohort_is_opened_and_a_begun_one_begins_again(tmp_path):
     cohort = simulate_study(tmp_path / "c", train_subjects=40, test_subjects=2)
     assert folder_kind(cohort.folder) == "simulated cohort"
@@ -198,6 +199,7 @@ def test_a_finished_simulated_cohort_is_opened_and_a_begun_one_begins_again(tmp_
     assert simulate_study(tmp_path / "c", train_subjects=40, test_subjects=2).hash == cohort.hash
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 3000])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tiny_run, tiny_cohort, bundle, study, size):
     """A limit on the size of files, which the system keeps, stands for the disk."""

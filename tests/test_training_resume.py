@@ -124,6 +124,7 @@ def test_a_move_that_is_ended_overwrites_nothing(train, tmp_path, monkeypatch):
     assert (tmp_path / "model.json").is_file() and not (tmp_path / "earlier" / "3").exists()
 
 
+@pytest.mark.slow
 def test_a_single_modality_that_was_trained_again_is_stale(train, tmp_path):
     for folder, more in {tmp_path / "single" / "ct": {"modalities": ["ct"]}, tmp_path: {}}.items():
         train(folder, epochs=1, **more)
@@ -133,6 +134,7 @@ def test_a_single_modality_that_was_trained_again_is_stale(train, tmp_path):
         write_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_folder_has_one_writer_and_one_kind_of_training(train, tiny_cohort, tmp_path):
     study = open_study(tmp_path / "run", cohort=tiny_cohort)
     assert open_study(tmp_path / "run", cohort=tiny_cohort).lock is study.lock  # a program may set it up twice
