@@ -249,11 +249,14 @@ def _missing(one: Attempt, box: Box, target: Path, before: dict[str, str], after
     start = os.path.relpath(os.path.realpath(target), os.path.realpath(box.path)) + "/"
     trained = f"{start}fold_0/" if one.own == "folds" else start
     kept = {digest for name, digest in after.items() if name.startswith(start)}
-    left_out = ("cohort/", ".mmfusion.json", ".mmfusion-tmp-", "options.json")  # whose path to the cohort is put right
+    left_out = ("cohort/", ".mmfusion.json", ".mmfusion-tmp-")
     return [
         f"training again overwrites {name}"
         for name, digest in before.items()
-        if name.startswith(trained) and not name[len(start) :].startswith(left_out) and digest not in kept
+        if name.startswith(trained)
+        and not name[len(start) :].startswith(left_out)
+        and digest not in kept
+        and not name.endswith("/options.json")  # whose path to the cohort is put right
     ]
 
 
