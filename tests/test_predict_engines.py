@@ -74,6 +74,7 @@ def test_the_bundle_configuration_predicts_the_same(bundle, scans, predicted, tm
     assert mine == theirs
 
 
+@pytest.mark.slow
 def test_cases_are_prepared_as_those_of_the_training_were(train, tmp_path):
     """The same scans, once in a cohort to train on and once as new cases: the same tensors, to the bit."""
     manifest = write_scans(

@@ -41,6 +41,7 @@ def same_bytes(one, other):
     return names and all((one.folder / name).read_bytes() == (other.folder / name).read_bytes() for name in names)
 
 
+@pytest.mark.slow
 def test_a_cluster_makes_the_same_bytes(made, address, tmp_path):
     manifest, whole = made
     steps = []

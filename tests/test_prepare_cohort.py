@@ -501,7 +501,7 @@ def test_a_folder_that_cannot_be_written_is_named(made):
         prepare(made[0], "/proc/no")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_full_disk_stops_at_once_and_leaves_nothing_half_written(made, tmp_path, workers):
     """A limit on the size of files, which the system keeps, stands for the disk."""
     code = (

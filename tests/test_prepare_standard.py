@@ -60,6 +60,7 @@ def test_a_test_subject_changes_nothing_but_itself_and_a_training_subject_everyt
     assert other.options != cohort.options and len(steps) == 7
 
 
+@pytest.mark.slow
 def test_processes_and_interruptions_give_the_same_scale(study, tmp_path):
     cohort, _ = prepare(*study)
     parallel = prepare_cohort(study[0], tmp_path / "parallel", workers=2, **OPTIONS)
@@ -92,6 +93,7 @@ def test_a_fit_needs_training_subjects(study, tmp_path):
         prepare_volumes({"mr": scan("mr")}, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_the_bias_field_goes_before_anything_else(study):
     mr = scan("mr")
     how = {**OPTIONS, "mr_normalize": "percentile"}
