@@ -270,7 +270,8 @@ def _tried(
         last = (again.stderr.strip().splitlines() or [""])[-1]
         faults.append(f"does not end well with more space (status {again.status}: {last})")
     faults += [f"with more space: {one}" for one in half_written(disk)]
-    facts = {"command": name, "disk": words, "status": outcome.status, "message": (lines or [""])[-1], "faults": faults}
+    message = (lines or [""])[-1].replace(f"{disk}/", "")
+    facts = {"command": name, "disk": words, "status": outcome.status, "message": message, "faults": faults}
     if faults:
         print(f"  {name} | {words} | {'; '.join(faults)[:400]}", flush=True)
     return facts
