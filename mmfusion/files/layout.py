@@ -107,6 +107,10 @@ class RunFolder:
         """The run of a modality alone."""
         return RunFolder(self.path / "single" / modality)
 
+    def way_to(self, folder: Path) -> str:
+        """The path from here to another folder, as ``options.json`` names the cohort; also through links."""
+        return os.path.relpath(os.path.realpath(folder), os.path.realpath(self.path))
+
     def claim(self) -> RunFolder:
         """Make and mark it, see :func:`mmfusion.files.claim`.
 
@@ -151,7 +155,7 @@ class RunFolder:
             # first what tells who was in which part: nothing of it can then be overwritten, whatever ends this
             options = optional_fields(self.options)
             if "cohort" in options:
-                options["cohort"] = os.path.relpath(self.path / str(options["cohort"]), place)
+                options["cohort"] = RunFolder(place).way_to(self.path / str(options["cohort"]))
             write_json(options, RunFolder(place).options)
             self.options.unlink(missing_ok=True)
             for file in (self.split, self.configuration, *made):

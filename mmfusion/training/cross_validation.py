@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +92,7 @@ def _pool(run: Path, runs: Mapping[int, Path]) -> None:
     for fold, folder in runs.items():
         rows += [{**row, "fold": fold} for row in read_rows(RunFolder(folder).predictions)]
         split += [row for row in read_rows(RunFolder(folder).split, "", ("case", "part")) if row["part"] == "test"]
-    cohort = os.path.relpath(next(iter(runs.values())) / options[0]["cohort"], run)
+    cohort = files.way_to(next(iter(runs.values())) / options[0]["cohort"])
     shared = {name: value for name, value in options[0].items() if all(one.get(name) == value for one in options)}
     write_json({**shared, "cohort": cohort}, files.options)
     write_csv(split, files.split)

@@ -18,7 +18,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -229,7 +228,7 @@ def open_study(
     written = {
         "modalities": list(names),
         "classes": list(study_classes),
-        "cohort": os.path.relpath(os.path.realpath(opened.folder), os.path.realpath(run)),
+        "cohort": RunFolder(run).way_to(opened.folder),
         "cohort_hash": opened.hash,
         **chosen,
         **{name: value for name, value in opened.options.items() if name != "modalities"},
