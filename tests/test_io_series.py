@@ -96,3 +96,13 @@ def test_a_scout_does_not_count_as_a_ct(tmp_path):
 )  # fmt: skip
 def test_split_series(cell: str, path: str, series: str | None) -> None:
     assert split_series(cell) == split_series(Path(cell)) == (Path(path), series)
+
+
+def test_split_series_of_what_exists(tmp_path: Path) -> None:
+    """What exists is meant as it is called; what stands before the last # may be named further."""
+    for name in ("MR#1.5", "MR", "a#b"):
+        (tmp_path / name).mkdir()
+    assert split_series(tmp_path / "MR#1.5") == (tmp_path / "MR#1.5", None)
+    assert split_series(tmp_path / "MR#water") == (tmp_path / "MR", "water")
+    assert split_series(tmp_path / "a#b#1.2") == (tmp_path / "a#b", "1.2")
+    assert split_series(tmp_path / "gone#water") == (tmp_path / "gone#water", None)

@@ -63,6 +63,8 @@ def header_problems(case: Case, reading: Mapping[str, Any]) -> list[Problem]:
         headers[name] = header
         for note in header.notes:
             say("note", name, note.removesuffix("."))
+        for doubt in header.doubts:
+            say("warning", name, *_halves(doubt))
         low, high = min(grid.spacing), max(grid.spacing)
         if low < _NARROW or high > _WIDE:
             sizes = " x ".join(f"{size:.3g}" for size in grid.spacing)
@@ -97,6 +99,7 @@ def voxel_problems(
         try:
             volume = load_volume(path, modality=name, pet=_pet(case), **reading)
             problems = [("note", note.removesuffix("."), "") for note in volume.meta["notes"]]
+            problems += [("warning", *_halves(doubt)) for doubt in volume.meta["doubts"]]
             problems += _values(volume)
             digests.append((case, name, voxel_digest(volume)))
         except Exception as error:  # nor a file that only its voxels show to be bad
@@ -133,5 +136,10 @@ def _pet(case: Case) -> dict[str, str]:
 def _failure(error: Exception, case: Case) -> tuple[str, str]:
     """Problem and remedy of a scan that cannot be read; line and modality say which one it is."""
     text = str(error) if isinstance(error, MmfusionError) else f"unexpected {type(error).__name__}: {error}"
-    problem, _, remedy = without_paths(text, case).removesuffix(".").partition(". ")
+    return _halves(without_paths(text, case))
+
+
+def _halves(text: str) -> tuple[str, str]:
+    """Problem and remedy of a message: its first sentence, and what follows."""
+    problem, _, remedy = text.removesuffix(".").partition(". ")
     return problem, f"{remedy}." if remedy else ""

@@ -58,6 +58,7 @@ class Header:
         frame_of_reference: DICOM's FrameOfReferenceUID, or empty.
         frames: frames in the file; one of them (or their mean) becomes the volume.
         notes: what is unusual and was accepted or repaired.
+        doubts: what may be wrong with the values or lost of the scan; ``check`` warns, and a prepared case is doubtful.
     """
 
     shape: tuple[int, int, int]
@@ -69,6 +70,7 @@ class Header:
     frame_of_reference: str
     frames: int
     notes: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -87,6 +89,7 @@ class Opened:
         kind: ``ct``, ``pet``, ``mr`` or empty.
         has_units: True if the values already have their physical unit, as those of DICOM.
         suv: the kind of SUV that PET comes in: ``bw``, ``lbm`` or ``bsa``.
+        notes, doubts: as of :class:`Header`.
 
     Raises:
         GeometryError: the affine is singular.
@@ -102,6 +105,7 @@ class Opened:
     has_units: bool = False
     suv: str = "bw"
     notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         try:

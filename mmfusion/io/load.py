@@ -94,6 +94,7 @@ def read_header(
         frame_of_reference=opened.frame_of_reference,
         frames=opened.frames,
         notes=tuple(opened.notes),
+        doubts=tuple(opened.doubts),
     )
 
 
@@ -127,7 +128,7 @@ def load_volume(
         pet: what the manifest says of the PET scan, by the names of :data:`mmfusion.io.PET_DETAILS`; overrides tags.
 
     Returns:
-        ``[i, j, k]`` float32, C-contiguous. ``meta``: source, frame_of_reference, notes, stored_orientation,
+        ``[i, j, k]`` float32, C-contiguous. ``meta``: source, frame_of_reference, notes, doubts, stored_orientation,
         stored_spacing (mm, along the axes as stored).
 
     Raises:
@@ -160,6 +161,7 @@ def as_volume(opened: Opened, array: np.ndarray, modality: str, units: str) -> V
         "source": str(opened.source),
         "frame_of_reference": opened.frame_of_reference,
         "notes": list(opened.notes),
+        "doubts": list(opened.doubts),
         "stored_orientation": opened.grid.orientation,
         "stored_spacing": [round(step, 6) for step in opened.grid.spacing],
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.errors import ReadError
+from mmfusion.files import is_there
 from mmfusion.io.header import settled_kind
 from mmfusion.io.tags import (
     FRAMES,
@@ -34,14 +35,18 @@ _Files = list[tuple[DicomFile, "Dataset"]]
 
 
 def split_series(path: str | Path) -> tuple[Path, str | None]:
-    """A path, and the DICOM series meant if several lie there.
+    """A path, and what of it is meant if it holds several things: a DICOM series, or a structure of a mask.
 
     ``scans/017`` is a file or folder; ``scans/017#1.2.840.113619.2.55`` is the one series of that folder with
-    that SeriesInstanceUID, or the end of one. A ``#`` that no UID follows is part of the name.
+    that SeriesInstanceUID, or the end of one. What exists is meant as it is, with any ``#`` in it; else the part
+    behind the last ``#`` is a name if a UID stands there, or if what stands before it exists.
     """
-    text = str(path)
-    match = re.fullmatch(r"(.+)#(\d+(?:\.\d+)+)", text)
-    return (Path(match[1]), match[2]) if match else (Path(text), None)
+    path = Path(path)
+    before, mark, name = path.name.rpartition("#")
+    if not (mark and before and name) or is_there(path):
+        return path, None
+    place = path.with_name(before)
+    return (place, name) if re.fullmatch(r"\d+(\.\d+)+", name) or is_there(place) else (path, None)
 
 
 def one_series(

@@ -173,7 +173,8 @@ def prepare_volumes(
     to_reference = registrations[head].fixed_to_moving if head else Transform()
     if options["to"]:
         transforms = {reference: to_reference} | {name: to_reference.compose(t) for name, t in transforms.items()}
-    reasons = [f"{name}: {reason}" for name, r in registrations.items() if r.verdict != "ok" for reason in r.reasons]
+    reasons = [f"{name}: {doubt}" for name, volume in volumes.items() for doubt in volume.meta.get("doubts", ())]
+    reasons += [f"{name}: {reason}" for name, r in registrations.items() if r.verdict != "ok" for reason in r.reasons]
     body = _body(volumes[reference], partial(body_of, reference), transforms.get(reference), options)
     drawn, lesion = None, None
     if mask is not None:

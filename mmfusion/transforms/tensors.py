@@ -13,7 +13,7 @@ from mmfusion.volume import Displacement, Grid, Transform, Volume
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_PLAIN = ("source", "frame_of_reference", "notes", "stored_orientation", "stored_spacing")
+_PLAIN = ("source", "frame_of_reference", "notes", "doubts", "stored_orientation", "stored_spacing")
 
 
 def to_meta_tensor(volume: Volume, **meta: Any) -> MetaTensor:

@@ -34,7 +34,7 @@ class Volume:
         modality: the study's word for it, usually ``ct``, ``pet``, ``mr`` or ``mask``.
         units: ``HU``, one of :data:`SUV_UNITS`, ``Bq/mL``, ``a.u.`` (arbitrary, MR) or ``label``.
         meta: plain facts about the source: ``source`` (path), ``frame_of_reference`` (UID), ``notes`` (what was
-            repaired). Never a patient's name, birth date or address.
+            repaired), ``doubts`` (what may be wrong with it). Never a patient's name, birth date or address.
 
     Raises:
         GeometryError: the array is not 3D, or the affine is singular.
