@@ -57,3 +57,67 @@ def test_series(tmp_path: Path, axes: tuple[float, ...], modality: str, slope: f
     volume = load_volume(tmp_path / "scan", modality=modality)
     assert_same(volume, by_simpleitk(tmp_path / "scan"))
     assert_same(volume, by_dcm2niix(tmp_path / "scan"))
+
+
+def test_positions_rounded_to_a_tenth(tmp_path: Path) -> None:
+    """dcm2niix takes the distance of two slices; the step over the whole stack is nearer to what was scanned."""
+    stored = voxels((7, 5, 23))
+
+    def rounded(dataset, n: int) -> None:
+        dataset.ImagePositionPatient = [-10.0, 20.0, round(30 + 0.625 * n, 1)]
+        dataset.SpacingBetweenSlices = 0.625
+
+    write_series(tmp_path / "scan", stored, step=(0, 0, 0.625), edit=rounded, Modality="MR")
+    volume, image = load_volume(tmp_path / "scan"), by_dcm2niix(tmp_path / "scan")
+    assert_same(volume, image, atol_mm=0.625)
+    assert volume.spacing[2] == pytest.approx(0.625, abs=0.005)
+
+
+def test_two_spacings(tmp_path: Path) -> None:
+    """dcm2niix resamples such a CT to its finest spacing, too."""
+    heights = [*range(0, 20, 2), *range(20, 56, 6)]
+    stored = voxels((7, 5, len(heights)))
+
+    def placed(dataset, n: int) -> None:
+        dataset.ImagePositionPatient = [-10.0, 20.0, 30.0 + heights[n]]
+
+    write_series(tmp_path / "scan", stored, edit=placed, SliceThickness=2.0)
+    volume, image = load_volume(tmp_path / "scan"), by_dcm2niix(tmp_path / "scan", "_Eq_1")
+    assert volume.spacing == pytest.approx((0.8, 1.1, 2.0))
+    turned = nib.as_closest_canonical(image)
+    count = min(turned.shape[2], volume.array.shape[2])
+    assert abs(turned.shape[2] - volume.array.shape[2]) <= 1
+    np.testing.assert_allclose(
+        volume.array[..., :count], turned.get_fdata()[..., :count], atol=1.01
+    )  # its are whole HU
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_files_without_preamble(tmp_path: Path, implicit: bool) -> None:
+    stored = voxels((7, 5, 6))
+    write_series(tmp_path / "scan", stored)
+    for path in sorted((tmp_path / "scan").iterdir()):
+        dataset = dcmread(path)
+        del dataset.file_meta
+        dataset.preamble = None
+        dataset.save_as(path.with_suffix(""), implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+        path.unlink()
+    assert_same(load_volume(tmp_path / "scan"), by_dcm2niix(tmp_path / "scan"))
+
+
+def test_series_in_two_folders(tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", voxels((7, 5, 6)), series_uid="1.2.77")
+    (tmp_path / "scan" / "more").mkdir()
+    for path in sorted((tmp_path / "scan").glob("*.dcm"))[::2]:
+        path.rename(tmp_path / "scan" / "more" / path.name)
+    assert_same(load_volume(f"{tmp_path / 'scan'}#1.2.77"), by_dcm2niix(tmp_path / "scan"))
+
+
+def test_gzipped_files(tmp_path: Path) -> None:
+    """SimpleITK and dcm2niix do not look into them: what they read before packing is what we read after it."""
+    write_series(tmp_path / "scan", voxels((7, 5, 6)))
+    image = by_simpleitk(tmp_path / "scan")
+    for path in sorted((tmp_path / "scan").iterdir()):
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert_same(load_volume(tmp_path / "scan"), image)
