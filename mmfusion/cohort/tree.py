@@ -169,7 +169,9 @@ def _usable(series: Series, subject: str, others: list[Unused]) -> bool:
     reason = ""
     if series.modality in _MASKS:
         return False
-    if not series.is_image:
+    if series.unusable:
+        reason = series.unusable
+    elif not series.is_image:
         reason = "not a volume"
     elif series.is_localizer:
         reason = "a scout"

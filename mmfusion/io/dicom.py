@@ -10,10 +10,12 @@ import numpy as np
 from mmfusion.errors import MmfusionError, ReadError, UnitsError, first_line
 from mmfusion.io.frames import Frames, frames_of
 from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
+from mmfusion.io.lattice import Lattice, stack
 from mmfusion.io.metaimage import LPS_TO_RAS
+from mmfusion.io.pictures import hounsfield, named, without_pictures
 from mmfusion.io.pixels import plain_plane
 from mmfusion.io.series import one_series
-from mmfusion.io.slices import Slice, check_parallel, slices_of, stack
+from mmfusion.io.slices import Slice, normal_of, parallel, slices_of, unusual_cosines
 from mmfusion.io.suv_dicom import earliest_acquisition, stored_suv, suv_factor
 from mmfusion.io.tags import IDENTITY, lenient_dicom, names_damage, read_tags
 from mmfusion.io.voxels import empty_voxels, fill, slabs
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
     from mmfusion.io.zipped import DicomFile
+
+_PARALLEL = 0.99  # cosine between the normals of two slices
 
 
 @names_damage
@@ -96,14 +100,23 @@ def _opened(
     pet: Mapping[str, Any] | None = None,
 ) -> Opened:
     notes: list[str] = []
+    doubts: list[str] = []
     files = one_series(inside, where, series=series, kind=kind_of(modality), settled=settled, notes=notes)
-    slices = [piece for file, header in files for piece in slices_of(file, header)]
-    first = files[0][1]
+    files = without_pictures(files, inside, path, notes)
+    slices, odd = parallel([piece for file, header in files for piece in slices_of(file, header)], path)
+    _name_odd(odd, slices[0], inside, notes, doubts)
+    notes += unusual_cosines(slices)
+    first = slices[0].header
     kind = settled_kind(modality, str(first.get("Modality", "")), path)
+    if kind == "ct":
+        headers = {id(piece.header): piece.header for piece in slices}.values()
+        in_hounsfield, *about = hounsfield(headers, modality, path)
+        kind = kind if in_hounsfield else ""
+        notes += about[0]
+        doubts += about[1]
     _refuse_unscaled(slices, kind, path)
-    check_parallel(slices, path)
     frames = frames_of(slices, path)
-    affine, ordered = _stacked(frames, frame, path, notes)
+    lattice, ordered = _stacked(frames, frame, path, notes)
     factors = [[1.0] * len(pieces) for pieces in ordered]
     if kind == "pet":
         # decay correction refers to the start of the series, so to its first slice, whichever frame is used
@@ -112,33 +125,48 @@ def _opened(
         factors = [[suv_of(piece.header) for piece in pieces] for pieces in ordered]
         notes += _suv_notes(first, suv, factors[0][0])
     columns, rows = slices[0].size
+    affine = LPS_TO_RAS @ lattice.affine
     return Opened(
         path,
-        (columns, rows, len(ordered[0])),
-        LPS_TO_RAS @ affine,
-        partial(_read_mean, ordered, factors, LPS_TO_RAS @ affine, path),
+        (columns, rows, lattice.depth),
+        affine,
+        partial(_read_stack, ordered, factors, lattice.weights, affine, path),
         kind=kind,
         frame_of_reference=str(first.get("FrameOfReferenceUID") or ""),
         frames=len(frames.sets),
         has_units=True,
-        notes=notes,
+        notes=[*notes, *lattice.notes],
+        doubts=[*doubts, *lattice.doubts],
     )
+
+
+def _name_odd(odd: list[Slice], usual: Slice, inside: Sequence[DicomFile], notes: list[str], doubts: list[str]) -> None:
+    """Say which slices were left out: a picture across the others is none of them, one along them may be lost."""
+    across = [piece.path for piece in odd if abs(normal_of(piece.axes) @ normal_of(usual.axes)) < _PARALLEL]
+    along = [piece.path for piece in odd if piece.path not in across]
+    if across:
+        notes.append(f"{len(across)} images across the slices left out ({named(across, inside)})")
+    if along:
+        doubts.append(
+            f"{len(along)} slices of another size or direction left out ({named(along, inside)}): the stack may end "
+            "too early. Export the series again, or leave these files out"
+        )
 
 
 def _stacked(
     frames: Frames, frame: str | int | None, path: Path, notes: list[str]
-) -> tuple[np.ndarray, list[list[Slice]]]:
-    """``[4, 4]`` index to LPS mm, and in order of place the slices of the chosen frame, or of all for their mean."""
+) -> tuple[Lattice, list[list[Slice]]]:
+    """The lattice, and in order of place the slices of the chosen frame, or of all for their mean."""
     index = chosen_frame(frame, len(frames.sets), frames.summary, path)
     if len(frames.sets) > 1:
         which = "their mean" if index is None else f"frame {index} ({frames.tag} {frames.values[index]})"
         notes.append(f"{len(frames.sets)} frames: {which} is used")
     used = frames.sets if index is None else frames.sets[index : index + 1]
     lattices = [stack(pieces, path) for pieces in used]
-    affine = lattices[0][0]
-    if not all(np.allclose(other, affine, atol=0.02) for other, _ in lattices):
+    first = lattices[0]
+    if not all(one.depth == first.depth and np.allclose(one.affine, first.affine, atol=0.02) for one in lattices):
         raise ReadError(f"{path}: the frames do not lie at one place, so they have no mean; choose one with --frame")
-    return affine, [[pieces[n] for n in order] for pieces, (_, order) in zip(used, lattices, strict=True)]
+    return first, [[pieces[n] for n in one.order] for pieces, one in zip(used, lattices, strict=True)]
 
 
 def _suv_notes(header: Dataset, suv: str, factor: float) -> list[str]:
@@ -160,6 +188,23 @@ def _refuse_unscaled(slices: list[Slice], kind: str, source: object) -> None:
 
 @names_damage
 @lenient_dicom()
+def _read_stack(
+    frames: list[list[Slice]],
+    factors: list[list[float]],
+    weights: np.ndarray | None,
+    affine: np.ndarray,
+    source: object,
+) -> np.ndarray:
+    """``[columns, rows, slices]`` float32 of the lattice, in the volume's units: see :attr:`Lattice.weights`."""
+    stored = _read_mean(frames, factors, affine, source)
+    if weights is None:
+        return stored
+    out = empty_voxels((*stored.shape[:2], weights.shape[1]), affine, source)
+    for plane, finer in zip(stored, out, strict=True):
+        finer[...] = plane @ weights
+    return out
+
+
 def _read_mean(frames: list[list[Slice]], factors: list[list[float]], affine: np.ndarray, source: object) -> np.ndarray:
     """``[columns, rows, slices]`` float32: the mean of the frames, each in the volume's units."""
     out = empty_voxels((*frames[0][0].size, len(frames[0])), affine, source)

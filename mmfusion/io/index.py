@@ -13,7 +13,19 @@ import numpy as np
 
 from mmfusion.errors import ReadError
 from mmfusion.files import is_special
-from mmfusion.io.tags import IDENTITY, claims_dicom, is_image, is_localizer, lenient_dicom, listed, number, read_tags
+from mmfusion.io.pictures import UNSPECIFIED, rescale_type, why_no_volume
+from mmfusion.io.tags import (
+    IDENTITY,
+    NUCLEAR,
+    claims_dicom,
+    image_kinds,
+    is_image,
+    is_localizer,
+    lenient_dicom,
+    listed,
+    number,
+    read_tags,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +35,8 @@ if TYPE_CHECKING:
 _TAGS = (
     *IDENTITY, "PatientID", "StudyDate", "ProtocolName", "SequenceName", "ImagePositionPatient",
     "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "PerFrameFunctionalGroupsSequence",
-    "ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence",
+    "SharedFunctionalGroupsSequence", "DetectorInformationSequence", "PhotometricInterpretation", "SamplesPerPixel",
+    "RescaleType", "ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence",
 )  # fmt: skip
 
 
@@ -43,6 +56,7 @@ class Series:
         referenced_series: series UIDs that a mask (RTSTRUCT, SEG) was drawn on.
         is_image: slices or multi-frame volumes of anatomy.
         is_localizer: all its images are scout images.
+        unusable: why its images are no volume of gray values in the units of their modality; empty if they are.
     """
 
     folder: Path
@@ -63,6 +77,7 @@ class Series:
     referenced_series: tuple[str, ...]
     is_image: bool
     is_localizer: bool
+    unusable: str = ""
 
 
 @lenient_dicom()
@@ -184,7 +199,24 @@ def _series(members: list[tuple[Path, Dataset]]) -> Series:
         referenced_series=tuple(sorted({uid for _, header in members for uid in _referenced(header)})),
         is_image=bool(images),
         is_localizer=bool(images) and all(is_localizer(header) for header in images),
+        unusable=_unusable([header for _, header in members]),
     )
+
+
+def _unusable(headers: list[Dataset]) -> str:
+    """Why no image of a series is a volume that its modality promises; empty if one is."""
+    reason = ""
+    for header in headers:
+        reason = why_no_volume(header)
+        if not reason and header.get("Modality") == "CT" and rescale_type(header) not in ("HU", UNSPECIFIED):
+            reason = (
+                f"not HU, but of RescaleType {rescale_type(header)}; a column without the word ct takes it as it is"
+            )
+        if not reason and header.get("SOPClassUID") == NUCLEAR and "TRANSMISSION" in image_kinds(header):
+            reason = "an attenuation map"
+        if not reason:
+            break
+    return reason
 
 
 def _text(header: Dataset, tag: str) -> str:

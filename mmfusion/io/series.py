@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mmfusion.errors import ReadError
 from mmfusion.files import is_there
 from mmfusion.io.header import settled_kind
+from mmfusion.io.pictures import why_no_volume
 from mmfusion.io.tags import (
     FRAMES,
     GEOMETRY,
@@ -110,7 +111,7 @@ def _grouped(files: Iterable[DicomFile], where: str, settled: bool) -> tuple[dic
         if is_image(header):
             groups.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
         else:
-            others.add(str(header.get("Modality") or "no modality"))
+            others.add(why_no_volume(header) or str(header.get("Modality") or "no modality"))
     if damaged:
         raise ReadError(
             f"{where}: {len(damaged)} DICOM files are damaged, the first is number {damaged[0]} in order of name; copy "
@@ -175,7 +176,7 @@ def _named(groups: dict[str, _Files], series: str) -> dict[str, _Files]:
 def _is_kind(files: _Files, kind: str) -> bool:
     first = files[0][1]
     found = settled_kind("", str(first.get("Modality", "")), files[0][0])
-    return found == kind and not all(is_localizer(header) for _, header in files)
+    return found == kind and not all(is_localizer(header) or why_no_volume(header) for _, header in files)
 
 
 def _listed(groups: dict[str, _Files]) -> str:

@@ -27,9 +27,12 @@ IDENTITY = (
 )  # fmt: skip
 GEOMETRY = (
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DetectorInformationSequence", "SliceVector",
+    "NumberOfSlices",
 )  # fmt: skip
-PIXELS = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+PIXELS = (
+    "PhotometricInterpretation", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+)  # fmt: skip
 _BLOCKS = range(0x10, 0x20)  # where the private blocks of a group are looked for; makers take the first free one
 
 
@@ -39,7 +42,7 @@ def _private_tags(group: int, *elements: int) -> tuple[int, ...]:
 
 
 VALUES: tuple[str | int, ...] = (
-    "RescaleSlope", "RescaleIntercept", "Units", "SUVType", "CorrectedImage", "DecayCorrection",
+    "RescaleSlope", "RescaleIntercept", "RescaleType", "Units", "SUVType", "CorrectedImage", "DecayCorrection",
     "PatientWeight", "PatientSize", "PatientSex", "RadiopharmaceuticalInformationSequence", "SeriesDate", "SeriesTime",
     "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ActualFrameDuration",
     "TimezoneOffsetFromUTC",
@@ -58,6 +61,8 @@ _DICOMDIR = "1.2.840.10008.1.3.10"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST_RATIO, _SMALL_BYTES = 200, 64 * 2**20  # inflated to stored, where it is more than small; images reach 2 to 10
 _APPLE_DOUBLE = b"\0\5\x16\7"  # what macOS writes beside a file, under its name
+NUCLEAR = "1.2.840.10008.5.1.4.1.1.20"  # classic NM image
+_POSITION = "ImagePositionPatient"
 _SLICES = {f"1.2.840.10008.5.1.4.1.1.{end}" for end in (
     "2", "2.1", "2.2", "4", "4.1", "4.4", "128", "128.1", "130",
 )}  # CT, MR, PET  # fmt: skip
@@ -234,13 +239,25 @@ def is_image(header: Dataset) -> bool:
     return (
         bool(header.get("Rows"))
         and header.get("Modality") not in ("SEG", "RTDOSE", "RTIMAGE", "PR", "KO", "SR", "REG", "OT", "SC")
-        and ("ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header)
+        and (_POSITION in header or "PerFrameFunctionalGroupsSequence" in header or tomography(header) is not None)
     )
+
+
+def tomography(header: Dataset) -> Dataset | None:
+    """The item that says where the slices of a reconstructed nuclear medicine object begin; None of all else."""
+    if header.get("SOPClassUID") != NUCLEAR or not any("RECON" in kind for kind in image_kinds(header)):
+        return None
+    return next((item for item in header.get("DetectorInformationSequence") or [] if item.get(_POSITION)), None)
+
+
+def image_kinds(header: Dataset) -> list[str]:
+    """The words of ImageType."""
+    return [str(part).upper() for part in listed(header.get("ImageType"))]
 
 
 def is_localizer(header: Dataset) -> bool:
     """True for the scout images from which the scan was planned."""
-    return "LOCALIZER" in [str(part).upper() for part in listed(header.get("ImageType"))]
+    return "LOCALIZER" in image_kinds(header)
 
 
 def private(header: Dataset, group: int, creator: str, element: int) -> Any:
