@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ from mmfusion.io.frames import Frames, frames_of
 from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
 from mmfusion.io.metaimage import LPS_TO_RAS
 from mmfusion.io.pixels import plain_plane
-from mmfusion.io.series import one_series
+from mmfusion.io.series import UID, one_series
 from mmfusion.io.slices import Slice, check_parallel, slices_of, stack
 from mmfusion.io.suv_dicom import earliest_acquisition, stored_suv, suv_factor
-from mmfusion.io.tags import IDENTITY, lenient_dicom, names_damage, read_tags
+from mmfusion.io.tags import IDENTITY, lenient_dicom, names_damage, read_tags, series_name
 from mmfusion.io.voxels import empty_voxels, fill, slabs
+from mmfusion.io.walk import Unread, walk
 from mmfusion.io.zipped import Archive
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
     """Read the headers of one series: in a folder, that of any file in a folder, or in a zip file.
 
     Args:
-        path: the folder or file.
+        path: the folder or file; a series whose UID is given may also lie in the folders below.
         series: which series is meant, see :func:`mmfusion.io.series.one_series`.
         reading: ``modality``, ``frame``, ``suv`` and ``pet`` of :func:`mmfusion.io.load_volume`.
 
@@ -46,15 +48,24 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
     """
     if path.suffix.lower() == ".zip" and path.is_file():
         return _open_zip(path, series=series, **reading)
-    folder = path
+    folder, below = path, path.is_dir() and bool(re.fullmatch(UID, series or ""))
     if not path.is_dir():
         folder = path.parent
         header = read_tags(path, IDENTITY)
         if header is None:
             raise ReadError(f"{path} is not a DICOM file, or is damaged")
-        series = series or str(header.get("SeriesInstanceUID", ""))
-    inside = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    return _open_series(inside, path, f"folder {folder}", series=series, **reading)
+        series = series or series_name(header)
+    unread = Unread()
+    inside = sorted((*walk(folder, unread, below=below), *unread.lost_links))
+    if folder in unread.closed:
+        raise ReadError(f"folder {folder} cannot be read; check its permissions")
+    opened = _open_series(inside, path, f"folder {folder}", series=series, **reading)
+    if unread.closed:
+        opened.doubts.append(
+            f"{len(unread.closed)} files or folders beside the slices may not be read, and may hold some. Check their "
+            "permissions."
+        )
+    return opened
 
 
 def _open_zip(path: Path, **reading: Any) -> Opened:
@@ -96,7 +107,9 @@ def _opened(
     pet: Mapping[str, Any] | None = None,
 ) -> Opened:
     notes: list[str] = []
-    files = one_series(inside, where, series=series, kind=kind_of(modality), settled=settled, notes=notes)
+    doubts: list[str] = []
+    kind = kind_of(modality)
+    files = one_series(inside, where, series=series, kind=kind, settled=settled, notes=notes, doubts=doubts)
     slices = [piece for file, header in files for piece in slices_of(file, header)]
     first = files[0][1]
     kind = settled_kind(modality, str(first.get("Modality", "")), path)
@@ -122,6 +135,7 @@ def _opened(
         frames=len(frames.sets),
         has_units=True,
         notes=notes,
+        doubts=doubts,
     )
 
 
