@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,12 @@ from mmfusion.io.lattice import Lattice, stack
 from mmfusion.io.metaimage import LPS_TO_RAS
 from mmfusion.io.pictures import hounsfield, named, without_pictures
 from mmfusion.io.pixels import plain_plane
-from mmfusion.io.series import one_series
+from mmfusion.io.series import UID, one_series
 from mmfusion.io.slices import Slice, normal_of, parallel, slices_of, unusual_cosines
 from mmfusion.io.suv_dicom import earliest_acquisition, stored_suv, suv_factor
-from mmfusion.io.tags import IDENTITY, lenient_dicom, names_damage, read_tags
+from mmfusion.io.tags import IDENTITY, lenient_dicom, names_damage, read_tags, series_name
 from mmfusion.io.voxels import empty_voxels, fill, slabs
+from mmfusion.io.walk import Unread, walk
 from mmfusion.io.zipped import Archive
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
     """Read the headers of one series: in a folder, that of any file in a folder, or in a zip file.
 
     Args:
-        path: the folder or file.
+        path: the folder or file; a series whose UID is given may also lie in the folders below.
         series: which series is meant, see :func:`mmfusion.io.series.one_series`.
         reading: ``modality``, ``frame``, ``suv`` and ``pet`` of :func:`mmfusion.io.load_volume`.
 
@@ -50,15 +52,24 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
     """
     if path.suffix.lower() == ".zip" and path.is_file():
         return _open_zip(path, series=series, **reading)
-    folder = path
+    folder, below = path, path.is_dir() and bool(re.fullmatch(UID, series or ""))
     if not path.is_dir():
         folder = path.parent
         header = read_tags(path, IDENTITY)
         if header is None:
             raise ReadError(f"{path} is not a DICOM file, or is damaged")
-        series = series or str(header.get("SeriesInstanceUID", ""))
-    inside = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    return _open_series(inside, path, f"folder {folder}", series=series, **reading)
+        series = series or series_name(header)
+    unread = Unread()
+    inside = sorted((*walk(folder, unread, below=below), *unread.lost_links))
+    if folder in unread.closed:
+        raise ReadError(f"folder {folder} cannot be read; check its permissions")
+    opened = _open_series(inside, path, f"folder {folder}", series=series, **reading)
+    if unread.closed:
+        opened.doubts.append(
+            f"{len(unread.closed)} files or folders beside the slices may not be read, and may hold some. Check their "
+            "permissions."
+        )
+    return opened
 
 
 def _open_zip(path: Path, **reading: Any) -> Opened:
@@ -101,7 +112,9 @@ def _opened(
 ) -> Opened:
     notes: list[str] = []
     doubts: list[str] = []
-    files = one_series(inside, where, series=series, kind=kind_of(modality), settled=settled, notes=notes)
+    files = one_series(
+        inside, where, series=series, kind=kind_of(modality), settled=settled, notes=notes, doubts=doubts
+    )
     files = without_pictures(files, inside, path, notes)
     slices, odd = parallel([piece for file, header in files for piece in slices_of(file, header)], path)
     _name_odd(odd, slices[0], inside, notes, doubts)

@@ -11,6 +11,7 @@ from mmfusion.errors import ReadError
 from mmfusion.files import is_there
 from mmfusion.io.header import settled_kind
 from mmfusion.io.pictures import why_no_volume
+from mmfusion.io.sniff import pattern_of, stands_for_slice
 from mmfusion.io.tags import (
     FRAMES,
     GEOMETRY,
@@ -18,9 +19,11 @@ from mmfusion.io.tags import (
     PIXELS,
     VALUES,
     claims_dicom,
+    head_of,
     is_image,
     is_localizer,
     read_tags,
+    series_name,
 )
 from mmfusion.io.zipped import DicomFile
 
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 _SUV_DEPENDS_ON = ("ActualFrameDuration", "SUVType", "TimezoneOffsetFromUTC")  # absent, they mean something else
 _NEEDED = {*IDENTITY, *GEOMETRY, "RescaleSlope", "RescaleIntercept", *_SUV_DEPENDS_ON}
 _TELLING = ("ImagePositionPatient", *FRAMES, "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime")
+UID = r"\d+(\.\d+)+"
+"""How a UID looks, or the end of one."""
 _Files = list[tuple[DicomFile, "Dataset"]]
 
 
@@ -47,11 +52,18 @@ def split_series(path: str | Path) -> tuple[Path, str | None]:
     if not (mark and before and name) or is_there(path):
         return path, None
     place = path.with_name(before)
-    return (place, name) if re.fullmatch(r"\d+(\.\d+)+", name) or is_there(place) else (path, None)
+    return (place, name) if re.fullmatch(UID, name) or is_there(place) else (path, None)
 
 
 def one_series(
-    files: Iterable[DicomFile], where: str, *, series: str | None, kind: str, settled: bool, notes: list[str]
+    files: Iterable[DicomFile],
+    where: str,
+    *,
+    series: str | None,
+    kind: str,
+    settled: bool,
+    notes: list[str],
+    doubts: list[str],
 ) -> _Files:
     """The image files of the series that is meant, each object once, without localizers.
 
@@ -63,15 +75,19 @@ def one_series(
         kind: ``ct``, ``pet``, ``mr`` or empty. Among several series, the only one of this kind is meant.
         settled: convert all values at once, which takes long: those that cannot be converted are then absent, or named.
         notes: takes what was left out, and which series was chosen by its kind.
+        doubts: takes what lies beside the slices and may be one.
 
     Raises:
-        ReadError: there is no such series, or several; a file says that it is DICOM, and cannot be read.
+        ReadError: there is no such series, or several; a file says that it is DICOM and cannot be read, or stands in
+            place of a slice.
     """
-    groups, others = _grouped(files, where, settled)
+    groups, others, strangers = _grouped(files, where, settled)
     if not groups:
+        _refuse_damaged([number for number, path in strangers if claims_dicom(path)], where)
         found = f" (found {', '.join(sorted(others))})" if others else ""
         raise ReadError(f"{where} holds no DICOM image with a position{found}; give the folder or a file of the series")
     meant = _chosen(groups, where, series, kind, notes)
+    _check_strangers(strangers, meant, where, doubts)
     once = _without_copies(meant)
     if len(once) < len(meant):
         notes.append(f"{len(meant) - len(once)} files are copies of others; left out")
@@ -92,32 +108,63 @@ def _without_copies(files: _Files) -> _Files:
     return list(first.values())
 
 
-def _grouped(files: Iterable[DicomFile], where: str, settled: bool) -> tuple[dict[str, _Files], set[str]]:
-    """The images by SeriesInstanceUID, and the modalities of what else is DICOM.
-
-    Raises:
-        ReadError: files are damaged: each may be a slice, also the first or last, which nothing else would miss.
-    """
+def _grouped(
+    files: Iterable[DicomFile], where: str, settled: bool
+) -> tuple[dict[str, _Files], set[str], list[tuple[int, DicomFile]]]:
+    """The images by series, the modalities of what else is DICOM, and with its number each file that cannot be read."""
     groups: dict[str, _Files] = {}
     others: set[str] = set()
-    damaged: list[int] = []
+    strangers: list[tuple[int, DicomFile]] = []
     for number, path in enumerate(files, 1):
         header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES, *FRAMES, *PIXELS))
         if header is None:
-            damaged += [number] if claims_dicom(path) else []
+            strangers.append((number, path))
             continue
         if settled:
             _settle_values(header, path)
         if is_image(header):
-            groups.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
+            groups.setdefault(series_name(header), []).append((path, header))
         else:
             others.add(why_no_volume(header) or str(header.get("Modality") or "no modality"))
-    if damaged:
+    return groups, others, strangers
+
+
+def _check_strangers(strangers: list[tuple[int, DicomFile]], meant: _Files, where: str, doubts: list[str]) -> None:
+    """See that no file is a slice that cannot be read: it may be the first or last, which nothing else would miss.
+
+    Raises:
+        ReadError: some are, among the files of the series.
+    """
+    folders = {path.parent for path, _ in meant}
+    patterns = {pattern_of(path.name) for path, _ in meant}
+    lost: list[int] = []
+    elsewhere = unclear = 0
+    for number, path in strangers:
+        if path.parent not in folders:
+            elsewhere += claims_dicom(path)
+        elif claims_dicom(path) or (like := stands_for_slice(path.name, head_of(path), patterns)) == "yes":
+            lost.append(number)
+        else:
+            unclear += like == "perhaps"
+    _refuse_damaged(lost, where)
+    if unclear:
+        doubts.append(
+            f"{unclear} files beside the slices are neither DICOM nor anything that is known, and may be slices that "
+            "were lost. Copy or export them again, or take them away."
+        )
+    if elsewhere:
+        doubts.append(
+            f"{elsewhere} damaged DICOM files lie in other folders, and may be slices. Copy or export them again, or "
+            "take them away."
+        )
+
+
+def _refuse_damaged(numbers: list[int], where: str) -> None:
+    if numbers:
         raise ReadError(
-            f"{where}: {len(damaged)} DICOM files are damaged, the first is number {damaged[0]} in order of name; copy "
+            f"{where}: {len(numbers)} DICOM files are damaged, the first is number {numbers[0]} in order of name; copy "
             "or export them again, or take them away if they belong to nothing"
         )
-    return groups, others
 
 
 def _settle_values(header: Dataset, path: DicomFile) -> None:
