@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import MmfusionError, ReadError, UnitsError, first_line
+from mmfusion.io.dates import scan_date
 from mmfusion.io.frames import Frames, frames_of
 from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
 from mmfusion.io.metaimage import LPS_TO_RAS
@@ -122,6 +123,7 @@ def _opened(
         frames=len(frames.sets),
         has_units=True,
         notes=notes,
+        scanned=scan_date(first),
     )
 
 
