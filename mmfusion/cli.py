@@ -167,8 +167,9 @@ def _say(text: object, file: TextIO | None = None) -> None:
 
 
 def _index(
-    root: str, out: str, labels: str | None, label: str | None, pseudonymize: str | None, overwrite: bool | None
-) -> int:
+    root: str, out: str, labels: str | None, label: str | None, subject_from: str | None, pseudonymize: str | None,
+    overwrite: bool | None,
+) -> int:  # fmt: skip
     from collections import Counter
 
     from mmfusion.cohort import build_index, is_input
@@ -181,7 +182,8 @@ def _index(
         if sys.stderr.isatty():
             print(f"\r{files} files", end="", file=sys.stderr, flush=True)
 
-    index = build_index(root, labels=labels, label=label, pseudonymize=pseudonymize, progress=seen)
+    how: dict[str, Any] = {"labels": labels, "label": label, "subject_from": subject_from, "pseudonymize": pseudonymize}
+    index = build_index(root, **how, progress=seen)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     check_output_file(out, overwrite=bool(overwrite), reads=reads)  # walking takes its time

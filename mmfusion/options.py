@@ -124,6 +124,7 @@ _TABLE = (
     Option("classes", str, None, "class labels in the order of the outputs (default: sorted labels)", count=0),
     Option("labels", str, None, "label table (CSV with a column subject) to join by subject"),
     Option("label", str, None, "column of the label table, or of participants.tsv in a BIDS tree"),
+    Option("subject_from", str, None, "who is who: PatientID, folder, or a pattern of folders as '*/{subject}'"),
     Option("pseudonymize", str, None, "file with a secret key (made if it is not there); subjects become keyed hashes"),
     Option("deep", bool, False, "read the voxels, too: what is not finite, constant, implausible, or there twice"),
     # preparing
@@ -290,7 +291,7 @@ _TABLE = (
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "index": ("out", "overwrite", "labels", "label", "pseudonymize"),
+    "index": ("out", "overwrite", "labels", "label", "subject_from", "pseudonymize"),
     "check": ("deep", "modalities", "suv", "frame", "assume_orientation"),
     "geometry": ("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center", "crop_margin"),
     "intensity": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date, timedelta
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +14,7 @@ from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.volume import Volume
 
 RNG = np.random.default_rng(0)
+UNITS = {"CT": "HU", "PT": "SUVbw", "MR": "a.u."}
 
 
 def nifti(path: Path, shape=(5, 7, 6), affine=None, spacing: float = 4.0) -> Path:
@@ -119,6 +121,31 @@ def test_fields_of_view_apart_in_one_frame_of_reference(tmp_path: Path, same: bo
     assert ("one frame of reference" in found[0].problem) == same
 
 
+@pytest.mark.parametrize(
+    ("kinds", "days", "warned"),
+    [(("CT", "PT"), 1, True), (("CT", "PT"), 0, False), (("CT", "MR"), 30, False), (("CT", "MR"), 31, True)],
+)
+def test_scans_of_one_row_that_are_days_apart(tmp_path: Path, kinds: tuple, days: int, warned: bool) -> None:
+    for kind, day in zip(kinds, (date(2020, 1, 9), date(2020, 1, 9) + timedelta(days)), strict=True):
+        volume = Volume(RNG.uniform(1, 9, (5, 6, 4)).astype(np.float32), far(0), units=UNITS[kind])
+        tags = {"AcquisitionDate": day.strftime("%Y%m%d")}
+        save_dicom_series(volume, tmp_path / kind, modality=kind, patient_id="A", tags=tags)
+    found = check(tmp_path, f"subject,ct,{kinds[1].lower()}\nA,CT,{kinds[1]}\n".replace("pt\n", "pet\n"))
+    name = {"PT": "pet"}.get(kinds[1], "mr")
+    assert (("warning", 2, "A", "", f"ct and {name} are {days} days apart") in found) == warned
+    assert any("days apart" in one[4] for one in found) == warned
+
+
+def test_spellings_of_one_person_on_two_sides(tmp_path: Path) -> None:
+    rows = "a-1,0,train,a.nii\nA1,0,test,c.nii\nP01,1,train,e.nii\nP1,1,test,g.nii\n"
+    found = check(tmp_path, "subject,label,split,ct\n" + rows)
+    error = "1 subject is in both train and test: A1 alias a-1 (lines 2, 3; rename one if they are two people)"
+    assert ("error", 0, "", "", error) in found
+    assert {one[1] for one in found if "may be " in one[4]} == {3, 5}
+    found = check(tmp_path, "subject,label,split,ct\n" + rows.replace("A1,0,test", "A1,0,train"))
+    assert [one[:2] for one in found if "P01 alias P1" in one[4]] == [("warning", 0)]
+
+
 def test_pet_details_come_from_the_manifest(tmp_path: Path) -> None:
     volume = Volume(RNG.uniform(0, 9e3, (5, 6, 4)).astype(np.float32), far(0), units="Bq/mL")
     save_dicom_series(volume, tmp_path / "p", modality="PT", patient_id="A")
@@ -201,7 +228,8 @@ def test_rows_with_one_modality_and_spelling(tmp_path: Path) -> None:
     text = "subject,ct,mr\nA,a.nii,b.nii\nB,c.nii,\na,e.nii,f.nii\n"
     found = check(tmp_path, text)
     assert ("note", 3, "B", "ct", "only ct") in found
-    assert ("warning", 4, "a", "", "differs from A (line 2) only in capitals") in found
+    problem = "may be A (line 2): the names differ only in case, spaces, punctuation, leading zeros or Unicode form"
+    assert ("warning", 4, "a", "", problem) in found
     assert ("note", 0, "", "", "the only modality is ct") in check(tmp_path, text, modalities=["ct"])
 
 

@@ -183,6 +183,27 @@ def test_sessions(tmp_path: Path, second: tuple[str, str], days: int, sessions: 
         assert "subject A: studies" in note and "count as one session" in note
 
 
+@pytest.mark.parametrize("study", ["1.2", "1.1"])  # of its own, or one UID for all
+def test_ct_and_pet_of_different_days_are_different_sessions(tmp_path: Path, study: str) -> None:
+    series(tmp_path / "A" / "ct", "CT", StudyDate="20000103", AcquisitionDate="20000103")
+    series(tmp_path / "A" / "pet", "PT", study=study, StudyDate="20000101", AcquisitionDate="20000101")
+    series(tmp_path / "A" / "mr", "MR", study=study, StudyDate="20000105", AcquisitionDate="20000105")
+    assert table(tmp_path) == {"A_1": {"pet": "A/pet"}, "A_2": {"ct": "A/ct", "mr": "A/mr"}}
+    apart, joined = build_index(tmp_path).notes
+    assert apart.startswith("subject A: ct and pet are 2 days apart, so they are different sessions; only the manifest")
+    assert "2 days apart with different modalities count as one session" in joined
+
+
+def test_one_study_uid_over_two_dates_is_two_sessions(tmp_path: Path) -> None:
+    for day in ("20000501", "20000102"):
+        for kind in ("CT", "PT"):
+            series(tmp_path / f"{kind}{day}", kind, AcquisitionDate=day, SeriesDate=day)
+    assert table(tmp_path) == {
+        "A_1": {"ct": "CT20000102", "pet": "PT20000102"},
+        "A_2": {"ct": "CT20000501", "pet": "PT20000501"},
+    }
+
+
 def test_mask_refers_to_a_series_or_shares_its_frame(tmp_path: Path) -> None:
     uid = series(tmp_path / "ct", "CT")
     contour(tmp_path / "m" / "frame.dcm", number=1)
@@ -201,14 +222,17 @@ def test_subject_without_patient_id_is_its_folder(tmp_path: Path) -> None:
     series(tmp_path / "P7" / "pt", "PT", "")
     index = build_index(tmp_path)
     assert table(tmp_path) == {"P7": {"ct": "P7/x/ct", "pet": "P7/pt"}}
-    assert index.notes == ["2 series of P7 have no PatientID: the folder's name is the subject"]
+    assert index.notes == [
+        "2 series of P7 have no PatientID: those of one study are one subject, named by its folder (P7/pt is of P7). "
+        "--subject-from chooses otherwise: PatientID, folder, or a pattern of folders such as '*/{subject}'"
+    ]
 
 
 def test_one_patient_id_for_all_is_pointed_out(tmp_path: Path) -> None:
     for n in range(7):
-        series(tmp_path / f"p{n}", "CT", "ANON", study=f"1.{n}")
+        series(tmp_path / f"p{n}", "CT", "S1", study=f"1.{n}")
     (note,) = build_index(tmp_path).notes
-    assert note.startswith("PatientID ANON is in 7 folders (p0, p1, p2, p3, p4, ...) and counts as one subject")
+    assert note.startswith("PatientID S1 is in 7 folders (p0, p1, p2, p3, p4, ...) and counts as one subject")
 
 
 def test_nifti_beside_dicom_joins_its_subject(tmp_path: Path) -> None:
@@ -265,7 +289,7 @@ def test_soft_tissue_sarcoma(testdata: Path) -> None:
     root = testdata / "sts_dicom"
     index = build_index(root, labels=root / "participants.csv", label="lung_metastasis")
     assert index.modalities == ["ct", "pet", "mr"] and len(index.cases) == 20
-    assert not index.others and not index.notes
+    assert not index.others and all("days apart with different modalities" in note for note in index.notes)
     assert all(list(case.images) and case.mask and case.session == "" for case in index.cases)
     assert all(case.images["mr"] == root / case.subject / "MR_T1" for case in index.cases)
     assert sum(case.label == "1" for case in index.cases) == 8

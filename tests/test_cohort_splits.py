@@ -127,6 +127,36 @@ def test_validation_is_made_out_of_train_if_the_column_has_none(caplog: pytest.L
     assert "validation" not in split_cases(train + test, validation=0).values()
 
 
+@pytest.mark.parametrize("split", [split_cases, folds])
+def test_spellings_that_may_be_one_person_are_drawn_to_one_side(split) -> None:
+    cases = [*subjects(9, "0"), *subjects(9, "1")]
+    twins = [replace(case, subject=f"{int(case.subject)} .") for case in cases]
+    for seed in range(4):
+        parts = split([*cases, *twins], seed=seed)
+        assert all(parts[case.id] == parts[twin.id] for case, twin in zip(cases, twins, strict=True))
+    number = folds([*cases, *twins], 3)
+    parts = fold_parts([*cases, *twins], number, 1)
+    assert all(parts[case.id] == parts[twin.id] for case, twin in zip(cases, twins, strict=True))
+
+
+def test_spellings_of_one_person_on_two_sides_are_a_leak(caplog: pytest.LogCaptureFixture) -> None:
+    base = [
+        Case(f"{part}{label}{n}", label=label, split=part)
+        for part in ("train", "validation", "test")
+        for label in "01"
+        for n in range(3)
+    ]
+    one = [Case("M\u00fc 7", "", "0", split="train", line=3), Case("mu\u0308-7", "", "0", split="test", line=5)]
+    words = r"mu\u0308-7 \(lines 3, 5; rename one if they are two people\)\. Splits are"
+    with pytest.raises(LeakageError, match=f"^1 subject is in both train and test: M\u00fc 7 alias {words}"):
+        split_cases(base + one)
+    two = [Case("P7", label="0", split="train"), Case("P007", label="0", split="test")]
+    assert split_cases(base + two) == {case.id: case.split for case in base + two}
+    assert "column split: 1 subject is in both train and test: P007 alias P7 (rename" in caplog.text
+    assert split_cases(base + [replace(case, subject=name) for case, name in zip(two, ("1-11", "11-1"), strict=True)])
+    assert caplog.text.count("alias") == 1
+
+
 def test_leaks_are_named_with_lines() -> None:
     cases = [
         Case("017", "1", "0", split="train", line=18),

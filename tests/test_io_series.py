@@ -52,6 +52,27 @@ def test_one_is_named_behind_the_path(study, uid):
     np.testing.assert_array_equal(load_volume(f"{study}#{uid}").array, CT[::-1, ::-1])
 
 
+def test_a_series_of_two_people_is_refused(tmp_path):
+    lower = {"series_uid": "1.2.3.5", "PatientID": "Doe^Ann"}
+    upper = {"series_uid": "1.2.3.5", "PatientID": "Roe", "origin": (-10.0, 20.0, 45.0)}
+    folder = folder_of(tmp_path, (CT, lower), (CT, upper))  # one lies above the other
+    with pytest.raises(
+        ReadError, match=r"holds images of 2 PatientIDs under one SeriesInstanceUID; .* of their own$"
+    ) as e:
+        load_volume(folder)
+    assert "Doe" not in str(e.value) and "Roe" not in str(e.value)
+
+
+def test_spellings_of_one_patient_id_and_none_are_one_person(tmp_path):
+    pieces = [{"PatientID": name, "origin": (-10.0, 20.0, 30.0 + 15 * n)} for n, name in enumerate(["p 07", "P7", ""])]
+    folder = folder_of(tmp_path, *((CT, {"series_uid": "1.2.3.5", **piece}) for piece in pieces))
+    header = read_header(folder)
+    assert header.shape == (7, 5, 18) and header.notes == (
+        "PatientID is spelled in 2 ways in the series; they count as one person",
+        "6 of 18 images have no PatientID; they count as the person of the others",
+    )
+
+
 def test_a_part_of_the_description_must_be_unique(study):
     assert read_header(study, series="lung").notes == ()
     with pytest.raises(ReadError, match="holds 2 image series: ...11111111 CT number 4, 6 files; ...22222222 CT"):

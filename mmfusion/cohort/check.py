@@ -12,6 +12,7 @@ from mmfusion.cohort.scans import header_problems, voxel_problems
 from mmfusion.cohort.splits import LEAK_REMEDY, leakage
 from mmfusion.cohort.table import Problem
 from mmfusion.errors import printable
+from mmfusion.io import ALIKE, folded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -122,19 +123,25 @@ def _labels(cases: Sequence[Case]) -> list[Problem]:
 def _parts(cases: Sequence[Case]) -> list[Problem]:
     """Leaks between the parts of columns ``split`` and ``fold``."""
     folds = {case.id: int(case.fold) for case in cases if case.fold.isdecimal()}
-    found = [leakage(cases, {case.id: case.split for case in cases}), leakage(cases, folds)]
-    return [Problem("error", 0, "", "", problem, LEAK_REMEDY) for problem in found if problem]
+    out = []
+    for parts in ({case.id: case.split for case in cases}, folds):
+        if found := leakage(cases, parts):
+            out.append(Problem("error", 0, "", "", found, LEAK_REMEDY))
+        elif found := leakage(cases, parts, zeros=True):
+            out.append(Problem("warning", 0, "", "", found, LEAK_REMEDY))
+    return out
 
 
 def _subjects(cases: Sequence[Case]) -> list[Problem]:
+    """Names that may be spellings of one person."""
     spelled: dict[str, dict[str, int]] = defaultdict(dict)
     for case in cases:
-        spelled[case.subject.casefold()].setdefault(case.subject, case.line)
+        spelled[folded(case.subject)].setdefault(case.subject, case.line)
     return [
-        Problem("warning", line, subject, "", f"differs from {first} (line {at}) only in capitals", remedy)
+        Problem("warning", line, subject, "", f"may be {first} (line {at}): the names differ {ALIKE}", remedy)
         for (first, at), *others in (list(names.items()) for names in spelled.values())
         for subject, line in others
-        for remedy in ["If it is one person, spell it one way: it could leak from train to test."]
+        for remedy in ["If it is one person, spell it one way. A split that is drawn keeps both on one side."]
     ]
 
 

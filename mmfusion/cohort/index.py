@@ -9,6 +9,7 @@ from mmfusion.cohort.bids import index_bids, is_bids
 from mmfusion.cohort.labels import join_labels
 from mmfusion.cohort.pseudonyms import read_pseudonyms
 from mmfusion.cohort.tree import index_tree
+from mmfusion.cohort.visits import SESSION_DAYS
 from mmfusion.errors import OptionError
 from mmfusion.files import is_there
 
@@ -23,7 +24,8 @@ def build_index(
     *,
     labels: str | Path | None = None,
     label: str | None = None,
-    session_days: int = 30,
+    session_days: int = SESSION_DAYS,
+    subject_from: str | None = None,
     pseudonymize: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Index:
@@ -37,7 +39,8 @@ def build_index(
         root: the folder to walk.
         labels: table to join labels from, by subject.
         label: column of that table, or without one of ``participants.tsv`` (BIDS); ``label`` if None.
-        session_days: largest distance between the studies of one session, days.
+        session_days: largest distance between the scans of one session, days.
+        subject_from: what names the subjects: ``PatientID``, ``folder``, or a pattern of folders, as ``*/{subject}``.
         pseudonymize: file with the key of :func:`~mmfusion.cohort.pseudonyms.read_pseudonyms`. Subjects then have
             pseudonyms wherever the index names them, and no free text of a header and no name of a folder is in it.
             Tables still join by identifier. The paths stay what they are.
@@ -46,7 +49,8 @@ def build_index(
     Raises:
         ReadError: the folder does not exist or holds no usable scan.
         ManifestError: the label table, or a table of the BIDS tree, does not fit.
-        OptionError: ``label`` without a table that could have it, or a key inside ``root``.
+        OptionError: ``label`` without a table that could have it, or a key inside ``root``; ``subject_from``
+            for a BIDS tree, or one that names nothing.
     """
     root = Path(root).absolute()
     if labels is not None and pseudonymize is not None and Path(labels).resolve() == Path(pseudonymize).resolve():
@@ -54,11 +58,15 @@ def build_index(
     pseudonyms = None if pseudonymize is None else read_pseudonyms(pseudonymize, root)
     named = pseudonyms or str
     if is_bids(root):
+        if subject_from is not None:
+            raise OptionError(f"{root} is a BIDS tree, whose names say the subjects; leave out --subject-from")
         index = index_bids(root, label=label if labels is None else None, named=named)
     elif label is not None and labels is None:
         raise OptionError(f"label {label} is a column of a label table; give the table with --labels")
     else:
-        index = index_tree(root, session_days=session_days, pseudonyms=pseudonyms, progress=progress)
+        index = index_tree(
+            root, session_days=session_days, subject_from=subject_from, pseudonyms=pseudonyms, progress=progress
+        )
     if labels is not None:
         index.cases, found = join_labels(index.cases, labels, label or "label", named=named)
         index.notes += found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.table import MISSING, Problem, as_rows, listed, no_column, read_table
 from mmfusion.errors import ManifestError
+from mmfusion.io import folded, normal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ def join_labels(
     labels: dict[tuple[str, ...], tuple[str, int]] = {}
     problems = []
     for line, row in as_rows(header, rows, path.name):
-        subject = named(row[subject_column])
+        subject = named(normal(row[subject_column]))
         key = (subject, row.get("session", "")) if by_session else (subject,)
         value = row.get(column, "")
         first, at = labels.setdefault(key, (value, line))
@@ -63,7 +63,8 @@ def join_labels(
             problems.append(Problem("error", line, " ".join(key).strip(), "", problem, "Keep one row a subject."))
     joined, unlabeled, used = [], [], set()
     for case in cases:
-        key = (case.subject, case.session) if by_session else (case.subject,)
+        subject = normal(case.subject)
+        key = (subject, case.session) if by_session else (subject,)
         value = labels.get(key, ("", 0))[0]
         used.add(key)
         if value in MISSING:
@@ -92,12 +93,7 @@ def few(names: Sequence[str], candidates: Sequence[str] = (), most: int = 10) ->
     """Names, each with the nearest candidate in brackets, at most ``most`` of them."""
     words = []
     for name in names[:most]:
-        near = [other for other in candidates if _plain(other) == _plain(name)]
+        near = [other for other in candidates if folded(other) == folded(name)]
         near = near or difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
         words.append(f"{name} (near: {near[0]})" if near else name)
     return ", ".join(words) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _plain(name: str) -> str:
-    """An identifier without case, punctuation, leading zeros and BIDS's ``sub-``."""
-    return re.sub(r"(?<!\d)0+(?=\d)|[^a-z0-9]", "", re.sub(r"^sub-", "", name.lower()))

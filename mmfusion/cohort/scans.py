@@ -11,6 +11,7 @@ import numpy as np
 from mmfusion.cohort.copies import voxel_digest
 from mmfusion.cohort.files import without_paths
 from mmfusion.cohort.table import Problem
+from mmfusion.cohort.visits import SESSION_DAYS
 from mmfusion.errors import MmfusionError, VoxelError
 from mmfusion.files import is_special, is_there
 from mmfusion.io import load_volume, read_header, split_series
@@ -73,6 +74,10 @@ def header_problems(case: Case, reading: Mapping[str, Any]) -> list[Problem]:
     if len(set(found.values())) > 1:
         say("note", "", f"{', '.join(f'{name} {axes}' for name, axes in found.items())}: reoriented")
     for one, other in combinations(headers, 2):
+        kinds = {headers[name].modality for name in (one, other)}
+        days = headers[one].scanned.days_from(headers[other].scanned)
+        if days and days > (0 if kinds == {"ct", "pet"} else SESSION_DAYS):
+            say("warning", "", f"{one} and {other} are {days} days apart", "Keep them in one row if nothing changed.")
         a, b = (headers[name].grid for name in (other, one))
         if overlap(a, b) >= 0.005:
             continue

@@ -1,4 +1,9 @@
-"""Splits by subject: no person is on both sides, every class is on each."""
+"""Splits by subject: no person is on both sides, every class is on each.
+
+Subjects whose names may be spellings of one person (:func:`mmfusion.io.folded`) are drawn as one. Where columns put
+them on two sides, that is a leak if they differ only in case, spaces, punctuation or the form of Unicode; ``P1`` and
+``P01`` may be two people there, and the log warns.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,8 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.manifest import PARTS, Case
-from mmfusion.errors import LeakageError, ManifestError, OptionError
+from mmfusion.errors import LeakageError, ManifestError, OptionError, printable
+from mmfusion.io import persons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,31 +52,33 @@ def split_cases(cases: Sequence[Case], *, validation: float = 0.2, test: float =
         raise OptionError(
             f"validation {validation:g} and test {test:g} are shares of the subjects and must leave some to train on"
         )
-    labels = _subject_labels(cases)
-    if given := _column(cases, "split"):
-        parts = {subject: given[subject] for subject in labels}
-        train = {subject: label for subject, label in labels.items() if parts[subject] == "train"}
+    person = _persons(cases)
+    labels = _subject_labels(cases, person)
+    if parts := _column(cases, "split"):
+        learned = {person[case.subject] for case in cases if parts[case.id] == "train"}
+        train = {subject: label for subject, label in labels.items() if subject in learned}
         if not train:
             raise ManifestError("column split has no subject in train; nothing could be learned")
         if validation and "validation" not in parts.values():
-            parts |= _draw(train, {"train": 1 - validation, "validation": validation}, seed)
-            count = Counter(parts.values())["validation"]
+            drawn = _draw(train, {"train": 1 - validation, "validation": validation}, seed)
+            parts |= {case.id: drawn[person[case.subject]] for case in cases if parts[case.id] == "train"}
             _LOG.warning(
                 "column split names no validation part: %d of %d training subjects were drawn for it",
-                count,
+                Counter(drawn.values())["validation"],
                 len(train),
             )
     else:
         shares = {"train": 1 - validation - test, "validation": validation, "test": test}
-        parts = _draw(labels, shares, seed)
+        drawn = _draw(labels, shares, seed)
+        parts = {case.id: drawn[person[case.subject]] for case in cases}
     for part in PARTS:
-        members = Counter(labels[subject] for subject in labels if parts[subject] == part)
+        members = Counter(labels[who] for who in {person[case.subject] for case in cases if parts[case.id] == part})
         if members and min(members[label] for label in set(labels.values())) < _LEAST:
             raise ManifestError(
                 f"{part} has {_counts(members, labels)}; at least {_LEAST} of each class are needed. "
                 "Change column split or leave it out."
             )
-    return {case.id: parts[case.subject] for case in cases}
+    return parts
 
 
 def folds(cases: Sequence[Case], k: int = 5, seed: int = 0) -> dict[str, int]:
@@ -91,22 +99,25 @@ def folds(cases: Sequence[Case], k: int = 5, seed: int = 0) -> dict[str, int]:
         LeakageError: column ``fold`` puts a subject into two folds, or column ``split`` into test and another part.
     """
     cases = _without_test(cases)
-    labels = _subject_labels(cases)
+    person = _persons(cases)
+    labels = _subject_labels(cases, person)
     if given := _column(cases, "fold"):
-        number = {subject: int(fold) for subject, fold in given.items()}
+        number = {id: int(fold) for id, fold in given.items()}
         if len(set(number.values())) < 2:
             raise ManifestError(
                 f"column fold has fold {number[min(number)]} alone; cross-validation needs at least 2. "
                 "Fill it or leave it out."
             )
         for fold in sorted(set(number.values())):
-            members = Counter(label for subject, label in labels.items() if number[subject] == fold)
+            members = Counter(
+                labels[who] for who in {person[case.subject] for case in cases if number[case.id] == fold}
+            )
             if len(members) < len(set(labels.values())):
                 raise ManifestError(
                     f"fold {fold} has {_counts(members, labels)}; each fold needs every class. "
                     "Change column fold or leave it out."
                 )
-        return {case.id: number[case.subject] for case in cases}
+        return number
     if k < 2:
         raise OptionError(f"cross-validation needs at least 2 folds, found {k}")
     few = min(Counter(labels.values()).values())
@@ -115,12 +126,11 @@ def folds(cases: Sequence[Case], k: int = 5, seed: int = 0) -> dict[str, int]:
             f"{k} folds cannot each have every class: there are {_counts(Counter(labels.values()), labels)}. "
             f"Use at most {few} folds."
         )
-    number, dealt = {}, 0
+    dealt: dict[str, int] = {}
     for label in sorted(set(labels.values())):
         for subject in _shuffled([s for s in labels if labels[s] == label], seed, f"fold {label}"):
-            number[subject] = dealt % k
-            dealt += 1
-    return {case.id: number[case.subject] for case in cases}
+            dealt[subject] = len(dealt) % k
+    return {case.id: dealt[person[case.subject]] for case in cases}
 
 
 def fold_parts(
@@ -147,30 +157,44 @@ def fold_parts(
     there = sorted(set(number.values()))
     if fold not in there:
         raise OptionError(f"there is no fold {fold}; this study has the folds {', '.join(map(str, there))}")
-    labels = _subject_labels([case for case in cases if number.get(case.id, fold) != fold])
-    parts = _draw(labels, {"train": 1 - validation, "validation": validation}, f"{seed} without fold {fold}")
-    return {case.id: parts.get(case.subject, "test") for case in cases if case.id in number}
+    others, person = [case for case in cases if number.get(case.id, fold) != fold], _persons(cases)
+    parts = _draw(
+        _subject_labels(others, person),
+        {"train": 1 - validation, "validation": validation},
+        f"{seed} without fold {fold}",
+    )
+    return {
+        case.id: "test" if number[case.id] == fold else parts[person[case.subject]]
+        for case in cases
+        if case.id in number
+    }
 
 
-def leakage(cases: Sequence[Case], parts: Mapping[str, str | int]) -> str:
+def leakage(cases: Sequence[Case], parts: Mapping[str, str | int], *, zeros: bool = False) -> str:
     """Names every subject with cases in more than one part, without a full stop; empty if there is none.
 
     Args:
         cases: the cases.
         parts: case id to part or fold; cases that are not in it (or in part ``""``) count nowhere.
+        zeros: names that differ in leading zeros are one subject, too, as those that differ in case and punctuation.
     """
-    places: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    places: dict[str, dict[str, list[Case]]] = defaultdict(lambda: defaultdict(list))
+    person = persons((case.subject for case in cases), zeros=zeros)
     for case in cases:
         part = parts.get(case.id, "")
         if part != "":
-            places[case.subject][f"fold {part}" if isinstance(part, int) else part].append(case.line)
+            places[person[case.subject]][f"fold {part}" if isinstance(part, int) else part].append(case)
     both: dict[str, list[str]] = defaultdict(list)
-    for subject, found in places.items():
+    for found in places.values():
         if len(found) > 1:
             names = sorted(found, key=lambda part: (PARTS.index(part) if part in PARTS else len(PARTS), part))
-            lines = sorted(line for name in names for line in found[name] if line)
-            at = f" (lines {', '.join(map(str, lines))})" if lines else ""
-            both[" and ".join(names)].append(f"{subject}{at}")
+            members = [case for name in names for case in found[name]]
+            lines = sorted(case.line for case in members if case.line)
+            spelled = sorted({case.subject for case in members})
+            facts = [f"lines {', '.join(map(str, lines))}"] if lines else []
+            facts += ["rename one if they are two people"] if len(spelled) > 1 else []
+            at = f" ({'; '.join(facts)})" if facts else ""
+            both[" and ".join(names)].append(f"{' alias '.join(spelled)}{at}")
     sentences = [
         f"{len(who)} {'subjects are' if len(who) > 1 else 'subject is'} in both {names}: {', '.join(who)}"
         for names, who in both.items()
@@ -188,13 +212,18 @@ def refuse_leakage(cases: Sequence[Case], parts: Mapping[str, str | int]) -> Non
         raise LeakageError(f"{found}. {LEAK_REMEDY}")
 
 
-def _subject_labels(cases: Sequence[Case]) -> dict[str, str]:
-    """Subject to its label, sorted by subject."""
+def _persons(cases: Sequence[Case]) -> dict[str, str]:
+    """Subject to the name that draws it: one for all names that may be spellings of one."""
+    return persons(case.subject for case in cases)
+
+
+def _subject_labels(cases: Sequence[Case], person: Mapping[str, str]) -> dict[str, str]:
+    """Person to its label, sorted by person."""
     sessions: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for case in cases:
-        sessions[case.subject]
+        labeled = sessions[person[case.subject]]
         if case.label is not None:
-            sessions[case.subject].append((case.session, case.label))
+            labeled.append((case.session, case.label))
     bare = sorted(subject for subject, found in sessions.items() if not found)
     if bare:
         more = f" and {len(bare) - 10} more" if len(bare) > 10 else ""
@@ -219,7 +248,7 @@ def _without_test(cases: Sequence[Case]) -> list[Case]:
     """The cases without those that column ``split`` keeps for a test after cross-validation."""
     if any(case.split in ("train", "validation") for case in cases):
         _column(cases, "split")  # then it has to be complete
-    refuse_leakage(cases, {case.id: "test" if case.split == "test" else "the folds" for case in cases})
+    _refuse_column(cases, {case.id: "test" if case.split == "test" else "the folds" for case in cases}, "split")
     left = [case for case in cases if case.split != "test"]
     if len(left) < len(cases):
         _LOG.warning("column split: %d test cases stay out of all folds", len(cases) - len(left))
@@ -227,11 +256,11 @@ def _without_test(cases: Sequence[Case]) -> list[Case]:
 
 
 def _column(cases: Sequence[Case], name: str) -> dict[str, str]:
-    """Subject to the value of column ``split`` or ``fold``; empty if no row has one."""
+    """Case id to the value of column ``split`` or ``fold``; empty if no row has one."""
     values = {case.id: str(getattr(case, name)) for case in cases}
     if not any(values.values()):
         return {}
-    refuse_leakage(cases, {id: int(v) for id, v in values.items() if v} if name == "fold" else values)
+    _refuse_column(cases, {id: int(v) for id, v in values.items() if v} if name == "fold" else values, name)
     empty = [case for case in cases if not values[case.id]]
     if empty:
         who = ", ".join(case.subject + (f" (line {case.line})" if case.line else "") for case in empty[:10])
@@ -239,7 +268,14 @@ def _column(cases: Sequence[Case], name: str) -> dict[str, str]:
         raise ManifestError(
             f"column {name} is empty for {len(empty)} of {len(cases)} rows: {who}{more}. Fill it or leave it out."
         )
-    return {case.subject: values[case.id] for case in cases}
+    return values
+
+
+def _refuse_column(cases: Sequence[Case], parts: Mapping[str, str | int], name: str) -> None:
+    """As :func:`refuse_leakage`; and warn of those who may be one person."""
+    refuse_leakage(cases, parts)
+    if found := leakage(cases, parts, zeros=True):
+        _LOG.warning("column %s: %s", name, printable(found))
 
 
 def _draw(labels: Mapping[str, str], shares: Mapping[str, float], seed: int | str) -> dict[str, str]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.found import Index, Unused, why_first
 from mmfusion.cohort.manifest import MODALITIES, VOLUME_SUFFIXES, Case, is_modality_key
+from mmfusion.cohort.subjects import by_subject, mixed, top_folder
+from mmfusion.cohort.visits import SESSION_DAYS, visits
 from mmfusion.errors import ReadError
-from mmfusion.io import find_series
+from mmfusion.io import find_series, normal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from mmfusion.cohort.pseudonyms import Pseudonyms
     from mmfusion.io import Series
@@ -38,6 +39,12 @@ _UNCORRECTED = r"(?<![a-z])(nac|no[ _-]?ac|non[ _-]?ac|non[ _-]?att\w*|uncorrect
 _ATTENUATION = r"(?<![a-z])(mrac|[uµ]-?map|mu[ _-]?map|att\w*[ _-]?map)"
 
 
+_BLENDED = (
+    "its folder holds images of another PatientID under the same SeriesInstanceUID; put the files of each PatientID "
+    "into a folder of their own"
+)
+
+
 @dataclass
 class _Row:
     """A session of a subject while it is being put together."""
@@ -52,17 +59,24 @@ class _Row:
 def index_tree(
     root: Path,
     *,
-    session_days: int = 30,
+    session_days: int = SESSION_DAYS,
+    subject_from: str | None = None,
     pseudonyms: Pseudonyms | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Index:
     """Walk a tree of DICOM (and NIfTI) and make a row of every subject and session.
 
-    Subjects are DICOM's PatientID; where it is empty, the name of the folder directly under ``root``.
+    Subjects are DICOM's PatientID; spellings of one within a study are one person. Series without one, or with one
+    that names nobody and has several studies (ANONYMOUS), are of the subject of their study. If nothing of the study
+    has one, it and what shares its frame of reference is a subject named by its folder: the deepest level that is
+    not of series, modalities or visits (``site/p1/ct`` and ``CT/p1`` are p1), or ``root`` itself. ``subject_from``
+    chooses otherwise: ``PatientID`` (also if it names nobody), ``folder`` (directly under ``root``) or a pattern for
+    the folders below ``root``, as ``*/{subject}`` (``*`` is any part of a name).
 
-    Sessions: a study joins the one before it if their series have no modality in common and they are at most
-    ``session_days`` days apart (PET/CT in one study and MR in another are one visit) or a date is missing;
-    otherwise it begins a new session. ``session`` is empty for a subject with one, else 1, 2, ... by date.
+    Sessions: the scans of one study and day join those before if they have no modality in common and are of the same
+    study, or at most ``session_days`` days apart (PET/CT in one study and MR in another are one visit), or a date is
+    missing; otherwise they begin a new session, and so do CT and PET of different days. ``session`` is empty for a
+    subject with one, else 1, 2, ... by date.
 
     Columns: CT becomes ``ct``, PT ``pet``, NM ``spect``, MR ``mr``. Only if some session holds MR of several kinds
     (T1 and T2, say), every MR of the study goes to ``mr_t1``, ``mr_t1gd``, ``mr_t2``, ``mr_flair``, ``mr_dwi``,
@@ -80,12 +94,14 @@ def index_tree(
 
     Args:
         root: the folder to walk, absolute.
-        session_days: largest distance between the studies of one session, days.
+        session_days: largest distance between the scans of one session, days.
+        subject_from: what names the subjects, if not the rule above.
         pseudonyms: give subjects other names; descriptions and names of folders then stay out of the index.
         progress: passed to :func:`mmfusion.io.find_series`.
 
     Raises:
         ReadError: the folder does not exist or holds no usable scan.
+        OptionError: ``subject_from`` is nothing that names subjects, or fits no folder.
     """
     damaged: list[Path] = []
     special: list[Path] = []
@@ -99,12 +115,15 @@ def index_tree(
         index.notes.append(f"{len(damaged)} DICOM files are damaged and left out{where}; copy or export them again")
     if special:
         index.notes.append(f"{len(special)} files are pipes, sockets or devices and were not read")
-    subjects = _by_subject(series, root, named, index.notes)
+    subjects = by_subject(series, root, subject_from=subject_from, named=named, notes=index.notes)
+    blended = mixed(series)
     rows: dict[str, list[_Row]] = {}
     for subject, members in subjects.items():
-        usable = [one for one in members if _usable(one, subject, index.others)]
+        alone = [one for one in members if one not in blended]
+        index.others += [_unused(one, subject, _BLENDED) for one in members if one in blended]
+        usable = [one for one in alone if _usable(one, subject, index.others)]
         if usable:
-            rows[subject] = _sessions(usable, subject, session_days, index.notes)
+            rows[subject] = [_Row(subject, scans) for scans in visits(usable, subject, session_days, index.notes)]
     in_folder = Counter(folder for one in series if one.is_image for folder in _folders(one))
     _fill(rows, in_folder, index.others)
     for subject, members in subjects.items():
@@ -132,37 +151,6 @@ def _plain(series: Series) -> Series:
     return replace(series, description=" ".join(filter(None, words)), protocol="")
 
 
-def _by_subject(
-    series: Iterable[Series], root: Path, named: Callable[[str], str], notes: list[str]
-) -> dict[str, list[Series]]:
-    subjects: dict[str, list[Series]] = defaultdict(list)
-    folders: dict[str, dict[str, str]] = defaultdict(dict)  # subject to folder to a study in it
-    nameless: Counter[str] = Counter()
-    for one in series:
-        top = _top(one.folder, root)
-        subject = named(one.patient_id or top or root.name)
-        subjects[subject].append(one)
-        folders[subject][top] = one.study_uid
-        nameless[subject] += not one.patient_id
-    for subject, count in sorted(nameless.items()):
-        if count:
-            notes.append(f"{count} series of {subject} have no PatientID: the folder's name is the subject")
-    for subject, found in sorted(folders.items()):
-        if len(set(found.values())) > 1:  # as when every patient was exported under one name
-            which = f" ({', '.join(sorted(found)[:5])}{', ...' if len(found) > 5 else ''})" if named is str else ""
-            notes.append(
-                f"PatientID {subject} is in {len(found)} folders{which} and counts as one subject; if these are "
-                "several people, give each an identifier of its own"
-            )
-    return dict(sorted(subjects.items()))
-
-
-def _top(folder: Path, root: Path) -> str:
-    """The name of the folder directly under ``root`` that holds ``folder``; empty for ``root`` itself."""
-    parts = folder.absolute().relative_to(root).parts
-    return parts[0] if parts else ""
-
-
 def _usable(series: Series, subject: str, others: list[Unused]) -> bool:
     """True for volumes; what is none is listed (masks come later)."""
     words = f"{series.description} {series.protocol}".lower()
@@ -186,34 +174,6 @@ def _usable(series: Series, subject: str, others: list[Unused]) -> bool:
     if reason:
         others.append(_unused(series, subject, reason))
     return not reason
-
-
-def _sessions(series: Sequence[Series], subject: str, days: int, notes: list[str]) -> list[_Row]:
-    """The rows of one subject, by the rule of :func:`build_index`."""
-    studies: dict[str, list[Series]] = defaultdict(list)
-    for one in series:
-        studies[one.study_uid].append(one)
-    rows: list[_Row] = []
-    begun: date | None = None
-    for members in sorted(studies.values(), key=lambda study: (study[0].study_date, study[0].study_uid)):
-        day, kinds = _day(members[0].study_date), {one.modality for one in members}
-        apart = abs((day - begun).days) if day and begun else None
-        fits = rows and not kinds & {one.modality for one in rows[-1].series}
-        if fits and (apart is None or apart <= days):
-            rows[-1].series += members
-            when = "of unknown distance in time" if apart is None else f"{apart} days apart"
-            notes.append(f"subject {subject}: studies {when} with different modalities count as one session")
-        else:
-            rows.append(_Row(subject, list(members)))
-            begun = day
-    return rows
-
-
-def _day(text: str) -> date | None:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        return None
 
 
 def _fill(rows: dict[str, list[_Row]], in_folder: Counter[Path], others: list[Unused]) -> None:
@@ -300,11 +260,12 @@ def _join_files(
     within: dict[str, set[str]] = defaultdict(set)
     for subject, members in subjects.items():
         for one in members:
-            within[_top(one.folder, root)].add(subject)
+            within[top_folder(one.folder, root)].add(subject)
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        subject = named(folder.name)
-        if subject not in subjects and len(within[folder.name]) == 1:
-            subject = next(iter(within[folder.name]))
+        own = normal(folder.name)
+        subject = named(own)
+        if subject not in subjects and len(within[own]) == 1:
+            subject = next(iter(within[own]))
         for name, path, count in _volume_files(folder):
             sessions = rows.get(subject, [])
             reason, known = "", name == "mask" or (is_modality_key(name) if named is str else _is_plain_key(name))

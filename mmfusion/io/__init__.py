@@ -1,5 +1,6 @@
 """Files to volumes in RAS+ mm with physical units, and back."""
 
+from mmfusion.io.dates import ScanDate
 from mmfusion.io.header import Header, kind_of
 from mmfusion.io.index import Series, find_series
 from mmfusion.io.load import load_volume, read_header
@@ -7,6 +8,7 @@ from mmfusion.io.masks import load_mask
 from mmfusion.io.nifti import check_volume_name, save_volume
 from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import sidecar_of
+from mmfusion.io.spelling import ALIKE, folded, normal, persons
 from mmfusion.io.suv import PET_DETAILS
 from mmfusion.io.suv_dicom import suv_factor
 from mmfusion.io.text_headers import voxels_file_of
@@ -19,6 +21,11 @@ __all__ = [
     "kind_of",
     "find_series",
     "Series",
+    "ScanDate",
+    "ALIKE",
+    "folded",
+    "normal",
+    "persons",
     "split_series",
     "sidecar_of",
     "voxels_file_of",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import MmfusionError, ReadError, UnitsError, first_line
+from mmfusion.io.dates import scan_date
 from mmfusion.io.frames import Frames, frames_of
 from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
 from mmfusion.io.lattice import Lattice, stack
@@ -150,6 +151,7 @@ def _opened(
         has_units=True,
         notes=[*notes, *lattice.notes],
         doubts=[*doubts, *lattice.doubts],
+        scanned=scan_date(first),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfusion.errors import GeometryError, OptionError, ReadError
+from mmfusion.io.dates import ScanDate
 from mmfusion.volume import Grid, spacing_of
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Header:
         frames: frames in the file; one of them (or their mean) becomes the volume.
         notes: what is unusual and was accepted or repaired.
         doubts: what may be wrong with the values or lost of the scan; ``check`` warns, and a prepared case is doubtful.
+        scanned: when it was made; of DICOM only.
     """
 
     shape: tuple[int, int, int]
@@ -71,6 +73,7 @@ class Header:
     frames: int
     notes: tuple[str, ...]
     doubts: tuple[str, ...] = ()
+    scanned: ScanDate = field(default_factory=ScanDate)
 
     @property
     def grid(self) -> Grid:
@@ -89,7 +92,7 @@ class Opened:
         kind: ``ct``, ``pet``, ``mr`` or empty.
         has_units: True if the values already have their physical unit, as those of DICOM.
         suv: the kind of SUV that PET comes in: ``bw``, ``lbm`` or ``bsa``.
-        notes, doubts: as of :class:`Header`.
+        notes, doubts, scanned: as of :class:`Header`.
 
     Raises:
         GeometryError: the affine is singular.
@@ -106,6 +109,7 @@ class Opened:
     suv: str = "bw"
     notes: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    scanned: ScanDate = field(default_factory=ScanDate)
 
     def __post_init__(self) -> None:
         try:

@@ -13,7 +13,9 @@ import numpy as np
 
 from mmfusion.errors import ReadError
 from mmfusion.files import is_special
+from mmfusion.io.dates import DATES, ScanDate, scan_date
 from mmfusion.io.pictures import UNSPECIFIED, rescale_type, why_no_volume
+from mmfusion.io.spelling import folded, normal
 from mmfusion.io.tags import (
     IDENTITY,
     NUCLEAR,
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _TAGS = (
-    *IDENTITY, "PatientID", "StudyDate", "ProtocolName", "SequenceName", "ImagePositionPatient",
+    *IDENTITY, *DATES, "PatientID", "ProtocolName", "SequenceName", "ImagePositionPatient",
     "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "PerFrameFunctionalGroupsSequence",
     "SharedFunctionalGroupsSequence", "DetectorInformationSequence", "PhotometricInterpretation", "SamplesPerPixel",
     "RescaleType", "ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence",
@@ -42,13 +44,15 @@ _TAGS = (
 
 @dataclass(frozen=True)
 class Series:
-    """One DICOM series.
+    """One DICOM series of one person: files that share its UID and that of its study, and the PatientID.
 
     Attributes:
         folder: the deepest folder that holds all its files.
         files: sorted paths.
-        patient_id: the study's identifier of the subject (0010,0020).
-        study_date: ``yyyymmdd`` or empty; for ordering visits only.
+        patient_id: the study's identifier of the subject (0010,0020), in Unicode's form NFC.
+        spellings: all that its files have as PatientID, sorted.
+        study_date: ``yyyymmdd`` or empty; for ordering only.
+        scanned: when it was made.
         modality: DICOM's word: ``CT``, ``PT``, ``MR``, ``RTSTRUCT``, ``SEG``, ...
         count: images (frames of a multi-frame object count).
         shape: ``(columns, rows, slices)`` of an image series, as stored.
@@ -62,8 +66,10 @@ class Series:
     folder: Path
     files: tuple[Path, ...]
     patient_id: str
+    spellings: tuple[str, ...]
     study_uid: str
     study_date: str
+    scanned: ScanDate
     series_uid: str
     series_number: int | None
     modality: str
@@ -105,7 +111,7 @@ def find_series(
     root = Path(root)
     if not root.is_dir():
         raise ReadError(f"folder {root} does not exist")
-    groups: dict[tuple[str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
     seen = skipped = 0
     broken: list[Path] = []
     for path in _walk(root):
@@ -118,13 +124,16 @@ def find_series(
         if header is None or not header.get("SeriesInstanceUID"):
             skipped += 1
         else:
-            groups[str(header.get("StudyInstanceUID", "")), str(header.SeriesInstanceUID)].append((path, header))
+            person = folded(_patient(header))  # anonymizers give several people the same UIDs
+            uids = str(header.get("StudyInstanceUID", "")), str(header.SeriesInstanceUID)
+            groups[*uids, person].append((path, header))
         if progress and seen % 200 == 0:
             progress(seen, skipped)
     if progress:
         progress(seen, skipped)
     if damaged is not None:
         damaged += broken
+    _join_nameless(groups)
     found = []
     for members in groups.values():
         one, left_out = _sound_series(members)
@@ -152,6 +161,26 @@ def _walk(root: Path) -> Iterator[Path]:
         for name in sorted(files):
             if not name.startswith(".") and name.upper() != "DICOMDIR":
                 yield Path(folder, name)
+
+
+def _join_nameless(groups: dict[tuple[str, str, str], list[tuple[Path, Dataset]]]) -> None:
+    """Files without PatientID are of the one person whose files of the series lie in the same folder."""
+    people: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for study, series, person in groups:
+        people[study, series].append(person)
+    for (study, series), found in people.items():
+        if len(found) == 2 and "" in found:
+            bare, named = (groups[study, series, person] for person in sorted(found))
+            if {path.parent for path, _ in bare} <= {path.parent for path, _ in named}:
+                named += groups.pop((study, series, ""))
+                named.sort(key=lambda member: member[0])
+
+
+def _patient(header: Dataset) -> str:
+    """The PatientID; empty if there is none, or none that can be decoded."""
+    with suppress(Exception):
+        return normal(_text(header, "PatientID"))
+    return ""
 
 
 def _sound_series(members: list[tuple[Path, Dataset]]) -> tuple[Series | None, list[Path]]:
@@ -183,9 +212,11 @@ def _series(members: list[tuple[Path, Dataset]]) -> Series:
     return Series(
         folder=Path(os.path.commonpath([path.parent for path in files])),
         files=files,
-        patient_id=_text(first, "PatientID"),
+        patient_id=next(filter(None, map(_patient, (header for _, header in members))), ""),
+        spellings=tuple(sorted({_patient(header) for _, header in members} - {""})),
         study_uid=_text(first, "StudyInstanceUID"),
         study_date=_text(first, "StudyDate"),
+        scanned=scan_date(first),
         series_uid=_text(first, "SeriesInstanceUID"),
         series_number=None if series_number is None else int(series_number),
         modality=_text(first, "Modality"),

@@ -95,6 +95,7 @@ def read_header(
         frames=opened.frames,
         notes=tuple(opened.notes),
         doubts=tuple(opened.doubts),
+        scanned=opened.scanned,
     )
 
 

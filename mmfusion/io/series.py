@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from mmfusion.errors import ReadError
 from mmfusion.files import is_there
+from mmfusion.io.dates import DATES
 from mmfusion.io.header import settled_kind
 from mmfusion.io.pictures import why_no_volume
 from mmfusion.io.sniff import pattern_of, stands_for_slice
+from mmfusion.io.spelling import folded, normal
 from mmfusion.io.tags import (
     FRAMES,
     GEOMETRY,
@@ -78,8 +80,8 @@ def one_series(
         doubts: takes what lies beside the slices and may be one.
 
     Raises:
-        ReadError: there is no such series, or several; a file says that it is DICOM and cannot be read, or stands in
-            place of a slice.
+        ReadError: there is no such series, or several, or it is of several people; a file says that it is DICOM and
+            cannot be read, or stands in place of a slice.
     """
     groups, others, strangers = _grouped(files, where, settled)
     if not groups:
@@ -88,6 +90,7 @@ def one_series(
         raise ReadError(f"{where} holds no DICOM image with a position{found}; give the folder or a file of the series")
     meant = _chosen(groups, where, series, kind, notes)
     _check_strangers(strangers, meant, where, doubts)
+    _refuse_several_people(meant, where, notes)
     once = _without_copies(meant)
     if len(once) < len(meant):
         notes.append(f"{len(meant) - len(once)} files are copies of others; left out")
@@ -95,6 +98,27 @@ def one_series(
     if kept and len(kept) < len(once):
         notes.append(f"{len(once) - len(kept)} localizer images left out")
     return kept or once
+
+
+def _refuse_several_people(files: _Files, where: str, notes: list[str]) -> None:
+    """One volume is of one person. Spellings of one PatientID are one, and so are images without one.
+
+    Raises:
+        ReadError: the images have several PatientIDs.
+    """
+    spelled = Counter(normal(str(header.get("PatientID") or "")) for _, header in files)
+    bare = spelled.pop("", 0)
+    people = len({folded(one) for one in spelled})
+    if people > 1:
+        raise ReadError(
+            f"{where} holds images of {people} PatientIDs under one SeriesInstanceUID; one volume would be of several "
+            "people. Anonymizers that give everybody the same UIDs do this: put the files of each PatientID into a "
+            "folder of their own"
+        )
+    if len(spelled) > 1:
+        notes.append(f"PatientID is spelled in {len(spelled)} ways in the series; they count as one person")
+    if bare and spelled:
+        notes.append(f"{bare} of {len(files)} images have no PatientID; they count as the person of the others")
 
 
 def _without_copies(files: _Files) -> _Files:
@@ -116,7 +140,7 @@ def _grouped(
     others: set[str] = set()
     strangers: list[tuple[int, DicomFile]] = []
     for number, path in enumerate(files, 1):
-        header = read_tags(path, (*IDENTITY, *GEOMETRY, *VALUES, *FRAMES, *PIXELS))
+        header = read_tags(path, ("PatientID", *DATES, *IDENTITY, *GEOMETRY, *VALUES, *FRAMES, *PIXELS))
         if header is None:
             strangers.append((number, path))
             continue

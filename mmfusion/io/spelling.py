@@ -1,0 +1,49 @@
+"""Identifiers of people that may be one, spelled in two ways."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ALIKE = "only in case, spaces, punctuation, leading zeros or Unicode form"
+"""How the spellings differ that :func:`folded` makes one."""
+
+
+def normal(identifier: str) -> str:
+    """An identifier as it is written, in one form of Unicode (NFC): macOS names files in another than most."""
+    return unicodedata.normalize("NFC", identifier).strip()
+
+
+@lru_cache(1 << 16)  # asked for every file of a tree
+def folded(identifier: str, *, zeros: bool = True) -> str:
+    """What two spellings of one person have in common: ``P-01``, ``p 1`` and ``sub-P1`` are ``p1``.
+
+    Case, spaces, punctuation (``^`` of DICOM too), BIDS's ``sub-`` and the form of Unicode do not count. Between
+    digits punctuation does, since ``1-11`` and ``11-1`` are two people: any of it is one ``-`` there.
+
+    Args:
+        identifier: of a person.
+        zeros: leading zeros of numbers do not count, either.
+    """
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", identifier).casefold())
+    words = "".join(" " if unicodedata.category(sign)[0] in "PSZC" else sign for sign in text).split()
+    if len(words) > 1 and words[0] == "sub":
+        words = words[1:]
+    if zeros:
+        words = [re.sub(r"(?<!\d)0+(?=\d)", "", word) for word in words]
+    found = re.sub(r"(?<=\d) (?=\d)", "-", " ".join(words)).replace(" ", "")
+    return found or text.strip()
+
+
+def persons(identifiers: Iterable[str], *, zeros: bool = True) -> dict[str, str]:
+    """Each identifier to the first, sorted, of those that :func:`folded` takes for one person."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for identifier in sorted(set(identifiers)):
+        alike[folded(identifier, zeros=zeros)].append(identifier)
+    return {identifier: members[0] for members in alike.values() for identifier in members}
