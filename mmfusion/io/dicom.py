@@ -10,6 +10,7 @@ import numpy as np
 from mmfusion.errors import MmfusionError, ReadError, UnitsError, first_line
 from mmfusion.io.frames import Frames, frames_of
 from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
+from mmfusion.io.image_kinds import of_one_kind, split_kind
 from mmfusion.io.metaimage import LPS_TO_RAS
 from mmfusion.io.pixels import plain_plane
 from mmfusion.io.series import one_series
@@ -52,7 +53,9 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
         header = read_tags(path, IDENTITY)
         if header is None:
             raise ReadError(f"{path} is not a DICOM file, or is damaged")
-        series = series or str(header.get("SeriesInstanceUID", ""))
+        named, image_kind = split_kind(series)
+        named = named or str(header.get("SeriesInstanceUID", ""))
+        series = f"{named}:{image_kind}" if image_kind else named
     inside = sorted(entry for entry in folder.iterdir() if entry.is_file())
     return _open_series(inside, path, f"folder {folder}", series=series, **reading)
 
@@ -96,8 +99,9 @@ def _opened(
     pet: Mapping[str, Any] | None = None,
 ) -> Opened:
     notes: list[str] = []
-    files = one_series(inside, where, series=series, kind=kind_of(modality), settled=settled, notes=notes)
+    files, image_kind = one_series(inside, where, series=series, kind=kind_of(modality), settled=settled, notes=notes)
     slices = [piece for file, header in files for piece in slices_of(file, header)]
+    slices = of_one_kind(slices, image_kind, path, notes)
     first = files[0][1]
     kind = settled_kind(modality, str(first.get("Modality", "")), path)
     _refuse_unscaled(slices, kind, path)
