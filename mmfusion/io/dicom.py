@@ -12,6 +12,7 @@ from mmfusion.errors import MmfusionError, ReadError, UnitsError, first_line
 from mmfusion.io.dates import scan_date
 from mmfusion.io.frames import Frames, frames_of
 from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
+from mmfusion.io.image_kinds import of_one_kind, split_kind
 from mmfusion.io.lattice import Lattice, stack
 from mmfusion.io.metaimage import LPS_TO_RAS
 from mmfusion.io.pictures import hounsfield, named, without_pictures
@@ -53,13 +54,15 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
     """
     if path.suffix.lower() == ".zip" and path.is_file():
         return _open_zip(path, series=series, **reading)
-    folder, below = path, path.is_dir() and bool(re.fullmatch(UID, series or ""))
+    folder, below = path, path.is_dir() and bool(re.fullmatch(UID, split_kind(series)[0] or ""))
     if not path.is_dir():
         folder = path.parent
         header = read_tags(path, IDENTITY)
         if header is None:
             raise ReadError(f"{path} is not a DICOM file, or is damaged")
-        series = series or series_name(header)
+        named, image_kind = split_kind(series)
+        named = named or series_name(header)
+        series = f"{named}:{image_kind}" if image_kind else named
     unread = Unread()
     inside = sorted((*walk(folder, unread, below=below), *unread.lost_links))
     if folder in unread.closed:
@@ -113,11 +116,12 @@ def _opened(
 ) -> Opened:
     notes: list[str] = []
     doubts: list[str] = []
-    files = one_series(
+    files, image_kind = one_series(
         inside, where, series=series, kind=kind_of(modality), settled=settled, notes=notes, doubts=doubts
     )
     files = without_pictures(files, inside, path, notes)
-    slices, odd = parallel([piece for file, header in files for piece in slices_of(file, header)], path)
+    slices = [piece for file, header in files for piece in slices_of(file, header)]
+    slices, odd = parallel(of_one_kind(slices, image_kind, path, notes), path)
     _name_odd(odd, slices[0], inside, notes, doubts)
     notes += unusual_cosines(slices)
     first = slices[0].header

@@ -11,6 +11,7 @@ from mmfusion.errors import ReadError
 from mmfusion.files import is_there
 from mmfusion.io.dates import DATES
 from mmfusion.io.header import settled_kind
+from mmfusion.io.image_kinds import kinds_of, split_kind
 from mmfusion.io.pictures import why_no_volume
 from mmfusion.io.sniff import pattern_of, stands_for_slice
 from mmfusion.io.spelling import folded, normal
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 _SUV_DEPENDS_ON = ("ActualFrameDuration", "SUVType", "TimezoneOffsetFromUTC")  # absent, they mean something else
 _NEEDED = {*IDENTITY, *GEOMETRY, "RescaleSlope", "RescaleIntercept", *_SUV_DEPENDS_ON}
-_TELLING = ("ImagePositionPatient", *FRAMES, "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime")
+_TELLING = ("ImagePositionPatient", "ImageType", *FRAMES, "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime")
 UID = r"\d+(\.\d+)+"
 """How a UID looks, or the end of one."""
 _Files = list[tuple[DicomFile, "Dataset"]]
@@ -46,15 +47,17 @@ def split_series(path: str | Path) -> tuple[Path, str | None]:
     """A path, and what of it is meant if it holds several things: a DICOM series, or a structure of a mask.
 
     ``scans/017`` is a file or folder; ``scans/017#1.2.840.113619.2.55`` is the one series of that folder with
-    that SeriesInstanceUID, or the end of one. What exists is meant as it is, with any ``#`` in it; else the part
-    behind the last ``#`` is a name if a UID stands there, or if what stands before it exists.
+    that SeriesInstanceUID, or the end of one; ``scans/017#water`` and ``scans/017#1.2.840.113619.2.55:water`` are its
+    images of one kind (:data:`mmfusion.io.image_kinds.IMAGE_KINDS`). What exists is meant as it is, with any ``#`` in
+    it; else the part behind the last ``#`` is a name if a UID stands there, or if what stands before it exists.
     """
     path = Path(path)
     before, mark, name = path.name.rpartition("#")
     if not (mark and before and name) or is_there(path):
         return path, None
     place = path.with_name(before)
-    return (place, name) if re.fullmatch(UID, name) or is_there(place) else (path, None)
+    uid = split_kind(name)[0] or ""
+    return (place, name) if re.fullmatch(UID, uid) or is_there(place) else (path, None)
 
 
 def one_series(
@@ -66,14 +69,15 @@ def one_series(
     settled: bool,
     notes: list[str],
     doubts: list[str],
-) -> _Files:
-    """The image files of the series that is meant, each object once, without localizers.
+) -> tuple[_Files, str]:
+    """The image files of the series that is meant, each object once, without localizers; and the kind of image.
 
     Args:
         files: what lies there, DICOM or not.
         where: what messages call the place.
         series: a SeriesInstanceUID, a description (in any case), the end of a UID, or a part of a description; what
-            fits first counts. None: the only series.
+            fits first counts. A kind of image (:func:`~mmfusion.io.image_kinds.split_kind`) that some series hold
+            means these. None: the only series.
         kind: ``ct``, ``pet``, ``mr`` or empty. Among several series, the only one of this kind is meant.
         settled: convert all values at once, which takes long: those that cannot be converted are then absent, or named.
         notes: takes what was left out, and which series was chosen by its kind.
@@ -88,7 +92,7 @@ def one_series(
         _refuse_damaged([number for number, path in strangers if claims_dicom(path)], where)
         found = f" (found {', '.join(sorted(others))})" if others else ""
         raise ReadError(f"{where} holds no DICOM image with a position{found}; give the folder or a file of the series")
-    meant = _chosen(groups, where, series, kind, notes)
+    meant, image_kind = _chosen(groups, where, series, kind, notes)
     _check_strangers(strangers, meant, where, doubts)
     _refuse_several_people(meant, where, notes)
     once = _without_copies(meant)
@@ -97,7 +101,7 @@ def one_series(
     kept = [(path, header) for path, header in once if not is_localizer(header)]
     if kept and len(kept) < len(once):
         notes.append(f"{len(once) - len(kept)} localizer images left out")
-    return kept or once
+    return kept or once, image_kind
 
 
 def _refuse_several_people(files: _Files, where: str, notes: list[str]) -> None:
@@ -211,9 +215,15 @@ def _settle_values(header: Dataset, path: DicomFile) -> None:
         _settle_values(item, path)
 
 
-def _chosen(groups: dict[str, _Files], where: str, series: str | None, kind: str, notes: list[str]) -> _Files:
-    """The files of the series that is meant, by the rules of :func:`one_series`."""
-    found = _named(groups, series) if series else groups
+def _chosen(
+    groups: dict[str, _Files], where: str, series: str | None, kind: str, notes: list[str]
+) -> tuple[_Files, str]:
+    """The files of the series that is meant, and the kind of image, by the rules of :func:`one_series`."""
+    name, image_kind = split_kind(series)
+    holding = {uid: files for uid, files in groups.items() if image_kind and _holds(files, image_kind)}
+    if image_kind and not holding and not name:  # a word of a description, then
+        name, image_kind = series, ""
+    found = _named(groups, name) if name else holding or groups
     if not found:
         raise ReadError(f"{where} holds no DICOM image of series '{series}', but {_listed(groups)}; name one of these")
     if len(found) > 1 and kind:
@@ -228,7 +238,11 @@ def _chosen(groups: dict[str, _Files], where: str, series: str | None, kind: str
             "path, or keep each series in a folder of its own"
         )
     (chosen,) = found.values()
-    return chosen
+    return chosen, image_kind
+
+
+def _holds(files: _Files, image_kind: str) -> bool:
+    return any(image_kind in kinds_of(path, header) for path, header in files)
 
 
 def _named(groups: dict[str, _Files], series: str) -> dict[str, _Files]:

@@ -56,7 +56,7 @@ VALUES: tuple[str | int, ...] = (
 )  # fmt: skip
 FRAMES = (
     "TemporalPositionIdentifier", "FrameReferenceTime", "TriggerTime", "EchoTime", "DiffusionBValue", "InversionTime",
-    "FlipAngle", "AcquisitionNumber",
+    "FlipAngle", "AcquisitionNumber", "ContentDate", "ContentTime", "InstanceNumber", "ComplexImageComponent",
 )  # fmt: skip
 _HEAD_BYTES = 1 << 15  # the usual header and more; parsing it from memory takes half the time
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010), little and big endian
