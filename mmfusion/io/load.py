@@ -200,6 +200,8 @@ def _label_map(suvr: str) -> tuple[Opened, tuple[int, ...]]:
         OptionError: no label is named.
         ReadError: the file is missing, broken or no single image.
     """
+    if suvr == "manifest":
+        raise OptionError("suvr is manifest, but the row has no reference_region; fill that column with FILE#LABEL")
     file, _, labels = suvr.rpartition("#")
     if not file or not re.fullmatch(r"\d+(\+\d+)*", labels):
         raise OptionError(
