@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import replace
 from glob import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.io import sidecar_of, split_series, voxels_file_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from mmfusion.cohort.manifest import Case
 
@@ -20,9 +21,29 @@ _HEADERS = (".mhd", ".nhdr", ".hdr", ".img")  # two files of one stem do
 
 
 def scans_of(case: Case) -> dict[str, Path]:
-    """The file or folder of each scan by modality, and of the mask as ``mask``."""
+    """The file or folder of each scan by modality, of the mask as ``mask``, and of a label map of PET."""
     scans = {name: split_series(cell)[0] for name, cell in sorted(case.images.items())}
-    return scans | ({"mask": case.mask} if case.mask else {})
+    region = {"reference_region": split_series(case.reference_region)[0]} if case.reference_region else {}
+    return scans | ({"mask": case.mask} if case.mask else {}) | region
+
+
+def with_region(case: Case, suvr: str | None) -> Case:
+    """The case with the reference region that the option ``suvr`` means: that of its row, or else of the option.
+
+    ``FILE#LABEL`` may have ``{subject}`` and ``{session}`` in it; ``manifest`` means the rows alone.
+    """
+    if suvr is None or suvr == "manifest" or case.reference_region:
+        return case if suvr else replace(case, reference_region=None)
+    path = suvr.replace("{subject}", case.subject).replace("{session}", case.session)
+    return replace(case, reference_region=Path(path).absolute())
+
+
+def region_of(case: Case, suvr: str | None) -> str | None:
+    """The ``suvr`` of :func:`mmfusion.io.load_volume` for a case of :func:`with_region`.
+
+    Where the rows alone are to say it and this one does not, that is ``manifest``, which is refused when PET is read.
+    """
+    return str(case.reference_region) if suvr and case.reference_region else suvr
 
 
 def inputs_of(cases: Iterable[Case]) -> tuple[list[Path], list[Path]]:

@@ -42,7 +42,7 @@ LONGEST_ID, LONGEST_NAME = 150, 60
 
 _FILE_NAME = re.compile(rf"\w[\w.+-]{{,{LONGEST_NAME - 1}}}")
 
-RESERVED = ("subject", "session", "label", "mask", "site", "split", "fold")
+RESERVED = ("subject", "session", "label", "mask", "reference_region", "site", "split", "fold")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Case:
         fold: number of the cross-validation fold as text, or empty.
         covariates: every other column, as text; empty where unknown.
         line: line in the file, from 1; 0 if the case comes from no file.
+        reference_region: label map and label (``FILE#LABEL``) that PET is to be a ratio to, with ``suvr``.
     """
 
     subject: str
@@ -72,6 +73,7 @@ class Case:
     fold: str = ""
     covariates: dict[str, str] = field(default_factory=dict)
     line: int = 0
+    reference_region: Path | None = None
 
     @property
     def id(self) -> str:
@@ -163,14 +165,15 @@ def write_manifest(cases: Iterable[Case], path: str | Path, modalities: Sequence
         modalities = order_modalities(name for case in cases for name in case.images)
     optional = [name for name in ("session", "label", "site", "split", "fold") if any(getattr(c, name) for c in cases)]
     covariates = list(dict.fromkeys(name for case in cases for name in case.covariates))
-    mask = ["mask"] if any(case.mask for case in cases) else []
+    files = [name for name in ("mask", "reference_region") if any(getattr(case, name) for case in cases)]
     folder = path.parent.absolute()
     rows = []
     for case in cases:
         row = {"subject": case.subject, **{name: getattr(case, name) or "" for name in optional}}
         row |= {name: _relative(file, folder) for name, file in case.images.items() if name in modalities}
-        rows.append(row | ({"mask": _relative(case.mask, folder)} if case.mask else {}) | case.covariates)
-    write_csv(rows, path, ["subject", *optional, *modalities, *mask, *covariates])
+        row |= {name: _relative(file, folder) for name in files if (file := getattr(case, name))}
+        rows.append(row | case.covariates)
+    write_csv(rows, path, ["subject", *optional, *modalities, *files, *covariates])
 
 
 def order_modalities(names: Iterable[str]) -> list[str]:
@@ -276,6 +279,7 @@ def _case(
         label=value("label") or None,
         images=images,
         mask=located("mask", "Fix the path or leave the cell empty."),
+        reference_region=located("reference_region", "Fix the path or leave the cell empty."),
         site=value("site"),
         split=split,
         fold=str(int(fold)) if fold.isdecimal() else fold,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.cohort.copies import voxel_digest
-from mmfusion.cohort.files import without_paths
+from mmfusion.cohort.files import region_of, with_region, without_paths
 from mmfusion.cohort.table import Problem
 from mmfusion.cohort.visits import SESSION_DAYS
 from mmfusion.errors import MmfusionError, VoxelError
@@ -48,6 +48,7 @@ def _is_there(cell: Path) -> bool:
 def header_problems(case: Case, reading: Mapping[str, Any]) -> list[Problem]:
     """The headers of one row, one by one and against each other."""
     out, headers = [], dict[str, "Header"]()
+    case, reading = _with_region(case, reading)
 
     def say(level: str, modality: str, problem: str, remedy: str = "") -> None:
         out.append(Problem(level, case.line, case.subject, modality, problem, remedy))
@@ -96,6 +97,7 @@ def voxel_problems(
 ) -> list[Problem]:
     """What the voxels of one row add to what was found in its headers; the digests of its scans are added."""
     out = []
+    case, reading = _with_region(case, reading)
     unreadable = {one.modality for one in found if one.level == "error"}
     told = {(one.modality, one.problem) for one in found}
     for name, path in case.images.items():
@@ -131,6 +133,13 @@ def _values(volume: Volume) -> Iterator[tuple[str, str, str]]:
     except VoxelError:
         problem = "no foreground: nothing stands out from the background"
         yield "error", problem, "Export the scan again or leave the cell empty."
+
+
+def _with_region(case: Case, reading: Mapping[str, Any]) -> tuple[Case, dict[str, Any]]:
+    """The case and the options of reading with its own reference region."""
+    suvr = reading.get("suvr")
+    case = with_region(case, suvr)
+    return case, {**reading, "suvr": region_of(case, suvr)}
 
 
 def _pet(case: Case) -> dict[str, str]:

@@ -10,8 +10,9 @@ import numpy as np
 
 from mmfusion.errors import MmfusionError, ReadError, UnitsError, first_line
 from mmfusion.io.dates import scan_date
-from mmfusion.io.frames import Frames, frames_of
-from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
+from mmfusion.io.frame_choice import FrameChoice, choose_frames
+from mmfusion.io.frames import Frames, frames_of, times_of
+from mmfusion.io.header import Opened, kind_of, settled_kind
 from mmfusion.io.image_kinds import of_one_kind, split_kind
 from mmfusion.io.lattice import Lattice, stack
 from mmfusion.io.metaimage import LPS_TO_RAS
@@ -19,17 +20,15 @@ from mmfusion.io.pictures import hounsfield, named, without_pictures
 from mmfusion.io.pixels import plain_plane
 from mmfusion.io.series import UID, one_series
 from mmfusion.io.slices import Slice, normal_of, parallel, slices_of, unusual_cosines
-from mmfusion.io.suv_dicom import earliest_acquisition, stored_suv, suv_factor
+from mmfusion.io.suv_dicom import earliest_acquisition, own_units, suv_factor
 from mmfusion.io.tags import IDENTITY, lenient_dicom, names_damage, read_tags, series_name
 from mmfusion.io.voxels import empty_voxels, fill, slabs
 from mmfusion.io.walk import Unread, walk
 from mmfusion.io.zipped import Archive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from pydicom import Dataset
 
     from mmfusion.io.zipped import DicomFile
 
@@ -44,7 +43,7 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
     Args:
         path: the folder or file; a series whose UID is given may also lie in the folders below.
         series: which series is meant, see :func:`mmfusion.io.series.one_series`.
-        reading: ``modality``, ``frame``, ``suv`` and ``pet`` of :func:`mmfusion.io.load_volume`.
+        reading: ``modality``, ``frame``, ``suv``, ``weight_unit`` and ``pet`` of :func:`mmfusion.io.load_volume`.
 
     Raises:
         ReadError: no image series or several; slices that do not form a regular stack, or form several (frames) and
@@ -112,7 +111,7 @@ def _opened(
     frame: str | int | None = None,
     series: str | None = None,
     suv: str = "bw",
-    pet: Mapping[str, Any] | None = None,
+    **details: Any,
 ) -> Opened:
     notes: list[str] = []
     doubts: list[str] = []
@@ -134,25 +133,34 @@ def _opened(
         doubts += about[1]
     _refuse_unscaled(slices, kind, path)
     frames = frames_of(slices, path)
-    lattice, ordered = _stacked(frames, frame, path, notes)
-    factors = [[1.0] * len(pieces) for pieces in ordered]
-    if kind == "pet":
-        # decay correction refers to the start of the series, so to its first slice, whichever frame is used
-        begin = earliest_acquisition(piece.header for piece in slices)
-        suv_of = partial(suv_factor, suv=suv, first_acquisition=begin, pet=pet, source=path)
-        factors = [[suv_of(piece.header) for piece in pieces] for pieces in ordered]
-        notes += _suv_notes(first, suv, factors[0][0])
+    values = [f"{frames.tag} {value}" for value in frames.values]
+    choice = choose_frames(frame, len(frames.sets), frames.summary, path, partial(times_of, frames), values)
+    notes += [choice.note] if choice.note else []
+    lattice, ordered = _stacked(frames, choice, path)
+    factors, units = [[1.0] * len(pieces) for pieces in ordered], ""
+    if kind == "pet" and suv != "none":
+        try:
+            factors, units = _suv_factors(slices, ordered, notes, doubts, suv=suv, source=path, **details), f"SUV{suv}"
+        except UnitsError as error:
+            if kind_of(modality) or not modality:
+                raise
+            reason = str(error).removeprefix(f"{path}: ").partition(". ")[0]
+            doubts.append(f"the values are not SUV: {reason}. Use --suv none if they are to be as stored for all cases")
+    if kind == "pet" and not units:
+        units = own_units(first, notes, doubts)
     columns, rows = slices[0].size
     affine = LPS_TO_RAS @ lattice.affine
     return Opened(
         path,
         (columns, rows, lattice.depth),
         affine,
-        partial(_read_stack, ordered, factors, lattice.weights, affine, path),
+        partial(_read_stack, ordered, factors, choice.weights, lattice.weights, affine, path),
         kind=kind,
         frame_of_reference=str(first.get("FrameOfReferenceUID") or ""),
         frames=len(frames.sets),
+        choice=choice,
         has_units=True,
+        pet_units=units,
         notes=[*notes, *lattice.notes],
         doubts=[*doubts, *lattice.doubts],
         scanned=scan_date(first),
@@ -172,29 +180,24 @@ def _name_odd(odd: list[Slice], usual: Slice, inside: Sequence[DicomFile], notes
         )
 
 
-def _stacked(
-    frames: Frames, frame: str | int | None, path: Path, notes: list[str]
-) -> tuple[Lattice, list[list[Slice]]]:
-    """The lattice, and in order of place the slices of the chosen frame, or of all for their mean."""
-    index = chosen_frame(frame, len(frames.sets), frames.summary, path)
-    if len(frames.sets) > 1:
-        which = "their mean" if index is None else f"frame {index} ({frames.tag} {frames.values[index]})"
-        notes.append(f"{len(frames.sets)} frames: {which} is used")
-    used = frames.sets if index is None else frames.sets[index : index + 1]
+def _suv_factors(
+    slices: list[Slice], frames: list[list[Slice]], notes: list[str], doubts: list[str], **how: Any
+) -> list[list[float]]:
+    """What turns the values of each slice of each used frame into SUV."""
+    # decay correction refers to the start of the series, so to its first slice, whichever frame is used
+    how["first_acquisition"] = earliest_acquisition((piece.header for piece in slices), notes)
+    suv_factor(frames[0][0].header, notes=notes, doubts=doubts, **how)
+    return [[suv_factor(piece.header, **how) for piece in pieces] for pieces in frames]
+
+
+def _stacked(frames: Frames, choice: FrameChoice, path: Path) -> tuple[Lattice, list[list[Slice]]]:
+    """The lattice, and in order of place the slices of each frame that is used."""
+    used = [frames.sets[index] for index in choice.indices]
     lattices = [stack(pieces, path) for pieces in used]
     first = lattices[0]
     if not all(one.depth == first.depth and np.allclose(one.affine, first.affine, atol=0.02) for one in lattices):
         raise ReadError(f"{path}: the frames do not lie at one place, so they have no mean; choose one with --frame")
     return first, [[pieces[n] for n in one.order] for pieces, one in zip(used, lattices, strict=True)]
-
-
-def _suv_notes(header: Dataset, suv: str, factor: float) -> list[str]:
-    units = str(header.get("Units")).upper()
-    if units == "BQML":
-        return [f"Bq/mL to SUV{suv} by {factor:.4g} per Bq/mL"]
-    if units == "GML" and stored_suv(header) == "LBM":
-        return ["SUVlbm as it was exported, by a formula for lean body mass that the DICOM does not name"]
-    return []
 
 
 def _refuse_unscaled(slices: list[Slice], kind: str, source: object) -> None:
@@ -210,12 +213,13 @@ def _refuse_unscaled(slices: list[Slice], kind: str, source: object) -> None:
 def _read_stack(
     frames: list[list[Slice]],
     factors: list[list[float]],
+    shares: Sequence[float],
     weights: np.ndarray | None,
     affine: np.ndarray,
     source: object,
 ) -> np.ndarray:
     """``[columns, rows, slices]`` float32 of the lattice, in the volume's units: see :attr:`Lattice.weights`."""
-    stored = _read_mean(frames, factors, affine, source)
+    stored = _read_mean(frames, factors, shares, affine, source)
     if weights is None:
         return stored
     out = empty_voxels((*stored.shape[:2], weights.shape[1]), affine, source)
@@ -224,15 +228,21 @@ def _read_stack(
     return out
 
 
-def _read_mean(frames: list[list[Slice]], factors: list[list[float]], affine: np.ndarray, source: object) -> np.ndarray:
-    """``[columns, rows, slices]`` float32: the mean of the frames, each in the volume's units."""
+def _read_mean(
+    frames: list[list[Slice]],
+    factors: list[list[float]],
+    shares: Sequence[float],
+    affine: np.ndarray,
+    source: object,
+) -> np.ndarray:
+    """``[columns, rows, slices]`` float32: the mean of the frames by their shares, each in the volume's units."""
     out = empty_voxels((*frames[0][0].size, len(frames[0])), affine, source)
     decoded = lru_cache(maxsize=1)(pixels_of)  # one file may hold all frames
     one = out
-    for n, (slices, scales) in enumerate(zip(frames, factors, strict=True)):
+    for n, (slices, scales, share) in enumerate(zip(frames, factors, shares, strict=True)):
         if n == 1:
             one = np.empty_like(out)
-        _read_into(one, slices, np.asarray(scales) / len(frames), decoded)
+        _read_into(one, slices, np.asarray(scales) * share / sum(shares), decoded)
         if n:
             out += one
     return out

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
 from mmfusion.errors import ReadError
+from mmfusion.io.frame_choice import FrameTimes
 from mmfusion.io.slices import Slice, frame_tag, places
 from mmfusion.io.tags import number
 from mmfusion.io.times import date_time, parse_time, past_midnight
@@ -128,7 +128,7 @@ def _in_turn(keys: list[tuple[Any, ...]], place: list[int], repeats: int) -> lis
 def _since_first(found: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], str]:
     """Dates and times in seconds after the first, and the unit; nothing if one of them is none, or some lack a date.
 
-    Clock times without a date that lie more than 12 hours apart are believed to lie on both sides of midnight.
+    Clock times, or times of one date, that lie more than 12 hours apart are believed to lie on both sides of midnight.
     """
     try:
         times: list[Any] = [parse_time(date_time(*value) if len(value) == 2 else value[0]) for value in found]
@@ -137,7 +137,7 @@ def _since_first(found: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], s
     if len({(type(time), getattr(time, "tzinfo", None) is None) for time in times}) > 1:
         return [], _CLOCK
     unit = _CLOCK
-    if isinstance(times[0], timedelta) and (moved := past_midnight(times)) != times:
+    if (moved := past_midnight(times)) != times:
         times, unit = moved, f"{unit}, past midnight"
     first = min(times)
     return [(f"{(time - first).total_seconds():.10g}",) for time in times], unit
@@ -158,3 +158,44 @@ def _refuse_incomplete(frames: Frames, positions: int, source: object) -> None:
             f"({frames.tag} {frames.values[n]}) with {len(frames.sets[n])} of {positions}. Copy or export the series "
             "again, or leave the files of these frames out"
         )
+
+
+def times_of(frames: Frames) -> FrameTimes:
+    """Start and duration of each frame, s, by the tags of its slices; the earliest slice of a frame says its start.
+
+    Where all frames have one time of acquisition, the middle of a frame by FrameReferenceTime stands in.
+    """
+    durations = [_duration_s(pieces[0]) for pieces in frames.sets]
+    starts = [_earliest(pieces) for pieces in frames.sets]
+    if all(start is not None for start in starts) and len({type(start) for start in starts}) == 1:
+        starts = past_midnight(starts)
+        seconds = [(start - starts[0]).total_seconds() for start in starts]
+    if None in starts or len(set(starts)) < len(starts):
+        middles = [number(pieces[0].header.get("FrameReferenceTime")) for pieces in frames.sets]
+        seconds = [(middle or 0.0) / 1e3 - (long or 0.0) / 2 for middle, long in zip(middles, durations, strict=True)]
+        if None in middles:
+            return [(None, long) for long in durations]
+    return list(zip(seconds, durations, strict=True))
+
+
+def _duration_s(piece: Slice) -> float | None:
+    """How long the frame of a slice took."""
+    own = frame_tag(piece.path, piece.header, piece.frame, "FrameContentSequence", "FrameAcquisitionDuration")
+    duration_ms = number(own) or number(piece.header.get("ActualFrameDuration"))
+    return duration_ms / 1e3 if duration_ms and duration_ms > 0 else None
+
+
+def _earliest(pieces: list[Slice]) -> Any:
+    """When the first slice of a frame was acquired; None if that is not known."""
+    times: list[Any] = []
+    for piece in pieces:
+        own = frame_tag(piece.path, piece.header, piece.frame, "FrameContentSequence", "FrameAcquisitionDateTime")
+        header = piece.header
+        clock = date_time(header.get("AcquisitionDate"), header.get("AcquisitionTime"))
+        try:
+            times.append(parse_time(own or clock or header.get("AcquisitionDateTime")))
+        except ValueError:
+            return None
+    if len({(type(time), getattr(time, "tzinfo", None) is None) for time in times}) > 1 or times[0] is None:
+        return None
+    return min(past_midnight(times))

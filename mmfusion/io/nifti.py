@@ -15,11 +15,13 @@ from isal import igzip, igzip_lib
 
 from mmfusion.errors import GeometryError, OptionError, OrientationError, ReadError, VoxelError
 from mmfusion.files import atomic_path
-from mmfusion.io.header import Opened, chosen_frame, static_shape
+from mmfusion.io.frame_choice import FrameChoice, FrameTimes, choose_frames
+from mmfusion.io.header import Opened, static_shape
 from mmfusion.io.voxels import empty_voxels, fill, refuse_bomb, slabs
 from mmfusion.volume import Grid
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from io import BufferedReader
 
     from nibabel.nifti1 import Nifti1Header
@@ -35,9 +37,14 @@ _DIRECTIONS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1)
 
 
 def open_nifti(
-    path: Path, *, kind: str = "", frame: str | int | None = None, assume_orientation: str | None = None
+    path: Path,
+    *,
+    kind: str = "",
+    frame: str | int | None = None,
+    assume_orientation: str | None = None,
+    times: Callable[[], FrameTimes] = list,
 ) -> Opened:
-    """Read a NIfTI header (``.nii``, ``.nii.gz``, or a ``.hdr``/``.img`` pair).
+    """Read a NIfTI header (``.nii``, ``.nii.gz``, or a ``.hdr``/``.img`` pair); ``times`` gives those of its frames.
 
     Raises:
         ReadError: not NIfTI, truncated, voxels that are not plain numbers, or several frames.
@@ -47,17 +54,16 @@ def open_nifti(
     header = _header(path)
     shape = tuple(int(n) for n in header.get_data_shape())
     spatial, frames = static_shape(shape, path)
-    index = chosen_frame(frame, frames, f"shape {shape}", path)
+    choice = choose_frames(frame, frames, f"shape {shape}", path, times)
     if header.get_data_dtype().kind not in "iuf":
         raise ReadError(f"{path} holds {header.get_value_label('datatype')} voxels; plain numbers are expected")
     notes: list[str] = []
     affine = _affine(header, spatial, path, assume_orientation, notes)
-    if frames > 1:
-        notes.append(f"{frames} frames: " + ("their mean" if index is None else f"frame {index}") + " is used")
+    notes += [choice.note] if choice.note else []
 
     image = path.with_suffix(".img") if path.suffix == ".hdr" else path
-    read = partial(_read_voxels, image, header, spatial, affine, frames, index)
-    return Opened(path, spatial, affine, read, kind=kind, frames=frames, notes=notes)
+    read = partial(_read_voxels, image, header, spatial, affine, frames, choice)
+    return Opened(path, spatial, affine, read, kind=kind, frames=frames, choice=choice, notes=notes)
 
 
 def _read_voxels(
@@ -66,9 +72,9 @@ def _read_voxels(
     shape: tuple[int, int, int],
     affine: np.ndarray,
     frames: int,
-    index: int | None,
+    choice: FrameChoice,
 ) -> np.ndarray:
-    """``[i, j, k]`` float32 of frame ``index``, or the mean of all frames if None."""
+    """``[i, j, k]`` float32 of the chosen frame, or the weighted mean of those chosen."""
     dtype, start = header.get_data_dtype(), int(header.get_data_offset())
     slope, intercept = header.get_slope_inter()
     slope, intercept = (1.0, 0.0) if slope is None else (slope, intercept)
@@ -78,15 +84,16 @@ def _read_voxels(
         refuse_bomb(path, math.prod(shape), size)
         out = empty_voxels(shape, affine, path)
         with _opened(path) as stream:
-            stream.seek(start + size * (index or 0))
-            if index is not None:
+            stream.seek(start + size * choice.indices[0])
+            if choice.single:
                 for part in slabs(shape, dtype.itemsize):
                     fill(out[:, :, part], _next(stream, out[:, :, part].shape, dtype), slope, intercept)
             else:
-                total = _next(stream, shape, dtype).astype(float)
-                for _ in range(frames - 1):
-                    total += _next(stream, shape, dtype)
-                fill(out, total / frames, slope, intercept)
+                total = np.zeros(shape, order="F")
+                for index, weight in zip(choice.indices, choice.weights, strict=True):
+                    stream.seek(start + size * index)
+                    total += weight * _next(stream, shape, dtype).astype(float)
+                fill(out, total / sum(choice.weights), slope, intercept)
             stream.read(1)  # behind the last voxel a packed file is compared with its checksum
     except _DAMAGED as error:
         raise ReadError(f"{path} cannot be read: {_reason(error)}. Copy or export it again") from None

@@ -31,7 +31,7 @@ from mmfusion.files import (
     to_disk,
     write_bytes,
 )
-from mmfusion.options import GROUPS, resolve
+from mmfusion.options import GROUPS, LATER, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -194,7 +194,8 @@ def read_model(folder: str | Path | None) -> Model:
             f"update mmfusion, or {_REMEDY}"
         )
     facts = check_fields(file, {"weights": "", **facts}, _FIELDS, _REMEDY)  # earlier versions knew no hash
-    # what a network is built from has defaults; how cases are prepared must all be said
+    # what a network is built from has defaults; how cases are prepared must all be said, but for what came later
+    facts["case"] = LATER | facts["case"]
     for group, fields in {"network": resolve({}, "network") | facts["network"], "case": facts["case"]}.items():
         check_fields(f"{file}: {group}", fields, dict.fromkeys(GROUPS[group], lambda value: value), _REMEDY)
         try:

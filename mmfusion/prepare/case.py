@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmfusion.cohort.files import region_of, with_region
 from mmfusion.errors import GeometryError, MmfusionError, OptionError, VoxelError
 from mmfusion.io import PET_DETAILS, load_mask, load_volume
 from mmfusion.options import resolve
 from mmfusion.prepare.pictures import qc_pictures
 from mmfusion.prepare.placing import BRAIN_OF, Region, brain_on, mask_and_owner, place_grid, registered
-from mmfusion.prepare.scaling import scaling
+from mmfusion.prepare.scaling import check_pet, scaling
 from mmfusion.volume import Grid, Transform, Volume, correct_bias, coverage, foreground, resample
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def load_case(case: Case, **options: Any) -> dict[str, Volume]:
     """
     options = resolve(options, "case")
     wanted = options["modalities"] or list(case.images)
+    check_pet(options)
+    case = with_region(case, options["suvr"])
     pet = pet_details(case)
     volumes = {}
     for modality in wanted:
@@ -88,6 +91,8 @@ def load_case(case: Case, **options: Any) -> dict[str, Volume]:
                 case.images[modality],
                 modality=modality,
                 suv=options["suv"],
+                suvr=region_of(case, options["suvr"]),
+                weight_unit=options["weight_unit"],
                 frame=options["frame"],
                 assume_orientation=options["assume_orientation"],
                 pet=pet or None,
@@ -110,7 +115,7 @@ def prepare_case(
     Raises:
         ReadError, VoxelError: see :func:`load_case`.
         GeometryError: scans cannot be brought together, or there is nothing to center on.
-        OptionError: the case has none of the wanted modalities.
+        OptionError: the case has none of the wanted modalities, or options that do not go together.
     """
     options = resolve(options, "case")
     volumes = load_case(case, **options)
@@ -155,10 +160,11 @@ def prepare_volumes(
     Raises:
         GeometryError: no overlap, a registration that failed, nothing to center on, or no brain on the grid.
         VoxelError: a scan is constant on the grid (it would be taken for a missing one).
-        OptionError: ``crop_margin`` with nothing to crop to.
+        OptionError: ``crop_margin`` with nothing to crop to, or options of PET that do not go together.
     """
     options = resolve(options, "case")
     check_crop(options)
+    check_pet(options)
     modalities = tuple(options["modalities"] or volumes)
     available = [name for name in modalities if name in volumes]
     if not available:

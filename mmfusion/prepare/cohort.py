@@ -16,7 +16,7 @@ import numpy as np
 
 from mmfusion import __version__
 from mmfusion.cohort import Case, read_manifest
-from mmfusion.cohort.files import inputs_of, without_paths
+from mmfusion.cohort.files import inputs_of, with_region, without_paths
 from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError, OutputError, ReadError, VoxelError
 from mmfusion.files import CohortFolder, read_fields, write_json
 from mmfusion.options import GROUPS, OPTIONS, resolve
@@ -25,7 +25,7 @@ from mmfusion.prepare.derivatives import refuse_shared_names, write_dataset, wri
 from mmfusion.prepare.exclusive import exclusive, refuse_other_run
 from mmfusion.prepare.folder import Cohort, read_case, remove_case, row_of, write_case, write_cohort
 from mmfusion.prepare.processes import Processes
-from mmfusion.prepare.scaling import parse_standard
+from mmfusion.prepare.scaling import check_pet, parse_standard
 from mmfusion.prepare.sources import case_key, case_stamp, source_digests
 from mmfusion.prepare.standard import LOADING, are_landmarks, fit_standard, landmarks_of, training_cases
 from mmfusion.volume import check_device
@@ -102,13 +102,15 @@ def prepare_cohort(
         OutputError: ``out`` is not a cohort folder, holds what is read, or cannot be written.
         CohortError: a case failed, and ``strict``; or another call is writing into the folder.
     """
+    check_pet(options)
     chosen_by_hand = options.get("reference") not in (None, OPTIONS["reference"].default)
     storage = resolve({name: options.pop(name) for name in GROUPS["storage"] if name in options}, "storage")
     options = resolve(options, "case")
     check_device(device)
     check_crop(options)
     parse_standard(options["mr_standard"])
-    cases = read_manifest(manifest, options["modalities"])
+    cases = [with_region(case, options["suvr"]) for case in read_manifest(manifest, options["modalities"])]
+    options["suvr"] = options["suvr"] and "manifest"  # the cases have it now; a path is not kept
     if options["modalities"] is None:
         options["modalities"] = list(dict.fromkeys(name for case in cases for name in case.images))
     if chosen_by_hand:

@@ -45,7 +45,7 @@ from mmfusion.files import (
     write_json,
 )
 from mmfusion.io import save_transform
-from mmfusion.options import GROUPS, OPTIONS, resolve
+from mmfusion.options import GROUPS, LATER, OPTIONS, resolve
 from mmfusion.report import write_qc
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _again(folder: Path) -> str:
 def _read_options(folder: Path) -> tuple[dict[str, Any], bool]:
     """The group ``case`` of a cohort's ``options.json``, and whether it is simulated."""
     path = CohortFolder(folder).options
-    fields = {"save_nifti": False, "keep_paths": False, "dtype": "float32", "simulated": False, "versions": {}}
+    fields = {"save_nifti": False, "keep_paths": False, "dtype": "float32", "simulated": False, "versions": {}, **LATER}
     fields |= optional_fields(path, _unfinished(folder))
     checks = dict.fromkeys((*GROUPS["case"], *GROUPS["storage"]), lambda value: value)
     checks |= {"simulated": a_flag, "versions": a_table}

@@ -17,7 +17,7 @@ from mmfusion.options import unknown
 from mmfusion.registration.levels import pyramid
 from mmfusion.registration.search import SPACINGS, Found, Search
 from mmfusion.registration.verdict import Check, Evidence, judge
-from mmfusion.volume import SUV_UNITS, Transform, Volume, check_device, overlap
+from mmfusion.volume import PET_UNITS, Transform, Volume, check_device, overlap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -87,7 +87,7 @@ class Pair:
         self.flipped = masks[1] is not None if one_masked else smaller
         # where a CT meets another scan that sees bone, the last refinement draws its points there, from the CT
         bones = [p.levels[-1].bone is not None for p in (self.fixed, self.moving)]
-        blind = bool(set(SUV_UNITS) & {fixed.units, moving.units})
+        blind = bool(set(PET_UNITS) & {fixed.units, moving.units})
         self.near_bone = any(bones) and not blind and not one_masked
         self.bone_flipped = bones[1] if bones[0] != bones[1] else self.flipped
 

@@ -47,7 +47,7 @@ def normalize_mr(array: np.ndarray, mask: np.ndarray, method: str = "percentile"
     """
     values = array[mask]
     if values.size == 0:
-        raise VoxelError("the foreground of the MR scan is empty; export the scan again or drop this modality")
+        raise VoxelError("the foreground of the scan is empty; export the scan again or drop this modality")
     if method == "percentile":
         offset, scale = 0.0, float(np.percentile(values, 99))
     elif method == "zscore":
@@ -55,7 +55,7 @@ def normalize_mr(array: np.ndarray, mask: np.ndarray, method: str = "percentile"
     else:
         raise OptionError(f"unknown affine MR normalization '{method}'. Known: percentile, zscore")
     if not scale > 0:
-        raise VoxelError("the foreground of the MR scan is constant; export the scan again or drop this modality")
+        raise VoxelError("the foreground of the scan is constant; export the scan again or drop this modality")
     return offset, scale
 
 
