@@ -126,6 +126,20 @@ def test_assumed_orientation_must_name_three_directions(tmp_path, code):
         read_header(path, assume_orientation=code)
 
 
+@pytest.mark.parametrize(("size", "named"), [(1.515, False), (1.8, True), (0.0, False)])
+def test_an_sform_whose_voxels_are_not_as_large_as_pixdim_says_is_named(tmp_path, size, named):
+    def edit(header):
+        header["qform_code"], header["pixdim"][0, 1] = 0, size
+
+    path = write(tmp_path / "a.nii", noise(), edit=edit)
+    doubts = (
+        "voxels are 1.5 x 2 x 3.5 by the sform, which is used, but 1.8 x 2 x 3.5 by pixdim. Compare the size with the "
+        "original scan, and correct the one that is wrong",
+    )
+    assert read_header(path).doubts == (doubts if named else ())
+    np.testing.assert_allclose(np.sort(load_volume(path).spacing), [1.5, 2, 3.5], atol=1e-5)
+
+
 def test_disagreeing_sform_and_qform_use_the_sform_with_a_note(tmp_path):
     def edit(header):
         header["qform_code"], header["qoffset_x"] = 1, header["qoffset_x"] + 25
