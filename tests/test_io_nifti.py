@@ -253,6 +253,27 @@ def test_nan_and_constant_volumes_are_refused_by_name(tmp_path):
         load_volume(write(tmp_path / "b.nii", np.full((4, 5, 6), 7.0, np.float32)))
 
 
+@pytest.mark.parametrize(("modality", "fill"), [("t1", 0), ("ct", -1024), ("pet", 0)])
+def test_nan_is_background_by_option(tmp_path, modality, fill):
+    array = np.abs(noise()) + 1
+    array[:, :3, 5] = np.nan
+    volume = load_volume(write(tmp_path / "a.nii", array, np.eye(4)), modality=modality, nan="background")
+    np.testing.assert_array_equal(volume.array, np.where(np.isnan(array), fill, array))
+    assert volume.meta["notes"] == [f"33 of 2431 voxels are NaN and count as background ({fill})"]
+    array[1, 2, 3] = np.inf
+    with pytest.raises(VoxelError, match=r"1 of 2431 voxels are not finite \(NaN or infinite\); .* this modality$"):
+        load_volume(write(tmp_path / "a.nii", array, np.eye(4)), nan="background")
+    with pytest.raises(OptionError, match="unknown nan 'zero'"):
+        read_header(tmp_path / "a.nii", nan="zero")
+
+
+def test_nan_does_not_hide_becquerel(tmp_path):
+    array = np.abs(noise()) * 5000
+    array[0] = np.nan
+    with pytest.raises(UnitsError, match="looks like Bq/mL"):
+        load_volume(write(tmp_path / "p.nii", array), modality="pet", nan="background")
+
+
 def test_units_follow_the_name_of_the_modality(tmp_path):
     path = write(tmp_path / "a.nii", noise())
     for modality, units in {"ct": "HU", "CT_2": "HU", "pet": "SUVbw", "mr_t1": "a.u.", "flair": "a.u."}.items():

@@ -22,7 +22,7 @@ _HEADERS = (".mhd", ".nhdr", ".hdr", ".img")  # two files of one stem do
 def scans_of(case: Case) -> dict[str, Path]:
     """The file or folder of each scan by modality, and of the mask as ``mask``."""
     scans = {name: split_series(cell)[0] for name, cell in sorted(case.images.items())}
-    return scans | ({"mask": case.mask} if case.mask else {})
+    return scans | ({"mask": split_series(case.mask)[0]} if case.mask else {})
 
 
 def inputs_of(cases: Iterable[Case]) -> tuple[list[Path], list[Path]]:

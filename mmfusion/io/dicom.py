@@ -119,6 +119,7 @@ def _opened(
         partial(_read_mean, ordered, factors, LPS_TO_RAS @ affine, path),
         kind=kind,
         frame_of_reference=str(first.get("FrameOfReferenceUID") or ""),
+        series_uid=str(first.get("SeriesInstanceUID") or ""),
         frames=len(frames.sets),
         has_units=True,
         notes=notes,

@@ -87,6 +87,7 @@ class Opened:
         shape, affine: of the axes as stored, RAS+ mm.
         read: gives the voxels ``[i, j, k]`` of the axes as stored; may append to ``notes``.
         kind: ``ct``, ``pet``, ``mr`` or empty.
+        series_uid: DICOM's SeriesInstanceUID, or empty.
         has_units: True if the values already have their physical unit, as those of DICOM.
         suv: the kind of SUV that PET comes in: ``bw``, ``lbm`` or ``bsa``.
         notes, doubts: as of :class:`Header`.
@@ -101,6 +102,7 @@ class Opened:
     read: Callable[[], np.ndarray]
     kind: str = ""
     frame_of_reference: str = ""
+    series_uid: str = ""
     frames: int = 1
     has_units: bool = False
     suv: str = "bw"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.errors import ReadError
+from mmfusion.errors import OptionError, ReadError
 from mmfusion.files import refuse_special
 from mmfusion.io.dicom import open_dicom
 from mmfusion.io.header import Header, Opened, chosen_frame, kind_of
@@ -17,7 +17,8 @@ from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import apply_sidecar
 from mmfusion.io.suv import checked_suv
 from mmfusion.io.suv_table import to_suv
-from mmfusion.volume import Volume, nearest_ras, spacing_of
+from mmfusion.options import OPTIONS, unknown
+from mmfusion.volume import FILL, Volume, nearest_ras, spacing_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,11 +68,13 @@ def read_header(
     series: str | None = None,
     suv: str = "bw",
     pet: Mapping[str, Any] | None = None,
+    nan: str = "refuse",
 ) -> Header:
     """What :func:`load_volume` would give, without reading voxels.
 
     Takes the same arguments and raises the same errors, as far as headers show them.
     """
+    _checked_nan(nan)
     opened = open_scan(
         path,
         modality=modality,
@@ -107,6 +110,7 @@ def load_volume(
     series: str | None = None,
     suv: str = "bw",
     pet: Mapping[str, Any] | None = None,
+    nan: str = "refuse",
 ) -> Volume:
     """Read a scan: NIfTI, MHA, MHD, NRRD, a folder with a DICOM series, any file of it, or a zip file of DICOM.
 
@@ -126,19 +130,22 @@ def load_volume(
         suv: by what PET is normalized: ``bw`` body weight, ``lbm`` lean body mass, ``bsa`` body surface area
             (cm2/mL); see :mod:`mmfusion.io.suv`.
         pet: what the manifest says of the PET scan, by the names of :data:`mmfusion.io.PET_DETAILS`; overrides tags.
+        nan: ``refuse`` voxels that are not a number, or take them as ``background``: air for CT, else 0. Statistical
+            maps and skull-stripped scans have them outside the brain.
 
     Returns:
-        ``[i, j, k]`` float32, C-contiguous. ``meta``: source, frame_of_reference, notes, doubts, stored_orientation,
-        stored_spacing (mm, along the axes as stored).
+        ``[i, j, k]`` float32, C-contiguous. ``meta``: source, frame_of_reference, series_uid, notes, doubts,
+        stored_orientation, stored_spacing (mm, along the axes as stored).
 
     Raises:
         ReadError: the file is missing, broken, holds several frames or series, or contradicts ``modality``.
         OrientationError: left and right cannot be known.
         UnitsError: HU or SUV cannot be known.
-        OptionError: an unknown ``suv`` or ``frame``.
+        OptionError: an unknown ``suv``, ``frame`` or ``nan``.
         GeometryError: a 2D image or a singular affine.
         VoxelError: voxels that are not finite, or all equal.
     """
+    _checked_nan(nan)
     opened = open_scan(
         path,
         modality=modality,
@@ -149,9 +156,25 @@ def load_volume(
         pet=pet,
     )
     array = opened.read()
+    if nan == "background":
+        _fill_nan(array, opened)
     if opened.kind == "pet" and not opened.has_units:
         array = to_suv(array, suv, pet, path, opened.notes)
     return as_volume(opened, array, modality or opened.kind, opened.units).checked()
+
+
+def _checked_nan(nan: str) -> None:
+    if nan not in OPTIONS["nan"].choices:
+        raise OptionError(unknown("nan", nan, OPTIONS["nan"].choices))
+
+
+def _fill_nan(array: np.ndarray, opened: Opened) -> None:
+    """Voxels that are NaN become what lies outside a scan; a note counts them."""
+    bad = np.isnan(array)
+    if count := int(bad.sum()):
+        fill = FILL.get(opened.units, 0.0)
+        array[bad] = fill
+        opened.notes.append(f"{count} of {array.size} voxels are NaN and count as background ({fill:g})")
 
 
 def as_volume(opened: Opened, array: np.ndarray, modality: str, units: str) -> Volume:
@@ -160,6 +183,7 @@ def as_volume(opened: Opened, array: np.ndarray, modality: str, units: str) -> V
     meta = {
         "source": str(opened.source),
         "frame_of_reference": opened.frame_of_reference,
+        "series_uid": opened.series_uid,
         "notes": list(opened.notes),
         "doubts": list(opened.doubts),
         "stored_orientation": opened.grid.orientation,

@@ -79,8 +79,9 @@ def _files(name: str, path: Path) -> list[Path]:
 
 
 def _begin(case: Case, options: Mapping[str, Any]) -> Any:
-    series = {name: split_series(cell)[1] for name, cell in case.images.items()}
-    asked = [_FORMAT, __version__, dict(options), series, pet_details(case)]
+    cells = case.images | ({"mask": case.mask} if case.mask else {})
+    named = {name: split_series(cell)[1] for name, cell in cells.items()}
+    asked = [_FORMAT, __version__, dict(options), named, case.roi, pet_details(case)]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
 
 
