@@ -257,12 +257,20 @@ def _register(
     nan: str | None, overwrite: bool | None, **how: str | None,
 ) -> int:  # fmt: skip
     from mmfusion.files import check_output_file
-    from mmfusion.io import check_transform_name, check_volume_name, load_volume, save_transform, save_volume
+    from mmfusion.io import (
+        check_transform_name,
+        check_volume_name,
+        load_volume,
+        save_transform,
+        save_volume,
+        split_series,
+    )
     from mmfusion.registration import TEMPLATES, template
     from mmfusion.volume import check_device, resample
 
     check_device(device or "cpu")
-    reads = [fixed, moving, *(how[name] for name in ("transform_in", "fixed_mask", "moving_mask"))]
+    named = [fixed, moving, *(how[name] for name in ("transform_in", "fixed_mask", "moving_mask"))]
+    reads = [split_series(path)[0] for path in named if path]
     check_output_file(check_volume_name(out), overwrite=bool(overwrite), reads=reads)
     if transform_out:
         check_output_file(check_transform_name(transform_out), overwrite=bool(overwrite), reads=[*reads, out])

@@ -76,5 +76,6 @@ def _remedy(files: Sequence[Path], root: Path | None) -> str:
 
 
 def _distinct(files: Sequence[Path]) -> list[Path]:
-    """The files without copies of others."""
+    """The files in order, without copies of others."""
+    files = sorted(files)
     return [file for n, file in enumerate(files) if not any(cmp(file, other, shallow=False) for other in files[:n])]
