@@ -256,19 +256,27 @@ def _bodies_missed(cohort: Any) -> str:
 def _register(
     fixed: str, moving: str, out: str, transform_out: str | None, json: bool | None, device: str | None,
     fixed_modality: str | None, moving_modality: str | None, frame: str | None, assume_orientation: str | None,
-    overwrite: bool | None, **how: str | None,
+    nan: str | None, overwrite: bool | None, **how: str | None,
 ) -> int:  # fmt: skip
     from mmfusion.files import check_output_file
-    from mmfusion.io import check_transform_name, check_volume_name, load_volume, save_transform, save_volume
+    from mmfusion.io import (
+        check_transform_name,
+        check_volume_name,
+        load_volume,
+        save_transform,
+        save_volume,
+        split_series,
+    )
     from mmfusion.registration import TEMPLATES, template
     from mmfusion.volume import check_device, resample
 
     check_device(device or "cpu")
-    reads = [fixed, moving, *(how[name] for name in ("transform_in", "fixed_mask", "moving_mask"))]
+    named = [fixed, moving, *(how[name] for name in ("transform_in", "fixed_mask", "moving_mask"))]
+    reads = [split_series(path)[0] for path in named if path]
     check_output_file(check_volume_name(out), overwrite=bool(overwrite), reads=reads)
     if transform_out:
         check_output_file(check_transform_name(transform_out), overwrite=bool(overwrite), reads=[*reads, out])
-    reading: dict[str, Any] = {"frame": frame, "assume_orientation": assume_orientation}
+    reading: dict[str, Any] = {"frame": frame, "assume_orientation": assume_orientation, "nan": nan or "refuse"}
     to_template = fixed in TEMPLATES and not Path(fixed).exists()
     if to_template:
         still = template(fixed).volume

@@ -188,6 +188,16 @@ _TABLE = (
         "frame of 4D scans: first, last, mean, number from 0, numbers (20-24) or times (40min-60min)",
     ),
     Option("assume_orientation", str, None, "axis directions of NIfTI files without any, as LAS"),
+    Option(
+        "nan",
+        str,
+        "refuse",
+        "a scan with voxels that are not a number: refuse it, or take them as background (air for CT, else 0)",
+        choices=("refuse", "background"),
+    ),
+    Option(
+        "roi", str, None, "structures of RTSTRUCT and SEG masks, or labels of label files; * and ? allowed", count=0
+    ),
     Option("workers", int, 0, "processes; 0 means one a core (4 with another device)", low=0, high=256),
     Option("time_limit", int, 1800, "for one case, which fails if it takes longer; 0 means none", unit="s", low=0),
     Option("strict", bool, False, "stop at the first case that fails"),
@@ -312,11 +322,13 @@ OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
 _PET = ("suv", "suvr", "weight_unit")  # how PET is read
 GROUPS: dict[str, tuple[str, ...]] = {
     "index": ("out", "overwrite", "labels", "label", "subject_from", "pseudonymize"),
-    "check": ("deep", "modalities", *_PET, "frame", "assume_orientation"),
-    "geometry": ("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center", "crop_margin"),
+    "check": ("deep", "modalities", *_PET, "frame", "assume_orientation", "nan", "roi"),
+    "geometry": (
+        *("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center", "crop_margin", "roi"),
+    ),
     "intensity": (
         *("ct_window", *_PET, "suv_max", "pet_max", "mr_normalize", "mr_standard", "bias_correction"),
-        *("frame", "assume_orientation"),
+        *("frame", "assume_orientation", "nan"),
     ),
     "network": (
         *("strategy", "encoder", "fusion", "width", "norm", "dropout", "shared", "absent", "decision", "head"),
@@ -350,7 +362,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "overwrite",
             "json",
         ),
-        *("fixed_modality", "moving_modality", "frame", "assume_orientation"),
+        *("fixed_modality", "moving_modality", "frame", "assume_orientation", "nan"),
     ),
     "demo": ("out", "subjects", "seed"),
     "simulate": ("out", "train_subjects", "test_subjects", "seed"),

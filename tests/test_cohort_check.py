@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from io_dicom import circle, write_rtstruct
 
 from mmfusion.cohort import Problem, build_index, check_manifest, format_problems
 from mmfusion.io.dicom_write import save_dicom_series
@@ -87,6 +88,22 @@ def test_orientations_that_differ_are_a_note(tmp_path: Path) -> None:
     affine[:3, 3] = 16, 24, 0
     nifti(tmp_path / "a.nii", affine=affine)
     assert check(tmp_path, GOOD) == [("note", 2, "A", "", "ct LPS, mr RAS: reoriented")]
+
+
+def test_which_structure_of_a_mask_is_used(tmp_path: Path) -> None:
+    drawn = {"External": [circle(30, 0)], "GTV-1": [circle(9, 0)]}
+    write_rtstruct(tmp_path / "one.dcm", drawn, lambda n: "")
+    write_rtstruct(tmp_path / "two.dcm", {**drawn, "GTV-2": [circle(5, 0)]})
+    text = GOOD.replace("mr\n", "mr,mask,roi\n").replace("b.nii", "b.nii,one.dcm,").replace("d.nii", "d.nii,two.dcm,")
+    said = [
+        ("error", 3, "B", "mask", "mask holds 2 structures that can be the lesion: GTV-1, GTV-2"),
+        ("note", 2, "A", "mask", "GTV-1 is used, the only one that can be a lesion; beside it External"),
+        ("note", 2, "A", "mask", "1 contours of GTV-1 have no known ContourGeometricType and are taken as closed"),
+    ]
+    assert check(tmp_path, text) == said
+    two = ("note", 3, "B", "mask", "joined: GTV-1, GTV-2; beside it External")
+    assert check(tmp_path, text.replace("two.dcm,", "two.dcm,gtv*")) == [*said[1:], two]
+    assert check(tmp_path, text, roi=["gtv-?"])[-1] == two
 
 
 def test_spacing(tmp_path: Path) -> None:

@@ -217,6 +217,37 @@ def test_mask_refers_to_a_series_or_shares_its_frame(tmp_path: Path) -> None:
     assert found == {"frame": "mask is 'tumor'", "elsewhere": "refers to no series of a row"}
 
 
+def test_a_mask_of_the_reference_comes_before_one_of_another_scan(tmp_path: Path) -> None:
+    uids = {modality: series(tmp_path / modality, modality) for modality in ("MR", "CT", "PT")}
+    for number, modality in enumerate(("PT", "MR", "CT")):
+        contour(tmp_path / "m" / f"{modality}.dcm", refers=uids[modality], number=number)
+    assert build_index(tmp_path).cases[0].mask == tmp_path / "m" / "CT.dcm"
+    (tmp_path / "m" / "CT.dcm").unlink()
+    assert build_index(tmp_path).cases[0].mask == tmp_path / "m" / "MR.dcm"
+
+
+@pytest.mark.parametrize("one_series", [False, True])
+def test_masks_that_fit_equally_well_are_left_to_a_person(tmp_path: Path, one_series: bool) -> None:
+    uid = series(tmp_path / "s" / "Zimmermann" / "ct", "CT")
+    paths = [contour(tmp_path / "s" / "Zimmermann" / "m" / name, refers=uid) for name in ("a.dcm", "b.dcm")]
+    if one_series:
+        first, second = map(pydicom.dcmread, paths)
+        second.SeriesInstanceUID = first.SeriesInstanceUID
+        second.save_as(paths[1])
+    index = build_index(tmp_path / "s")
+    assert index.cases[0].mask is None
+    assert index.notes == [
+        "subject A: 2 masks fit equally well and none is used; write the path of the right one into column mask: "
+        "Zimmermann/m/a.dcm, Zimmermann/m/b.dcm"
+    ]
+    assert {one.path: one.reason for one in index.others} == dict.fromkeys(paths, "2 masks fit equally well")
+    hidden = build_index(tmp_path / "s", pseudonymize=tmp_path / "key")
+    assert "index once without --pseudonymize to see them" in hidden.notes[0]
+    assert "Zimmermann" not in " ".join([*hidden.notes, *map(str, hidden.others)])
+    paths[1].write_bytes(paths[0].read_bytes())  # a copy is no other mask
+    assert build_index(tmp_path / "s").cases[0].mask == paths[0]
+
+
 def test_subject_without_patient_id_is_its_folder(tmp_path: Path) -> None:
     series(tmp_path / "P7" / "x" / "ct", "CT", "")
     series(tmp_path / "P7" / "pt", "PT", "")

@@ -173,6 +173,20 @@ def test_zip_files_of_dicom_are_volumes(tmp_path: Path) -> None:
     assert read_manifest(path)[0].images == {"ct": tmp_path / "a.zip#1.2.3", "amyloid": tmp_path / "b.ZIP"}
 
 
+def test_a_structure_of_a_mask_is_named_in_one_place(tmp_path: Path) -> None:
+    text = 'subject,ct,mask,roi\nA,c.nii,m.dcm#GTV-1,\nB,c.nii,m.dcm,"GTV*,n?"\nC,c.nii,,\n'
+    cases = read_manifest(study(tmp_path, text, "c.nii m.dcm"))
+    assert [(case.mask, case.roi) for case in cases] == [
+        (tmp_path / "m.dcm#GTV-1", ""), (tmp_path / "m.dcm", "GTV*,n?"), (None, ""),
+    ]  # fmt: skip
+    write_manifest(cases, tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_text() == text
+    both = study(tmp_path, "subject,ct,mask,roi\nA,c.nii,m.dcm#GTV-1,GTV-2\n", "c.nii m.dcm")
+    assert "the mask names a structure behind #, and column roi names one" in problems(both)
+    gone = study(tmp_path, "subject,ct,mask\nA,c.nii,gone.dcm#GTV-1\n", "c.nii")
+    assert "mask path gone.dcm#GTV-1 does not exist" in problems(gone)
+
+
 def test_written_is_read_back(tmp_path: Path) -> None:
     files = ["a.nii", "d", "x/m,1.nii"]
     for file in files:

@@ -126,6 +126,20 @@ def test_assumed_orientation_must_name_three_directions(tmp_path, code):
         read_header(path, assume_orientation=code)
 
 
+@pytest.mark.parametrize(("size", "named"), [(1.515, False), (1.8, True), (0.0, False)])
+def test_an_sform_whose_voxels_are_not_as_large_as_pixdim_says_is_named(tmp_path, size, named):
+    def edit(header):
+        header["qform_code"], header["pixdim"][0, 1] = 0, size
+
+    path = write(tmp_path / "a.nii", noise(), edit=edit)
+    doubts = (
+        "voxels are 1.5 x 2 x 3.5 by the sform, which is used, but 1.8 x 2 x 3.5 by pixdim. Compare the size with the "
+        "original scan, and correct the one that is wrong",
+    )
+    assert read_header(path).doubts == (doubts if named else ())
+    np.testing.assert_allclose(np.sort(load_volume(path).spacing), [1.5, 2, 3.5], atol=1e-5)
+
+
 def test_disagreeing_sform_and_qform_use_the_sform_with_a_note(tmp_path):
     def edit(header):
         header["qform_code"], header["qoffset_x"] = 1, header["qoffset_x"] + 25
@@ -237,6 +251,27 @@ def test_nan_and_constant_volumes_are_refused_by_name(tmp_path):
         load_volume(write(tmp_path / "a.nii", array))
     with pytest.raises(VoxelError, match=r"b\.nii: every voxel is 7"):
         load_volume(write(tmp_path / "b.nii", np.full((4, 5, 6), 7.0, np.float32)))
+
+
+@pytest.mark.parametrize(("modality", "fill"), [("t1", 0), ("ct", -1024), ("pet", 0)])
+def test_nan_is_background_by_option(tmp_path, modality, fill):
+    array = np.abs(noise()) + 1
+    array[:, :3, 5] = np.nan
+    volume = load_volume(write(tmp_path / "a.nii", array, np.eye(4)), modality=modality, nan="background")
+    np.testing.assert_array_equal(volume.array, np.where(np.isnan(array), fill, array))
+    assert volume.meta["notes"] == [f"33 of 2431 voxels are NaN and count as background ({fill})"]
+    array[1, 2, 3] = np.inf
+    with pytest.raises(VoxelError, match=r"1 of 2431 voxels are not finite \(NaN or infinite\); .* this modality$"):
+        load_volume(write(tmp_path / "a.nii", array, np.eye(4)), nan="background")
+    with pytest.raises(OptionError, match="unknown nan 'zero'"):
+        read_header(tmp_path / "a.nii", nan="zero")
+
+
+def test_nan_does_not_hide_becquerel(tmp_path):
+    array = np.abs(noise()) * 5000
+    array[0] = np.nan
+    with pytest.raises(UnitsError, match="looks like Bq/mL"):
+        load_volume(write(tmp_path / "p.nii", array), modality="pet", nan="background")
 
 
 def test_units_follow_the_name_of_the_modality(tmp_path):

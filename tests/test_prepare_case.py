@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from io_dicom import pet_tags, voxels, write_series
+from io_dicom import circle, pet_tags, voxels, write_rtstruct, write_series
 from registration_heads import error_mm, random_pose
 from registration_heads import scan as scan_head
 from small_scans import GRIDS, MIDDLE, scan, values
@@ -249,6 +249,63 @@ def test_the_scan_that_a_mask_was_drawn_on():
     small = both["pet"].replace(array=both["pet"].array[8:10, 12:14, 10:12], affine=both["pet"].affine @ np.array(
         [[1, 0, 0, 8], [0, 1, 0, 12], [0, 0, 1, 10], [0, 0, 0, 1.0]]))  # fmt: skip
     assert mask_and_owner(drawn, {**both, "pet": small}, "ct")[1] == "mr"  # where it is whole
+
+
+def test_a_mask_of_unknown_frame_belongs_to_the_series_that_it_refers_to():
+    frames, series = {"ct": "1.2.ct", "mr": "1.2.mr"}, {"ct": "1.9.1", "mr": "1.9.2"}
+    scans = {n: scan(n).replace(meta={"frame_of_reference": frames[n], "series_uid": series[n]}) for n in frames}
+
+    def owner(frame, *refers):
+        def read(grid):
+            mask = ball(MIDDLE, frame)(grid)
+            return mask.replace(meta={**mask.meta, "referenced_series": refers})
+
+        return mask_and_owner(read, scans, "ct")[1]
+
+    assert (owner("9.9", "1.9.2"), owner("", "1.9.2"), owner("9.9", "1.9.2", "1.9.1")) == ("mr", "mr", "ct")
+    assert (owner("1.2.mr", "1.9.1"), owner("1.2.ct", "1.9.2"), owner("")) == ("mr", "ct", "ct")
+    with pytest.raises(GeometryError, match="the frame of reference of a scan that the case does not have"):
+        owner("9.9", "1.9.3")
+
+
+@pytest.mark.parametrize(
+    ("cell", "roi", "option", "center", "others"),
+    [
+        ("", "", None, 24, "External"),
+        ("#node", "", ["GTV"], -16, "External, GTV"),
+        ("", "node", ["GTV"], -16, "External, GTV"),
+        ("", "", ["N*"], -16, "External, GTV"),
+        ("", "", ["external"], 0, "GTV"),
+    ],
+)
+def test_a_structure_is_named_by_cell_column_or_option(tmp_path, cell, roi, option, center, others):
+    x, y, z = MIDDLE
+
+    def drawn(offset, radius):
+        return [circle(radius, z + height, (x + offset, y)) for height in (-8, -4, 0, 4, 8)]
+
+    structures = {"External": drawn(0, 60), "GTV": drawn(24, 9)}
+    if "node" in cell + roi or option == ["N*"]:
+        structures["node"] = drawn(-16, 7)
+    write_rtstruct(tmp_path / "rs.dcm", structures)
+    save_volume(scan("ct"), tmp_path / "ct.nii")
+    case = Case("001", images={"ct": tmp_path / "ct.nii"}, mask=tmp_path / f"rs.dcm{cell}", roi=roi)
+    result = prepare_case(case, center="mask", roi=option, **SMALL)
+    np.testing.assert_allclose(result.grid.center - MIDDLE, (center, 0, 0), atol=4)
+    assert result.facts["mask_others"] == others
+    assert result.facts["mask_roi"] in ("GTV", "node", "External") and "beside it" in result.facts["mask_notes"]
+
+
+def test_several_possible_lesions_stop_a_grid_that_is_centered_on_one_and_are_a_doubt_otherwise(tmp_path):
+    write_rtstruct(tmp_path / "rs.dcm", {"GTV-1": [circle(9, 0, (24, 0))], "GTV-2": [circle(9, 0, (-24, 0))]})
+    save_volume(scan("ct"), tmp_path / "ct.nii")
+    case = Case("001", images={"ct": tmp_path / "ct.nii"}, mask=tmp_path / "rs.dcm")
+    with pytest.raises(ReadError, match="holds 2 structures that can be the lesion: GTV-1, GTV-2"):
+        prepare_case(case, center="mask", **SMALL)
+    result = prepare_case(case, **SMALL)
+    assert result.status == "doubtful" and "mask_roi" not in result.facts
+    (reason,) = result.reasons
+    assert reason.startswith("mask: ") and "Name the one that is meant" in reason
 
 
 @pytest.mark.parametrize("center", ["mask", "foreground"])

@@ -27,6 +27,7 @@ def check_manifest(
     *,
     deep: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    roi: Sequence[str] | None = None,
     **reading: Any,
 ) -> list[Problem]:
     """Everything that is wrong, doubtful or worth knowing about a study; never stops at the first problem.
@@ -43,6 +44,7 @@ def check_manifest(
         modalities: columns to read as modalities; see :func:`~mmfusion.cohort.manifest.read_manifest`.
         deep: read the voxels.
         progress: called with the number of rows done and of all rows.
+        roi: the structures of masks, in rows that name none; see :func:`mmfusion.io.load_mask`.
         reading: options of :func:`mmfusion.io.read_header`, such as ``assume_orientation``.
 
     Returns:
@@ -55,7 +57,7 @@ def check_manifest(
     problems += _labels(cases) + _parts(cases) + _subjects(cases) + _modalities(cases)
     digests: list[tuple[Case, str, str]] = []
     for done, case in enumerate(cases, 1):
-        found = header_problems(case, reading)
+        found = header_problems(case, reading, roi)
         problems += found
         if deep:
             problems += voxel_problems(case, reading, found, digests)

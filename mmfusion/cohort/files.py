@@ -24,7 +24,7 @@ def scans_of(case: Case) -> dict[str, Path]:
     """The file or folder of each scan by modality, of the mask as ``mask``, and of a label map of PET."""
     scans = {name: split_series(cell)[0] for name, cell in sorted(case.images.items())}
     region = {"reference_region": split_series(case.reference_region)[0]} if case.reference_region else {}
-    return scans | ({"mask": case.mask} if case.mask else {}) | region
+    return scans | ({"mask": split_series(case.mask)[0]} if case.mask else {}) | region
 
 
 def with_region(case: Case, suvr: str | None) -> Case:

@@ -42,7 +42,7 @@ LONGEST_ID, LONGEST_NAME = 150, 60
 
 _FILE_NAME = re.compile(rf"\w[\w.+-]{{,{LONGEST_NAME - 1}}}")
 
-RESERVED = ("subject", "session", "label", "mask", "reference_region", "site", "split", "fold")
+RESERVED = ("subject", "session", "label", "mask", "roi", "reference_region", "site", "split", "fold")
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,15 @@ class Case:
         session: the visit; empty if there is only one.
         label: the class as text, None if unknown.
         images: the modalities that are present, each a path as :func:`mmfusion.io.split_series` reads it.
-        mask: a mask (NIfTI, RTSTRUCT or SEG) that belongs to the images.
+        mask: a mask (NIfTI, RTSTRUCT or SEG) that belongs to the images, a path as in ``images``: with ``#NAME`` if
+            one of its structures is meant.
         site: where the scans were made.
         split: ``train``, ``validation``, ``test`` or empty.
         fold: number of the cross-validation fold as text, or empty.
         covariates: every other column, as text; empty where unknown.
         line: line in the file, from 1; 0 if the case comes from no file.
+        roi: which structures of the mask are meant, if its path does not say it; as in
+            :func:`mmfusion.io.load_mask`.
         reference_region: label map and label (``FILE#LABEL``) that PET is to be a ratio to, with ``suvr``.
     """
 
@@ -73,6 +76,7 @@ class Case:
     fold: str = ""
     covariates: dict[str, str] = field(default_factory=dict)
     line: int = 0
+    roi: str = ""
     reference_region: Path | None = None
 
     @property
@@ -88,10 +92,10 @@ def read_manifest(
     """Read a manifest (CSV; tabs or semicolons instead of commas and a byte order mark are understood).
 
     Which columns are modalities: those named in ``modalities``. If None, of the columns that have no meaning of
-    their own (``subject``, ``session``, ``label``, ``mask``, ``site``, ``split``, ``fold``) and whose name does not
-    end in ``mask`` or ``seg``: those with a known key (:data:`MODALITIES`, in any case), those that begin with a
-    known key and ``_`` unless they hold numbers, and those whose cells all look like paths (the ending of a volume
-    file, or the name of an existing file or folder). The rest are covariates.
+    their own (:data:`RESERVED`) and whose name does not end in ``mask`` or ``seg``: those with a known key
+    (:data:`MODALITIES`, in any case), those that begin with a known key and ``_`` unless they hold numbers, and those
+    whose cells all look like paths (the ending of a volume file, or the name of an existing file or folder). The rest
+    are covariates.
 
     Args:
         path: the manifest.
@@ -166,14 +170,17 @@ def write_manifest(cases: Iterable[Case], path: str | Path, modalities: Sequence
     optional = [name for name in ("session", "label", "site", "split", "fold") if any(getattr(c, name) for c in cases)]
     covariates = list(dict.fromkeys(name for case in cases for name in case.covariates))
     files = [name for name in ("mask", "reference_region") if any(getattr(case, name) for case in cases)]
+    roi = ["roi"] if any(case.roi for case in cases) else []
     folder = path.parent.absolute()
+    header = ["subject", *optional, *modalities, *files, *roi, *covariates]
     rows = []
     for case in cases:
         row = {"subject": case.subject, **{name: getattr(case, name) or "" for name in optional}}
         row |= {name: _relative(file, folder) for name, file in case.images.items() if name in modalities}
         row |= {name: _relative(file, folder) for name in files if (file := getattr(case, name))}
+        row |= dict.fromkeys(roi, case.roi)
         rows.append(row | case.covariates)
-    write_csv(rows, path, ["subject", *optional, *modalities, *files, *covariates])
+    write_csv(rows, path, header)
 
 
 def order_modalities(names: Iterable[str]) -> list[str]:
@@ -279,6 +286,7 @@ def _case(
         label=value("label") or None,
         images=images,
         mask=located("mask", "Fix the path or leave the cell empty."),
+        roi=value("roi"),
         reference_region=located("reference_region", "Fix the path or leave the cell empty."),
         site=value("site"),
         split=split,
@@ -286,6 +294,8 @@ def _case(
         covariates={name: value(name) for name in covariates},
         line=line,
     )
+    if case.roi and case.mask and split_series(case.mask)[1]:
+        wrong("mask", "the mask names a structure behind #, and column roi names one", "Name it in one place.")
     if len(case.id) > LONGEST_ID:
         wrong("", f"subject and session have {len(case.id)} characters, more than {LONGEST_ID}", "Shorten them.")
     return case, problems

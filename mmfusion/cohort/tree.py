@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.found import Index, Unused, why_first
+from mmfusion.cohort.index_masks import join_masks
 from mmfusion.cohort.manifest import MODALITIES, VOLUME_SUFFIXES, Case, is_modality_key
 from mmfusion.cohort.subjects import by_subject, mixed, top_folder
 from mmfusion.cohort.visits import SESSION_DAYS, visits
@@ -16,7 +17,7 @@ from mmfusion.errors import ReadError
 from mmfusion.io import find_series, normal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from mmfusion.cohort.pseudonyms import Pseudonyms
     from mmfusion.io import Series
@@ -86,7 +87,8 @@ def index_tree(
     attenuation maps, screenshots, reports, series of fewer than 3 images and everything else that is not a
     volume stay out. All that stays out is listed in ``others``.
 
-    The mask is an RTSTRUCT or SEG that refers to a series of the row, or else shares its frame of reference.
+    The mask is an RTSTRUCT or SEG that refers to a series of the row (to CT before MR before PET), or else shares its
+    frame of reference. Where several fit equally well, none is taken and a note names them.
 
     NIfTI and other volume files count as ``root/<subject>/<modality>.nii.gz`` or
     ``root/<subject>/<modality>/<one file>``, where ``<modality>`` is a known key (or ``mask``) in any case;
@@ -128,7 +130,7 @@ def index_tree(
     _fill(rows, in_folder, index.others)
     for subject, members in subjects.items():
         masks = [one for one in members if one.modality in _MASKS]
-        _join_masks(rows.get(subject, []), masks, subject, index.others)
+        join_masks(rows.get(subject, []), masks, subject, None if pseudonyms else root, index)
     _join_files(rows, subjects, root, named, index.others)
     for subject in sorted(rows):
         sessions = [row for row in rows[subject] if row.images]
@@ -225,28 +227,6 @@ def _sequence(series: Series) -> str:
             if re.search(words, text):
                 return name
     return ""
-
-
-def _join_masks(rows: Sequence[_Row], masks: Sequence[Series], subject: str, others: list[Unused]) -> None:
-    """Give each row of a subject the mask that refers to its series, else one in its frame of reference."""
-
-    def refers(mask: Series, row: _Row) -> bool:
-        return bool({one.series_uid for one in row.chosen} & set(mask.referenced_series))
-
-    taken: dict[str, str] = {}
-    for row in rows:
-        frames = {one.frame_of_reference for one in row.chosen} - {""}
-        fitting = [one for one in masks if refers(one, row) or one.frame_of_reference in frames]
-        fitting.sort(key=lambda one: (not refers(one, row), one.series_number or 0, one.series_uid))
-        if fitting:
-            row.mask = fitting[0].files[0]
-            taken[fitting[0].series_uid] = ""
-            for one in fitting[1:]:
-                taken.setdefault(one.series_uid, f"mask is {fitting[0].description or 'another series'!r}")
-    for one in masks:
-        reason = taken.get(one.series_uid, "refers to no series of a row")
-        if reason:
-            others.append(_unused(one, subject, reason))
 
 
 def _join_files(

@@ -4,7 +4,7 @@ from mmfusion.io.dates import ScanDate
 from mmfusion.io.header import Header, kind_of
 from mmfusion.io.index import Series, find_series
 from mmfusion.io.load import load_volume, read_header
-from mmfusion.io.masks import load_mask
+from mmfusion.io.masks import load_mask, open_mask
 from mmfusion.io.nifti import check_volume_name, save_volume
 from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import sidecar_of
@@ -30,6 +30,7 @@ __all__ = [
     "sidecar_of",
     "voxels_file_of",
     "load_mask",
+    "open_mask",
     "check_volume_name",
     "save_volume",
     "check_transform_name",

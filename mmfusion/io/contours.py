@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mmfusion.volume import Grid
 
 _SAME_PLANE_MM = 0.1
+_SAME_LINE_MM = 0.05
 _NEIGHBORS = 1.5  # planes farther apart than this many usual steps have nothing between them
 
 
@@ -54,6 +55,32 @@ def inside_contours(contours: list[np.ndarray], grid: Grid) -> np.ndarray:
             found[members[near]] ^= points_in_poly(points[near], polygon)
     mask[tuple(index[found].T)] = True
     return mask
+
+
+def without_repeats(contours: list[np.ndarray]) -> list[np.ndarray]:
+    """The contours ``[N, 3]`` (mm) without those that repeat the outline of an earlier one, from whichever point and
+    in whichever direction: by the even-odd rule, both together would enclose nothing."""
+    boxes = np.array([[points.min(0), points.max(0)] for points in contours if len(points)]).reshape(-1, 2, 3)
+    contours = [points for points in contours if len(points)]
+    kept: list[int] = []
+    for n, points in enumerate(contours):
+        near = (kept[m] for m in np.flatnonzero(np.abs(boxes[kept] - boxes[n]).max((1, 2)) <= _SAME_LINE_MM))
+        if not any(_away(points, contours[m]) <= _SAME_LINE_MM >= _away(contours[m], points) for m in near):
+            kept.append(n)
+    return [contours[n] for n in kept]
+
+
+def is_planar(points: np.ndarray) -> bool:
+    """True if points ``[N, 3]`` (mm) lie in one plane."""
+    return float(np.ptp(points @ _frame([points])[0])) <= _SAME_PLANE_MM
+
+
+def _away(points: np.ndarray, outline: np.ndarray) -> float:
+    """The largest distance of points ``[N, 3]`` from a closed line through ``outline [M, 3]``, mm."""
+    along = np.roll(outline, -1, axis=0) - outline
+    offset = points[:, None] - outline
+    share = np.clip((offset * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-12), 0, 1)
+    return float(np.linalg.norm(offset - share[..., None] * along, axis=-1).min(1).max())
 
 
 def _frame(contours: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

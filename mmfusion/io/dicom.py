@@ -157,6 +157,7 @@ def _opened(
         partial(_read_stack, ordered, factors, choice.weights, lattice.weights, affine, path),
         kind=kind,
         frame_of_reference=str(first.get("FrameOfReferenceUID") or ""),
+        series_uid=str(first.get("SeriesInstanceUID") or ""),
         frames=len(frames.sets),
         choice=choice,
         has_units=True,

@@ -92,6 +92,7 @@ class Opened:
         read: gives the voxels ``[i, j, k]`` of the axes as stored; may append to ``notes``.
         kind: ``ct``, ``pet``, ``mr`` or empty.
         choice: which of the frames are used.
+        series_uid: DICOM's SeriesInstanceUID, or empty.
         has_units: True if the values already have their physical unit, as those of DICOM.
         pet_units: what PET comes in: ``SUVbw`` (``SUVlbm``, ``SUVbsa``), ``SUVR``, or its own ``Bq/mL`` or ``stored``.
         notes, doubts, scanned: as of :class:`Header`.
@@ -106,6 +107,7 @@ class Opened:
     read: Callable[[], np.ndarray]
     kind: str = ""
     frame_of_reference: str = ""
+    series_uid: str = ""
     frames: int = 1
     choice: FrameChoice = ONLY_FRAME
     has_units: bool = False

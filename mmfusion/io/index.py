@@ -227,7 +227,7 @@ def _series(members: list[tuple[Path, Dataset]]) -> Series:
         count=count,
         shape=shape,
         spacing=spacing,
-        referenced_series=tuple(sorted({uid for _, header in members for uid in _referenced(header)})),
+        referenced_series=tuple(sorted({uid for _, header in members for uid in referenced_series(header)})),
         is_image=bool(images),
         is_localizer=bool(images) and all(is_localizer(header) for header in images),
         unusable=_unusable([header for _, header in members]),
@@ -268,7 +268,7 @@ def _extent(images: list[Dataset], count: int) -> tuple[tuple[int, int, int], tu
     return (int(first.Columns), int(first.Rows), count), (rows[1], rows[0], step)
 
 
-def _referenced(header: Dataset) -> Iterator[str]:
+def referenced_series(header: Dataset) -> Iterator[str]:
     """Series UIDs named by a SEG directly and by an RTSTRUCT through frame of reference and study."""
     for series in header.get("ReferencedSeriesSequence") or []:
         yield _text(series, "SeriesInstanceUID")

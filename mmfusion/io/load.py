@@ -19,7 +19,8 @@ from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import apply_sidecar, frame_times
 from mmfusion.io.suv import checked_suv
 from mmfusion.io.suv_table import to_suv
-from mmfusion.volume import SUV_UNITS, Volume, nearest_ras, resample, spacing_of
+from mmfusion.options import OPTIONS, unknown
+from mmfusion.volume import FILL, SUV_UNITS, Volume, nearest_ras, resample, spacing_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,11 +81,13 @@ def read_header(
     suvr: str | None = None,
     weight_unit: str = "kg",
     pet: Mapping[str, Any] | None = None,
+    nan: str = "refuse",
 ) -> Header:
     """What :func:`load_volume` would give, without reading voxels.
 
     Takes the same arguments and raises the same errors, as far as headers show them.
     """
+    _checked_nan(nan)
     opened = open_scan(
         path,
         modality=modality,
@@ -125,6 +128,7 @@ def load_volume(
     suvr: str | None = None,
     weight_unit: str = "kg",
     pet: Mapping[str, Any] | None = None,
+    nan: str = "refuse",
 ) -> Volume:
     """Read a scan: NIfTI, MHA, MHD, NRRD, a folder with a DICOM series, any file of it, or a zip file of DICOM.
 
@@ -149,19 +153,22 @@ def load_volume(
             world of the scan that have this label. Instead of SUV.
         weight_unit: what DICOM's and the sidecar's PatientWeight is in: ``kg``, ``g`` or ``lb``.
         pet: what the manifest says of the PET scan, by the names of :data:`mmfusion.io.PET_DETAILS`; overrides tags.
+        nan: ``refuse`` voxels that are not a number, or take them as ``background``: air for CT, else 0. Statistical
+            maps and skull-stripped scans have them outside the brain.
 
     Returns:
-        ``[i, j, k]`` float32, C-contiguous. ``meta``: source, frame_of_reference, notes, doubts, stored_orientation,
-        stored_spacing (mm, along the axes as stored).
+        ``[i, j, k]`` float32, C-contiguous. ``meta``: source, frame_of_reference, series_uid, notes, doubts,
+        stored_orientation, stored_spacing (mm, along the axes as stored).
 
     Raises:
         ReadError: the file is missing, broken, holds several frames or series, or contradicts ``modality``.
         OrientationError: left and right cannot be known.
         UnitsError: HU or SUV cannot be known, or what the header says of the PET cannot be.
-        OptionError: an unknown ``suv`` or ``frame``, or a ``suvr`` without a label.
+        OptionError: an unknown ``suv``, ``frame`` or ``nan``, or a ``suvr`` without a label.
         GeometryError: a 2D image or a singular affine.
         VoxelError: voxels that are not finite, or all equal.
     """
+    _checked_nan(nan)
     opened = open_scan(
         path,
         modality=modality,
@@ -174,10 +181,26 @@ def load_volume(
         pet=pet,
     )
     array = opened.read()
+    if nan == "background":
+        _fill_nan(array, opened)
     if opened.kind == "pet" and opened.pet_units in SUV_UNITS and not opened.has_units:
         array = to_suv(array, suv, pet, path, opened.notes, opened.doubts)
     volume = as_volume(opened, array, modality or opened.kind, opened.units).checked()
     return _to_ratio(volume, suvr) if suvr and opened.kind == "pet" else volume
+
+
+def _checked_nan(nan: str) -> None:
+    if nan not in OPTIONS["nan"].choices:
+        raise OptionError(unknown("nan", nan, OPTIONS["nan"].choices))
+
+
+def _fill_nan(array: np.ndarray, opened: Opened) -> None:
+    """Voxels that are NaN become what lies outside a scan; a note counts them."""
+    bad = np.isnan(array)
+    if count := int(bad.sum()):
+        fill = FILL.get(opened.units, 0.0)
+        array[bad] = fill
+        opened.notes.append(f"{count} of {array.size} voxels are NaN and count as background ({fill:g})")
 
 
 def as_volume(opened: Opened, array: np.ndarray, modality: str, units: str) -> Volume:
@@ -186,6 +209,7 @@ def as_volume(opened: Opened, array: np.ndarray, modality: str, units: str) -> V
     meta = {
         "source": str(opened.source),
         "frame_of_reference": opened.frame_of_reference,
+        "series_uid": opened.series_uid,
         "notes": list(opened.notes),
         "doubts": list(opened.doubts),
         "stored_orientation": opened.grid.orientation,

@@ -15,7 +15,7 @@ from isal import igzip, igzip_lib
 
 from mmfusion.errors import GeometryError, OptionError, OrientationError, ReadError, VoxelError
 from mmfusion.files import atomic_path
-from mmfusion.io.frame_choice import FrameChoice, FrameTimes, choose_frames
+from mmfusion.io.frame_choice import ONLY_FRAME, FrameChoice, FrameTimes, choose_frames
 from mmfusion.io.header import Opened, static_shape
 from mmfusion.io.voxels import empty_voxels, fill, refuse_bomb, slabs
 from mmfusion.volume import Grid
@@ -32,6 +32,7 @@ _CHUNK_BYTES = 1 << 19  # inflated at once: what stays in the cache is compared 
 _DAMAGED = (OSError, EOFError, zlib.error, cast("type[Exception]", igzip_lib.IsalError))
 _QUATERNION_TOLERANCE = 1e-3
 _DISAGREE_MM = 1.0
+_DISAGREE_SIZE = 0.01  # of the size of a voxel
 _MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # xyzt_units: meter, millimeter, micrometer
 _DIRECTIONS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 
@@ -51,19 +52,20 @@ def open_nifti(
         OrientationError: the quaternion is broken, or there is no orientation and none is assumed.
         GeometryError: a 2D image or a singular affine.
     """
-    header = _header(path)
+    header = nifti_header(path)
     shape = tuple(int(n) for n in header.get_data_shape())
     spatial, frames = static_shape(shape, path)
     choice = choose_frames(frame, frames, f"shape {shape}", path, times)
     if header.get_data_dtype().kind not in "iuf":
         raise ReadError(f"{path} holds {header.get_value_label('datatype')} voxels; plain numbers are expected")
     notes: list[str] = []
-    affine = _affine(header, spatial, path, assume_orientation, notes)
+    doubts: list[str] = []
+    affine = _affine(header, spatial, path, assume_orientation, notes, doubts)
     notes += [choice.note] if choice.note else []
 
     image = path.with_suffix(".img") if path.suffix == ".hdr" else path
     read = partial(_read_voxels, image, header, spatial, affine, frames, choice)
-    return Opened(path, spatial, affine, read, kind=kind, frames=frames, choice=choice, notes=notes)
+    return Opened(path, spatial, affine, read, kind=kind, frames=frames, choice=choice, notes=notes, doubts=doubts)
 
 
 def _read_voxels(
@@ -141,23 +143,28 @@ def _unpacked_length(path: Path, enough: int) -> int:
     return total
 
 
-def check_nifti_header(path: Path) -> None:
-    """Refuse what ITK does not survive: voxels that are no plain numbers, places that are none, and too few bytes.
+def read_vectors(path: Path, header: Nifti1Header) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of an image of them, ``[i, j, k, 3]`` float32 as stored, and its ``[4, 4]`` affine, RAS mm.
 
     Raises:
-        ReadError: not NIfTI, or such a header.
+        ReadError: damaged, cut short, or not of three values a voxel.
+        OrientationError: where the voxels lie is unknown.
     """
-    header = _header(path)
+    shape = tuple(int(n) for n in header.get_data_shape())
+    if len(shape) != 5 or shape[3] != 1 or shape[4] != 3 or min(shape) < 1:
+        raise ReadError(
+            f"transform {path} is an image of shape {shape}; a displacement field has 3 values a voxel, in NIfTI shape "
+            "(i, j, k, 1, 3)"
+        )
     if header.get_data_dtype().kind not in "iuf":
         raise ReadError(f"{path} holds {header.get_value_label('datatype')} voxels; plain numbers are expected")
-    places = [header[name] for name in ("pixdim", "srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z")]
-    if not np.isfinite(np.hstack(places)).all():
+    i, j, k = shape[:3]
+    affine = _affine(header, (i, j, k), path, None, [], [])
+    if not np.isfinite(affine).all():
         raise ReadError(f"{path} has a damaged NIfTI header: where its voxels lie is not finite")
-    needed = int(header.get_data_offset()) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
-    try:
-        _check_length(path, needed)
-    except _DAMAGED as error:
-        raise ReadError(f"{path} cannot be read: {_reason(error)}. Copy or export it again") from None
+    # the three values of a voxel lie a volume apart, as three volumes on top of each other
+    array = _read_voxels(path, header, (i, j, 3 * k), affine, 1, ONLY_FRAME)
+    return np.moveaxis(array.reshape(i, j, 3, k), 2, 3), affine
 
 
 def _reason(error: Exception) -> str:
@@ -165,8 +172,8 @@ def _reason(error: Exception) -> str:
     return text.rstrip(". ")
 
 
-def _header(path: Path) -> Nifti1Header:
-    """The header without nibabel's own checks, which stop at headers that can be repaired."""
+def nifti_header(path: Path) -> Nifti1Header:
+    """The header of a NIfTI file, without nibabel's own checks, which stop at headers that can be repaired."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
     from nibabel.spatialimages import HeaderDataError
@@ -194,7 +201,12 @@ def _header(path: Path) -> Nifti1Header:
 
 
 def _affine(
-    header: Nifti1Header, shape: tuple[int, int, int], path: Path, assumed: str | None, notes: list[str]
+    header: Nifti1Header,
+    shape: tuple[int, int, int],
+    path: Path,
+    assumed: str | None,
+    notes: list[str],
+    doubts: list[str],
 ) -> np.ndarray:
     """``[4, 4]`` voxel index to RAS mm: the sform if there is one, else the qform, else what is assumed."""
     unit = int(header["xyzt_units"]) & 7
@@ -214,6 +226,7 @@ def _affine(
         if apart > _DISAGREE_MM:
             notes.append(f"sform and qform disagree by up to {apart:.1f} mm; the sform is used")
     if sform is not None:
+        doubts += _contradiction(sform, pixdim)
         return scale @ sform
     if qform is not None:
         return scale @ qform
@@ -224,6 +237,19 @@ def _affine(
         )
     notes.append(f"no orientation in the file; {assumed.upper()} was assumed")
     return scale @ _assumed_affine(assumed, pixdim, shape)
+
+
+def _contradiction(sform: np.ndarray, pixdim: np.ndarray) -> list[str]:
+    """A sentence if the voxels of the sform are not as large as pixdim says."""
+    size = np.linalg.norm(sform[:3, :3], axis=0)
+    said = np.where(np.isfinite(pixdim) & (pixdim > 0), pixdim, size)
+    if np.abs(size / said - 1).max() <= _DISAGREE_SIZE:
+        return []
+    found, told = (" x ".join(f"{length:.4g}" for length in lengths) for lengths in (size, said))
+    return [
+        f"voxels are {found} by the sform, which is used, but {told} by pixdim. Compare the size with the original "
+        "scan, and correct the one that is wrong"
+    ]
 
 
 def _qform(header: Nifti1Header, pixdim: np.ndarray, path: Path, notes: list[str], needed: bool) -> np.ndarray | None:

@@ -95,6 +95,7 @@ def load_case(case: Case, **options: Any) -> dict[str, Volume]:
                 weight_unit=options["weight_unit"],
                 frame=options["frame"],
                 assume_orientation=options["assume_orientation"],
+                nan=options["nan"],
                 pet=pet or None,
             )
     return volumes
@@ -126,7 +127,8 @@ def prepare_case(
     options["modalities"] = options["modalities"] or list(volumes)
     mask = None
     if case.mask is not None:
-        mask = partial(load_mask, case.mask, assume_orientation=options["assume_orientation"])
+        roi = case.roi or options["roi"]
+        mask = partial(load_mask, case.mask, roi=roi, assume_orientation=options["assume_orientation"])
     return prepare_volumes(volumes, mask=mask, pictures=pictures, keep_volumes=keep_volumes, device=device, **options)
 
 
@@ -187,6 +189,7 @@ def prepare_volumes(
         try:
             drawn, owner = mask_and_owner(mask, volumes, reference)
             lesion = Region.of(drawn.array > 0, drawn.grid, transforms.get(owner))
+            reasons += [f"mask: {doubt}" for doubt in drawn.meta.get("doubts", ())]
         except MmfusionError as error:
             if options["center"] == "mask":
                 raise
@@ -224,6 +227,8 @@ def prepare_volumes(
             on_grid[name] = moved
     if head:
         facts |= {"template": head} | _registration_facts(head, registrations[head])
+    if drawn is not None:
+        facts |= _mask_facts(drawn)
     if brain is not None:
         facts["brain_ml"] = round(float(brain.sum() * np.prod(grid.spacing) / 1000), 1)
     if keep_volumes and drawn is not None:
@@ -309,6 +314,14 @@ def _facts(name: str, volume: Volume, share: float) -> dict[str, Any]:
         f"{name}_units": volume.units,
         f"{name}_coverage": round(share, 4),
         f"{name}_notes": "; ".join(volume.meta.get("notes", ())),
+    }
+
+
+def _mask_facts(mask: Volume) -> dict[str, Any]:
+    return {
+        "mask_roi": ", ".join(mask.meta.get("rois", ())),
+        "mask_others": ", ".join(mask.meta.get("others", ())),
+        "mask_notes": "; ".join(mask.meta.get("notes", ())),
     }
 
 

@@ -79,9 +79,9 @@ def _files(name: str, path: Path) -> list[Path]:
 
 
 def _begin(case: Case, options: Mapping[str, Any]) -> Any:
-    cells = {**case.images, **({"reference_region": case.reference_region} if case.reference_region else {})}
-    series = {name: split_series(cell)[1] for name, cell in cells.items()}
-    asked = [_FORMAT, __version__, dict(options), series, pet_details(case)]
+    cells = case.images | {name: cell for name in ("mask", "reference_region") if (cell := getattr(case, name))}
+    named = {name: split_series(cell)[1] for name, cell in cells.items()}
+    asked = [_FORMAT, __version__, dict(options), named, case.roi, pet_details(case)]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
 
 

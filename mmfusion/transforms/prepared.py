@@ -25,9 +25,9 @@ class PrepareCased(Transform):
         device: where registration runs, ``cpu`` or a torch device.
         options: the group ``case`` of :mod:`mmfusion.options`, without ``modalities``.
 
-    Takes ``{modality: path, "mask": path, "subject": text, ...}`` (also ``reference_region``, ``weight_kg`` and the
-    other :data:`mmfusion.io.PET_DETAILS`), or ``{"case": Case}``. Gives the other entries, ``image [M, D, H, W]``
-    float32, ``present [M]`` bool, and ``status`` and ``reasons`` of the preparation.
+    Takes ``{modality: path, "mask": path, "subject": text, ...}`` (also ``roi``, ``reference_region``, ``weight_kg``
+    and the other :data:`mmfusion.io.PET_DETAILS`), or ``{"case": Case}``. Gives the other entries,
+    ``image [M, D, H, W]`` float32, ``present [M]`` bool, and ``status`` and ``reasons`` of the preparation.
     """
 
     def __init__(self, keys: Sequence[str], device: str = "cpu", **options: Any) -> None:
@@ -41,9 +41,10 @@ class PrepareCased(Transform):
             mask = Path(data["mask"]) if data.get("mask") else None
             region = Path(data["reference_region"]) if data.get("reference_region") else None
             pet = {name: str(data[name]) for name in PET_DETAILS if data.get(name)}
-            case = Case(str(data.get("subject", "")), images=images, mask=mask, reference_region=region, covariates=pet)
+            roi, subject = str(data.get("roi") or ""), str(data.get("subject", ""))
+            case = Case(subject, images=images, mask=mask, roi=roi, reference_region=region, covariates=pet)
         result = prepare_case(case, pictures=False, device=self.device, **self.options)
-        rest = {name: value for name, value in data.items() if name not in (*self.keys, "case", "mask")}
+        rest = {name: value for name, value in data.items() if name not in (*self.keys, "case", "mask", "roi")}
         return {
             **rest,
             "image": torch.from_numpy(result.image),

@@ -35,8 +35,9 @@ class Volume:
         affine: ``[4, 4]`` voxel index to RAS+ world, mm.
         modality: the study's word for it, usually ``ct``, ``pet``, ``mr`` or ``mask``.
         units: ``HU``, one of :data:`PET_UNITS`, ``a.u.`` (arbitrary, MR) or ``label``.
-        meta: plain facts about the source: ``source`` (path), ``frame_of_reference`` (UID), ``notes`` (what was
-            repaired), ``doubts`` (what may be wrong with it). Never a patient's name, birth date or address.
+        meta: plain facts about the source: ``source`` (path), ``frame_of_reference`` and ``series_uid`` (UIDs),
+            ``notes`` (what was repaired), ``doubts`` (what may be wrong with it). Never a patient's name, birth date or
+            address.
 
     Raises:
         GeometryError: the array is not 3D, or the affine is singular.
@@ -95,6 +96,7 @@ class Volume:
             raise VoxelError(
                 f"{self.name}: {bad} of {self.array.size} voxels are not finite (NaN or infinite); "
                 "export the scan again or drop this modality"
+                + ("" if np.isinf(self.array).any() else "; with --nan background they count as air or zero")
             )
         if low == high:
             raise VoxelError(
