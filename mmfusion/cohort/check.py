@@ -50,7 +50,7 @@ def check_manifest(
     Raises:
         ReadError: the manifest itself does not exist or is not text.
     """
-    cases, problems = parse_manifest(path, modalities)
+    cases, _, problems = parse_manifest(path, modalities)
     problems += _labels(cases) + _parts(cases) + _subjects(cases) + _modalities(cases)
     digests: list[tuple[Case, str, str]] = []
     for done, case in enumerate(cases, 1):

@@ -46,7 +46,7 @@ def join_labels(
             subject contradict each other, a case already has another label, or no subject matches.
     """
     path = Path(labels_file)
-    header, rows = read_table(path)
+    header, rows, left_out = read_table(path)
     missing = [no_column(name, header, path.name) for name in (subject_column, column) if name not in header]
     if missing:
         raise ManifestError(listed(missing, path.name))
@@ -80,7 +80,7 @@ def join_labels(
             f"no subject of the study is in column {subject_column} of {path.name}: the study has "
             f"{few(unlabeled, spare)}; the table has {few(spare)}"
         )
-    notes = []
+    notes = [f"{path.name}: {one.problem}" for one in left_out]
     if unlabeled:
         notes.append(f"{path.name} has no {column} for {len(unlabeled)}: {few(unlabeled, spare)}")
     if spare:
