@@ -3,7 +3,7 @@
 from mmfusion.cohort.check import check_manifest, format_problems
 from mmfusion.cohort.found import Index, Unused
 from mmfusion.cohort.index import build_index, is_input
-from mmfusion.cohort.labels import join_labels
+from mmfusion.cohort.labels import doubtful_labels, join_labels
 from mmfusion.cohort.manifest import (
     Case,
     order_modalities,
@@ -19,6 +19,7 @@ __all__ = [
     "write_manifest",
     "order_modalities",
     "join_labels",
+    "doubtful_labels",
     "Index",
     "Unused",
     "build_index",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.bids import index_bids, is_bids
-from mmfusion.cohort.labels import join_labels
+from mmfusion.cohort.labels import doubtful_labels, join_labels
 from mmfusion.cohort.pseudonyms import read_pseudonyms
 from mmfusion.cohort.tree import index_tree
 from mmfusion.errors import OptionError
@@ -62,6 +62,7 @@ def build_index(
     if labels is not None:
         index.cases, found = join_labels(index.cases, labels, label or "label", named=named)
         index.notes += found
+    index.notes += [one.problem for one in doubtful_labels(case.label for case in index.cases)]
     return index
 
 

@@ -1,9 +1,11 @@
-"""Labels from another table, joined by identifier and never by order."""
+"""Labels: from another table, joined by identifier and never by order; and those that are hardly meant as classes."""
 
 from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +14,12 @@ from mmfusion.cohort.table import MISSING, Problem, as_rows, listed, no_column, 
 from mmfusion.errors import ManifestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mmfusion.cohort.manifest import Case
+
+_LIKE_NONE = ("na", "n/a", "nan", "none", "null", "nil", "<na>", "nat", ".", "-", "--", "?")
+"""What programs and people write for an unknown value, in small letters; so are errors of Excel (``#N/A``)."""
 
 
 def join_labels(
@@ -86,6 +91,37 @@ def join_labels(
     if spare:
         notes.append(f"{len(spare)} of {path.name} are not in the study: {few(spare, unlabeled)}")
     return joined, notes
+
+
+def doubtful_labels(labels: Iterable[str | None], classes: Sequence[str] | None = None) -> list[Problem]:
+    """Warnings of labels that are hardly meant as classes of their own: words for "unknown", and spellings of one.
+
+    Args:
+        labels: that of each row, None if it has none.
+        classes: the labels that were named as classes. These are meant, and others take no part; only another spelling
+            of one of them is then in doubt.
+    """
+    count = Counter(label for label in labels if label is not None)
+    found, spellings = [], defaultdict(list)
+    for label, rows in sorted(count.items()):
+        spellings[_spelling(label)].append(f"{label!r} ({rows} row{'s' * (rows != 1)})")
+        if classes is None and (label.casefold() in _LIKE_NONE or label.startswith("#")):
+            problem = f"label {spellings[_spelling(label)][-1]} looks like an unknown value, and counts as a class"
+            remedy = "Leave the cell empty if it is unknown; if it is a class, name all classes in training (classes)."
+            found.append(Problem("warning", 0, "", "", problem, remedy))
+    meant = Counter(_spelling(label) for label in classes or () if label in count)
+    for spelling, words in spellings.items():
+        if len(words) > 1 and (classes is None or 0 < meant[spelling] < len(words)):
+            problem = f"labels {' and '.join(words)} differ only in spelling"
+            remedy = "Spell one class one way; if they are several, name all classes in training (classes)."
+            found.append(Problem("warning", 0, "", "", problem, remedy))
+    return found
+
+
+def _spelling(label: str) -> str:
+    """A label without case, width and repeated spaces; a number without zeros that mean nothing."""
+    text = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+    return repr(float(text.replace(",", "."))) if re.fullmatch(r"[+-]?\d+([.,]\d*)?", text) else text
 
 
 def few(names: Sequence[str], candidates: Sequence[str] = (), most: int = 10) -> str:
