@@ -8,6 +8,7 @@ from mmfusion.cohort.manifest import (
     Case,
     order_modalities,
     read_manifest,
+    read_study,
     write_manifest,
 )
 from mmfusion.cohort.splits import fold_parts, folds, leakage, refuse_leakage, split_cases
@@ -16,6 +17,7 @@ from mmfusion.cohort.table import Problem
 __all__ = [
     "Case",
     "read_manifest",
+    "read_study",
     "write_manifest",
     "order_modalities",
     "join_labels",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mmfusion.errors import ManifestError, ReadError, printable
 from mmfusion.files import is_there, plain_cell, read_cells
+from mmfusion.options import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,11 +144,11 @@ def as_rows(
 
 def no_column(name: str, header: Sequence[str], file: str) -> Problem:
     """The problem of a missing column, with the nearest one that is there."""
-    lower = {column.lower(): column for column in reversed(header)}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    near = nearest(name, reversed(header))
     if name == "subject":
-        near = [column for column in ("subject", *_OTHER_NAMES) if column in lower][:1] or near
-    remedy = f"Did you mean '{lower[near[0]]}'?" if near else f"Add a column {name}."
+        lower = {column.lower(): column for column in reversed(header)}
+        near = next((lower[one] for one in ("subject", *_OTHER_NAMES) if one in lower), near)
+    remedy = f"Did you mean '{near}'?" if near else f"Add a column {name}."
     if near and name == "subject":
-        remedy = f"Did you mean '{lower[near[0]]}'? Rename it to subject."
+        remedy = f"Did you mean '{near}'? Rename it to subject."
     return Problem("error", 0, "", "", f"{file} has columns {', '.join(header)}; no column {name}", remedy)

@@ -64,7 +64,7 @@ def prepare_for(
     if folder is not None:
         _warn_of_training_subjects({case.subject for case in cases}, folder)
     usable = [name for name in model.case["modalities"] if name in names]
-    reference = [name for name in model.case["reference"] if name in names] or None
+    reference = [name for name in model.case["reference"] if name in usable] or None
     options = {**model.case, "modalities": usable, "reference": reference, "progress": progress_line("prepared")}
     options |= {} if time_limit is None else {"time_limit": time_limit}
     clear_if_free(claim(out, "prediction"), "predictions")

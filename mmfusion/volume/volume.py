@@ -23,6 +23,10 @@ SUV_UNITS = ("SUVbw", "SUVlbm", "SUVbsa")
 """Units of PET, by body weight and lean body mass (g/mL) and by body surface area (cm2/mL)."""
 
 
+NORMALIZED = "normalized"
+"""Units of values that were scaled for a network, once (about 0 to 1)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """Voxels on a grid in the world.
@@ -32,7 +36,8 @@ class Volume:
             when the volume comes from :mod:`mmfusion.io`.
         affine: ``[4, 4]`` voxel index to RAS+ world, mm.
         modality: the study's word for it, usually ``ct``, ``pet``, ``mr`` or ``mask``.
-        units: ``HU``, one of :data:`SUV_UNITS`, ``Bq/mL``, ``a.u.`` (arbitrary, MR) or ``label``.
+        units: ``HU``, one of :data:`SUV_UNITS`, ``Bq/mL``, ``a.u.`` (arbitrary, MR), ``label`` or
+            :data:`NORMALIZED`; empty if unknown.
         meta: plain facts about the source: ``source`` (path), ``frame_of_reference`` (UID), ``notes`` (what was
             repaired), ``doubts`` (what may be wrong with it). Never a patient's name, birth date or address.
 
