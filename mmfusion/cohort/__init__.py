@@ -3,6 +3,7 @@
 from mmfusion.cohort.check import check_manifest, format_problems
 from mmfusion.cohort.found import Index, Unused
 from mmfusion.cohort.index import build_index, is_input
+from mmfusion.cohort.inputs import misplaced
 from mmfusion.cohort.labels import doubtful_labels, join_labels
 from mmfusion.cohort.manifest import (
     Case,
@@ -26,6 +27,7 @@ __all__ = [
     "Unused",
     "build_index",
     "is_input",
+    "misplaced",
     "Problem",
     "check_manifest",
     "format_problems",

@@ -59,7 +59,10 @@ def session_facts(
     }
     header = list(dict.fromkeys([*people.header, *(name for visit in visits.values() for name in visit.header)]))
     if label is not None and label not in header:
-        raise ManifestError(listed([no_column(label, header, "participants.tsv")], "participants.tsv"))
+        if not header:
+            raise ManifestError(f"the tree has no participants.tsv with a column {label}; give a table with --labels")
+        other = "Choose one with --label, or give another table with --labels."
+        raise ManifestError(listed([no_column(label, header, "participants.tsv", other)], "participants.tsv"))
     out = {}
     for subject, session in rows:
         values: dict[str, str] = {}

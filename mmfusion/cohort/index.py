@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.bids import index_bids, is_bids
+from mmfusion.cohort.inputs import misplaced
 from mmfusion.cohort.labels import doubtful_labels, join_labels
 from mmfusion.cohort.pseudonyms import read_pseudonyms
 from mmfusion.cohort.tree import index_tree
-from mmfusion.errors import OptionError
+from mmfusion.errors import OptionError, ReadError
 from mmfusion.files import is_there
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def build_index(
         ManifestError: the label table, or a table of the BIDS tree, does not fit.
         OptionError: ``label`` without a table that could have it, or a key inside ``root``.
     """
+    if is_there(Path(root), Path.is_file):
+        raise ReadError(misplaced(root, "scans") or f"{root} is a file, and a folder of scans is expected")
     root = Path(root).absolute()
     if labels is not None and pseudonymize is not None and Path(labels).resolve() == Path(pseudonymize).resolve():
         raise OptionError(f"{labels} is given as label table and as key file; give the key a file of its own")

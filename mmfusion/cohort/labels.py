@@ -52,7 +52,8 @@ def join_labels(
     """
     path = Path(labels_file)
     header, rows, left_out = read_table(path)
-    missing = [no_column(name, header, path.name) for name in (subject_column, column) if name not in header]
+    needed = {subject_column: "", column: "Choose one with --label."}
+    missing = [no_column(name, header, path.name, remedy) for name, remedy in needed.items() if name not in header]
     if missing:
         raise ManifestError(listed(missing, path.name))
     by_session = "session" in header and any(case.session for case in cases)

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mmfusion.cohort.inputs import misplaced
 from mmfusion.cohort.table import MISSING, Problem, header_problems, listed, no_column, read_table, too_long
-from mmfusion.errors import ManifestError
+from mmfusion.errors import ManifestError, ReadError
 from mmfusion.files import is_special, is_there, write_csv
 from mmfusion.io import split_series
 
@@ -130,6 +131,8 @@ def parse_manifest(
         ReadError: the manifest does not exist or is not text.
     """
     path = Path(path)
+    if words := misplaced(path, "manifest"):
+        raise ReadError(words)
     header, rows, notes = read_table(path)
     problems = _header_problems(header, path.name) + notes
     if "subject" not in header:

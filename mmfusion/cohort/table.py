@@ -142,13 +142,13 @@ def as_rows(
     return [(line, dict(zip_longest(header, cells[: len(header)], fillvalue=""))) for line, cells in rows]
 
 
-def no_column(name: str, header: Sequence[str], file: str) -> Problem:
-    """The problem of a missing column, with the nearest one that is there."""
+def no_column(name: str, header: Sequence[str], file: str, otherwise: str = "") -> Problem:
+    """The problem of a missing column, with the nearest one that is there, or what to do ``otherwise``."""
     near = nearest(name, reversed(header))
     if name == "subject":
         lower = {column.lower(): column for column in reversed(header)}
         near = next((lower[one] for one in ("subject", *_OTHER_NAMES) if one in lower), near)
-    remedy = f"Did you mean '{near}'?" if near else f"Add a column {name}."
+    remedy = f"Did you mean '{near}'?" if near else otherwise or f"Add a column {name}."
     if near and name == "subject":
         remedy = f"Did you mean '{near}'? Rename it to subject."
     return Problem("error", 0, "", "", f"{file} has columns {', '.join(header)}; no column {name}", remedy)
