@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mmfusion import __version__
-from mmfusion.errors import MmfusionError, OptionError, printable, sentence
+from mmfusion.errors import CohortError, MmfusionError, OptionError, printable, sentence
 from mmfusion.options import GROUPS, OPTIONS, Option, unknown
 from mmfusion.progress import progress_line
 
@@ -200,9 +200,9 @@ def _index(
 
 
 def _check(manifest: str, deep: bool | None, modalities: list[str] | None, **reading: Any) -> int:
-    from mmfusion.cohort import check_manifest, format_problems
+    from mmfusion.cohort import check_manifest, format_problems, misplaced
 
-    if Path(manifest).is_dir():
+    if Path(manifest).is_dir() and not misplaced(manifest, "cohort"):
         return _check_cohort(manifest)
     show = progress_line("rows") if deep or sys.stderr.isatty() else None
     given = {name: value for name, value in reading.items() if value is not None}
@@ -404,9 +404,12 @@ def _simulate(out: str, **sizes: int | None) -> int:
 
 
 def _report(run: str) -> int:
+    from mmfusion.cohort import misplaced
     from mmfusion.files import CohortFolder
     from mmfusion.report import write_qc, write_report
 
+    if words := misplaced(run, "cohort", "model"):
+        raise CohortError(words)
     is_cohort = CohortFolder(Path(run)).table.is_file()
     _say(write_qc(run) if is_cohort else write_report(run))
     return 0

@@ -392,9 +392,16 @@ GROUPS["prepare"] = (
 def unknown(what: str, name: object, known: Iterable[object]) -> str:
     """The sentence for a name that does not exist: ``unknown encoder 'resnet11'; did you mean 'resnet10'? ...``."""
     names = [str(one) for one in known]
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    guess = f"; did you mean '{near[0]}'?" if near else "."
+    near = nearest(str(name), names)
+    guess = f"; did you mean '{near}'?" if near else "."
     return f"unknown {what} '{name}'{guess} Known: {', '.join(names)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The name that is spelled most like ``name``, in whatever case; None if none is near."""
+    lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return lower[near[0]] if near else None
 
 
 def resolve(given: Mapping[str, Any], group: str) -> dict[str, Any]:

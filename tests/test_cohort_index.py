@@ -84,6 +84,17 @@ def test_written_index_is_a_manifest(tmp_path: Path) -> None:
         build_index(tmp_path, labels=tmp_path / "labels.csv", label="dx")
 
 
+def test_labels_that_are_hardly_meant_are_noted(tmp_path: Path) -> None:
+    for subject in "ABC":
+        series(tmp_path / subject / "x", "CT", subject)
+    (tmp_path / "labels.csv").write_text(",subject,label\n0,A,NA\n1,B,AD\n2,C,ad\n")
+    assert build_index(tmp_path, labels=tmp_path / "labels.csv").notes == [
+        "labels.csv: the first column has no name and numbers the rows; left out",
+        "label 'NA' (1 row) looks like an unknown value, and counts as a class",
+        "labels 'AD' (1 row) and 'ad' (1 row) differ only in spelling",
+    ]
+
+
 def test_mr_of_several_kinds_is_named_by_kind_in_every_row(tmp_path: Path) -> None:
     for name in (
         "T2 TSE tra",

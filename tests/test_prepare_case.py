@@ -1,5 +1,6 @@
 """One case to one tensor: every voxel from one interpolation, in known units, whatever is missing."""
 
+import re
 from dataclasses import replace
 
 import nibabel as nib
@@ -15,8 +16,9 @@ from mmfusion.cohort import Case
 from mmfusion.cohort.simulate import draw_subjects, native_grids, simulate_volumes, target_registration_error
 from mmfusion.errors import GeometryError, OptionError, ReadError, VoxelError
 from mmfusion.io import save_volume
+from mmfusion.options import resolve
 from mmfusion.prepare import case as room
-from mmfusion.prepare import choose_reference, load_case, prepare_case, prepare_volumes
+from mmfusion.prepare import check_reference, choose_reference, load_case, prepare_case, prepare_volumes
 from mmfusion.prepare.placing import Region, mask_and_owner
 from mmfusion.registration import brain_mask, register, template
 from mmfusion.volume import Displacement, Grid, Transform, Volume, foreground, mask_center, resample
@@ -183,6 +185,29 @@ def test_the_reference_is_the_first_preferred_one_that_is_there():
     assert choose_reference(["t2", "pet"], ["ct", "mr"]) == "t2"
     scans = {name: scan(name) for name in GRIDS}
     assert prepare_volumes(scans, reference=["pet"], **SMALL).reference == "pet"
+
+
+@pytest.mark.parametrize(
+    ("reference", "modalities", "words"),
+    [
+        (["ct", "mr", "pet"], ["t1", "t2"], None),  # the default
+        ("mr", ["ct", "mr"], None),
+        (["mr", "ct"], ["ct", "pet"], None),  # a study without MR
+        (["t1", "t1gd"], ["t1gd", "ct"], None),
+        (["t1w"], ["t1", "ct"], "unknown reference 't1w'; did you mean 't1'? Known: t1, ct"),
+        (["ct", "PET_"], ["ct", "pet"], "unknown reference 'PET_'; did you mean 'pet'?"),
+        (["mr"], ["ct", "pet"], "unknown reference 'mr'. Known: ct, pet"),
+    ],
+)
+def test_a_reference_that_others_would_stand_in_for_is_refused(reference, modalities, words):
+    reference = resolve({"reference": reference}, "case")["reference"]
+    if words is None:
+        check_reference(reference, modalities)
+        return
+    with pytest.raises(OptionError, match=re.escape(words)):
+        check_reference(reference, modalities)
+    with pytest.raises(OptionError, match=re.escape(words)):
+        prepare_volumes({modalities[0]: scan("mr")}, reference=reference, modalities=modalities, **SMALL)
 
 
 def test_centers():

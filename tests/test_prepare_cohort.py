@@ -27,7 +27,7 @@ from mmfusion.cohort.simulate import (
     target_registration_error,
 )
 from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError
-from mmfusion.files import MARK, TEMPORARY
+from mmfusion.files import MARK, TEMPORARY, write_csv
 from mmfusion.io import load_transform, load_volume, save_volume
 from mmfusion.prepare import cohort as room
 from mmfusion.prepare import (
@@ -622,6 +622,28 @@ def test_modalities_select_and_order(made, tmp_path):
     np.testing.assert_array_equal(np.load(cohort.cases[0].file), whole[[2, 0]])
 
 
+def test_channels_follow_the_columns_not_the_order_of_rows(made, tmp_path):
+    with made[0].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert not rows[-1]["ct"]  # which now comes first
+    shuffled = [{**row, **{n: made[0].parent / row[n] for n in ("ct", "pet", "mr") if row[n]}} for row in rows[::-1]]
+    write_csv(shuffled, tmp_path / "m.csv", list(rows[0]))
+    cohort, _ = prepare(tmp_path / "m.csv", tmp_path / "cohort")
+    assert cohort.options == made[1].options and cohort.modalities == ("ct", "pet", "mr")
+    for one, other in zip(sorted(cohort.cases, key=lambda c: c.case.id), made[1].cases, strict=True):
+        np.testing.assert_array_equal(np.load(one.file), np.load(other.file))
+
+
+def test_a_cohort_keeps_the_order_that_it_has(study):
+    manifest, cohort = study
+    prepare(manifest, cohort.folder, modalities=["mr", "ct"])
+    again, steps = prepare(manifest, cohort.folder)
+    assert again.modalities == ("mr", "ct", "pet") and len(steps) == 3
+    assert prepare(manifest, cohort.folder)[1] == []
+    (cohort.folder / "options.json").write_text("[")
+    assert prepare(manifest, cohort.folder)[0].modalities == ("ct", "pet", "mr")
+
+
 def test_a_file_that_is_not_there_is_named_with_its_line(study):
     manifest, cohort = study
     (manifest.parent / "002_mr.nii.gz").unlink()
@@ -706,5 +728,5 @@ def test_a_case_without_registration_writes_no_transform(tmp_path):
 def test_a_reference_that_is_no_modality_is_refused(tmp_path):
     (tmp_path / "pet.nii.gz").touch()
     (tmp_path / "manifest.csv").write_text("subject,pet\n001,pet.nii.gz\n")
-    with pytest.raises(OptionError, match="reference CT names none of the modalities pet; give --reference one"):
+    with pytest.raises(OptionError, match="unknown reference 'CT'. Known: pet"):
         prepare_cohort(tmp_path / "manifest.csv", tmp_path / "cohort", reference=["CT"])

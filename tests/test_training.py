@@ -518,6 +518,18 @@ def test_cases_without_label_take_no_part(tmp_path):
     assert len(study.parts) == 16 and study.classes == ("no", "yes")
 
 
+def test_labels_in_doubt_are_refused_unless_they_are_named(tmp_path):
+    cohort = write_tiny_cohort(tmp_path / "cohort", ["no", "yes", "NA", "No"] * 6).folder
+    words = r"cohort has labels in doubt .*\n  label 'NA' \(6 rows\) .*\n  labels 'No' \(6 rows\) and 'no' "
+    with pytest.raises(ManifestError, match=words):
+        open_study(tmp_path / "run", cohort=cohort)
+    with pytest.raises(ManifestError, match="'No' .* and 'no' .* differ only in spelling"):
+        open_study(tmp_path / "run", cohort=cohort, classes=["no", "yes"])
+    assert not (tmp_path / "run").exists()
+    named = ["yes", "no", "No", "NA"]
+    assert list(open_study(tmp_path / "run", cohort=cohort, classes=named).classes) == named
+
+
 def test_a_manifest_is_prepared_first(tmp_path):
     manifest = write_scans(tmp_path, {f"S{n}": ("ct", "pet") for n in range(12)})
     header, *rows = manifest.read_text().splitlines()

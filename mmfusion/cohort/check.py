@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.cohort.copies import copies, same_files
+from mmfusion.cohort.labels import doubtful_labels
 from mmfusion.cohort.manifest import Case, parse_manifest
 from mmfusion.cohort.scans import header_problems, voxel_problems
 from mmfusion.cohort.splits import LEAK_REMEDY, leakage
@@ -53,7 +54,7 @@ def check_manifest(
     Raises:
         ReadError: the manifest itself does not exist or is not text.
     """
-    cases, problems = parse_manifest(path, modalities)
+    cases, _, problems = parse_manifest(path, modalities)
     problems += _labels(cases) + _parts(cases) + _subjects(cases) + _modalities(cases)
     digests: list[tuple[Case, str, str]] = []
     for done, case in enumerate(cases, 1):
@@ -112,6 +113,7 @@ def _labels(cases: Sequence[Case]) -> list[Problem]:
         for case in cases
         if case.label is None
     ]
+    out += doubtful_labels(case.label for case in cases)
     if len(subjects) == 1:
         problem = f"every label is {next(iter(subjects))!r}"
         out.append(Problem("error", 0, "", "", problem, "Training needs at least two classes."))

@@ -73,6 +73,17 @@ def files_of(path: Path) -> list[Path]:
     return [path]
 
 
+def is_scan_file(path: Path) -> bool:
+    """Whether a file is a volume by its name, or DICOM (a DICOMDIR, too) by its content."""
+    if path.name.lower().endswith((*_WHOLE, *_HEADERS)):
+        return True
+    with suppress(OSError):
+        if path.is_file():  # a pipe would be waited for
+            with path.open("rb") as stream:
+                return stream.read(132)[128:] == b"DICM"
+    return False
+
+
 def without_paths(message: str, case: Case) -> str:
     """The message with the files of a case named by modality and number: paths and names may hold a patient's."""
     known: dict[str, str] = {}

@@ -18,10 +18,11 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from mmfusion.cohort.inputs import misplaced
 from mmfusion.cohort.table import MISSING, Problem, header_problems, listed, no_column, read_table, too_long
-from mmfusion.errors import ManifestError
+from mmfusion.errors import ManifestError, ReadError
 from mmfusion.files import is_special, is_there, write_csv
 from mmfusion.io import split_series
 
@@ -89,7 +90,7 @@ class Case:
 def read_manifest(
     path: str | Path, modalities: Sequence[str] | None = None, *, files_must_exist: bool = True
 ) -> list[Case]:
-    """Read a manifest (CSV; tabs or semicolons instead of commas and a byte order mark are understood).
+    """Read a manifest: CSV, also as spreadsheets and pandas write it, see :func:`~mmfusion.cohort.table.read_table`.
 
     Which columns are modalities: those named in ``modalities``. If None, of the columns that have no meaning of
     their own (:data:`RESERVED`) and whose name does not end in ``mask`` or ``seg``: those with a known key
@@ -106,25 +107,42 @@ def read_manifest(
         ReadError: the manifest does not exist or is not text.
         ManifestError: anything wrong in it; all problems are listed, with their lines.
     """
-    cases, problems = parse_manifest(path, modalities, files_must_exist=files_must_exist)
-    if problems:
-        raise ManifestError(listed(problems, Path(path).name))
-    return cases
+    return read_study(path, modalities, files_must_exist=files_must_exist)[0]
+
+
+def read_study(
+    path: str | Path, modalities: Sequence[str] | None = None, *, files_must_exist: bool = True
+) -> tuple[list[Case], list[str]]:
+    """As :func:`read_manifest`, with the modalities that some case has, in the order of the columns (or as given)."""
+    manifest = parse_manifest(path, modalities, files_must_exist=files_must_exist)
+    if errors := [problem for problem in manifest.problems if problem.level == "error"]:
+        raise ManifestError(listed(errors, Path(path).name))
+    return manifest.cases, [name for name in manifest.modalities if any(name in one.images for one in manifest.cases)]
+
+
+class Manifest(NamedTuple):
+    """What a manifest holds: the cases that could be read, the modality columns in order, problems and notes."""
+
+    cases: list[Case]
+    modalities: list[str]
+    problems: list[Problem]
 
 
 def parse_manifest(
     path: str | Path, modalities: Sequence[str] | None = None, *, files_must_exist: bool = True
-) -> tuple[list[Case], list[Problem]]:
-    """As :func:`read_manifest`, but the problems are returned beside the cases that could be read.
+) -> Manifest:
+    """As :func:`read_manifest`, but problems are returned, not raised.
 
     Raises:
         ReadError: the manifest does not exist or is not text.
     """
     path = Path(path)
-    header, rows = read_table(path)
-    problems = _header_problems(header, path.name)
+    if words := misplaced(path, "manifest"):
+        raise ReadError(words)
+    header, rows, notes = read_table(path)
+    problems = _header_problems(header, path.name) + notes
     if "subject" not in header:
-        return [], problems
+        return Manifest([], [], problems)
     width = len(header)
     problems += too_long(rows, width)
     table = [
@@ -151,7 +169,7 @@ def parse_manifest(
         if case.subject:
             cases.append(case)
     problems += _duplicates(cases)
-    return cases, sorted(problems, key=lambda problem: problem.line)
+    return Manifest(cases, modalities, sorted(problems, key=lambda problem: problem.line))
 
 
 def write_manifest(cases: Iterable[Case], path: str | Path, modalities: Sequence[str] | None = None) -> None:
@@ -219,8 +237,21 @@ def _is_modality(name: str, table: Sequence[tuple[int, dict[str, str]]], folder:
 
 
 def _looks_like_path(cell: str, folder: Path) -> bool:
-    path = split_series(cell)[0]
-    return path.name.lower().endswith(VOLUME_SUFFIXES) or (not _is_number(cell) and is_there(folder / path))
+    path = split_series(_path(cell, folder))[0]
+    return path.name.lower().endswith(VOLUME_SUFFIXES) or (not _is_number(cell) and is_there(path))
+
+
+def _path(cell: str, folder: Path) -> Path:
+    """The path in a cell of a manifest in ``folder``; one of Windows with ``/`` for backslashes, if that exists."""
+
+    def located(text: str) -> Path:
+        path = Path(text)
+        with suppress(RuntimeError):  # nobody is called as it says behind ~
+            path = path.expanduser()
+        return folder.absolute() / path
+
+    path, plain = located(cell), located(cell.replace("\\", "/"))
+    return plain if not is_there(split_series(path)[0]) and is_there(split_series(plain)[0]) else path
 
 
 def _is_number(cell: str) -> bool:
@@ -252,10 +283,9 @@ def _case(
     def located(name: str, otherwise: str) -> Path | None:
         if not value(name):
             return None
-        path = Path(value(name))
-        with suppress(RuntimeError):  # nobody is called as it says behind ~
-            path = path.expanduser()
-        path = folder.absolute() / path
+        path = _path(value(name), folder)
+        if "\\" in value(name) and "\\" not in str(path):
+            problems.append(Problem("note", line, _short(subject), name, "backslashes in the path are read as /"))
         if files_must_exist and not is_there(split_series(path)[0]):
             kind = "file" if value(name).lower().endswith(VOLUME_SUFFIXES) else "path"
             wrong(name, f"{name} {kind} {_short(value(name))} does not exist", otherwise)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmfusion.cohort import misplaced
 from mmfusion.errors import CohortError, OptionError, ReadError, first_line
 from mmfusion.files import (
     EXPORTS,
@@ -167,6 +168,8 @@ def model_folder(folder: str | Path | None) -> Path:
     if folder is None:
         raise CohortError("no run is given: add --run RUN, a folder that train.yaml wrote")
     folder = Path(str(folder))  # MONAI's command line turns --run 7 into a number
+    if words := misplaced(folder, "model"):
+        raise CohortError(words)
     for place in (folder, folder / "models"):
         if (place / "model.json").is_file():
             return place

@@ -11,7 +11,7 @@ import numpy as np
 from mmfusion.cohort.files import region_of, with_region
 from mmfusion.errors import GeometryError, MmfusionError, OptionError, VoxelError
 from mmfusion.io import PET_DETAILS, load_mask, load_volume
-from mmfusion.options import resolve
+from mmfusion.options import OPTIONS, nearest, resolve, unknown
 from mmfusion.prepare.pictures import qc_pictures
 from mmfusion.prepare.placing import BRAIN_OF, Region, brain_on, mask_and_owner, place_grid, registered
 from mmfusion.prepare.scaling import check_pet, scaling
@@ -116,7 +116,8 @@ def prepare_case(
     Raises:
         ReadError, VoxelError: see :func:`load_case`.
         GeometryError: scans cannot be brought together, or there is nothing to center on.
-        OptionError: the case has none of the wanted modalities, or options that do not go together.
+        OptionError: the case has none of the wanted modalities, options that do not go together, or see
+            :func:`check_reference`.
     """
     options = resolve(options, "case")
     volumes = load_case(case, **options)
@@ -130,6 +131,23 @@ def prepare_case(
         roi = case.roi or options["roi"]
         mask = partial(load_mask, case.mask, roi=roi, assume_orientation=options["assume_orientation"])
     return prepare_volumes(volumes, mask=mask, pictures=pictures, keep_volumes=keep_volumes, device=device, **options)
+
+
+def check_reference(reference: Sequence[str], modalities: Sequence[str]) -> None:
+    """Refuse a reference that another modality would silently stand in for.
+
+    Some of a list may be missing (a study without MR); the default may name none of them.
+
+    Raises:
+        OptionError: one is a misspelt modality, or none is a modality.
+    """
+    strange = [name for name in reference if name not in modalities]
+    if list(reference) == OPTIONS["reference"].default or not strange:
+        return
+    others = [name for name in modalities if name not in reference]
+    misspelt = [name for name in strange if nearest(name, others)]
+    if misspelt or len(strange) == len(reference):
+        raise OptionError(unknown("reference", [*misspelt, *strange][0], modalities))
 
 
 def choose_reference(available: Sequence[str], preferred: Sequence[str]) -> str:
@@ -162,12 +180,14 @@ def prepare_volumes(
     Raises:
         GeometryError: no overlap, a registration that failed, nothing to center on, or no brain on the grid.
         VoxelError: a scan is constant on the grid (it would be taken for a missing one).
-        OptionError: ``crop_margin`` with nothing to crop to, or options of PET that do not go together.
+        OptionError: ``crop_margin`` with nothing to crop to, options of PET that do not go together, or see
+            :func:`check_reference`.
     """
     options = resolve(options, "case")
     check_crop(options)
     check_pet(options)
     modalities = tuple(options["modalities"] or volumes)
+    check_reference(options["reference"], modalities)
     available = [name for name in modalities if name in volumes]
     if not available:
         raise GeometryError(f"none of the modalities {', '.join(modalities)} is there")

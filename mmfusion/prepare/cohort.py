@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion import __version__
-from mmfusion.cohort import Case, read_manifest
+from mmfusion.cohort import Case, read_study
 from mmfusion.cohort.files import inputs_of, with_region, without_paths
-from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError, OutputError, ReadError, VoxelError
-from mmfusion.files import CohortFolder, read_fields, write_json
-from mmfusion.options import GROUPS, OPTIONS, resolve
-from mmfusion.prepare.case import check_crop, prepare_case
+from mmfusion.errors import CohortError, LostError, MmfusionError, OutputError, ReadError, VoxelError
+from mmfusion.files import CohortFolder, optional_fields, read_fields, write_json
+from mmfusion.options import GROUPS, resolve
+from mmfusion.prepare.case import check_crop, check_reference, prepare_case
 from mmfusion.prepare.derivatives import refuse_shared_names, write_dataset, write_derivative
 from mmfusion.prepare.exclusive import exclusive, refuse_other_run
 from mmfusion.prepare.folder import Cohort, read_case, remove_case, row_of, write_case, write_cohort
@@ -98,23 +98,21 @@ def prepare_cohort(
 
     Raises:
         ManifestError: the manifest has problems (all are listed).
-        OptionError: an option does not fit, or ``reference`` names no modality.
+        OptionError: an option does not fit, or ``reference`` is misspelt or names no modality.
         OutputError: ``out`` is not a cohort folder, holds what is read, or cannot be written.
         CohortError: a case failed, and ``strict``; or another call is writing into the folder.
     """
     check_pet(options)
-    chosen_by_hand = options.get("reference") not in (None, OPTIONS["reference"].default)
     storage = resolve({name: options.pop(name) for name in GROUPS["storage"] if name in options}, "storage")
     options = resolve(options, "case")
     check_device(device)
     check_crop(options)
     parse_standard(options["mr_standard"])
-    cases = [with_region(case, options["suvr"]) for case in read_manifest(manifest, options["modalities"])]
+    cases, names = read_study(manifest, options["modalities"])
+    cases = [with_region(case, options["suvr"]) for case in cases]
     options["suvr"] = options["suvr"] and "manifest"  # the cases have it now; a path is not kept
-    if options["modalities"] is None:
-        options["modalities"] = list(dict.fromkeys(name for case in cases for name in case.images))
-    if chosen_by_hand:
-        _refuse_reference(options["reference"], cases)
+    options["modalities"] = options["modalities"] or _kept_order(names, Path(out))
+    check_reference(options["reference"], options["modalities"])
     if storage["save_nifti"]:
         refuse_shared_names(cases)
     folder = Path(out).absolute()
@@ -147,14 +145,13 @@ def prepare_cohort(
         return write_cohort(Path(out), order.asked, [row_of(case, records[case.id] or {}) for case in cases])
 
 
-def _refuse_reference(reference: Sequence[str], cases: Sequence[Case]) -> None:
-    """A misspelt reference would silently leave the choice to the order of the columns."""
-    there = {name for case in cases for name in case.images}
-    if not there & set(reference):
-        raise OptionError(
-            f"reference {' '.join(reference)} names none of the modalities {', '.join(sorted(there))}; "
-            "give --reference one of them, or leave it out"
-        )
+def _kept_order(modalities: Sequence[str], out: Path) -> list[str]:
+    """The modalities as the cohort that is there has them, and new ones behind; else as the manifest has them."""
+    known: Any = None
+    with suppress(MmfusionError):  # a damaged file is written again
+        known = optional_fields(CohortFolder(out).options).get("modalities")
+    known = [name for name in known if name in modalities] if isinstance(known, list) else []
+    return [*known, *(name for name in modalities if name not in known)]
 
 
 def _counted(progress: Callable[[int, int, str], None] | None, total: int) -> Callable[..., None]:

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion import __version__
-from mmfusion.cohort import Case
-from mmfusion.errors import MmfusionError, OptionError, ReadError, first_line
+from mmfusion.cohort import Case, misplaced
+from mmfusion.errors import CohortError, MmfusionError, OptionError, ReadError, first_line
 from mmfusion.files import (
     CohortFolder,
     a_flag,
@@ -141,6 +141,8 @@ def open_cohort(folder: str | Path) -> Cohort:
         ReadError: ``options.json`` or ``cases.csv`` is damaged, or of another version.
     """
     folder = Path(folder)
+    if words := misplaced(folder, "cohort"):
+        raise CohortError(words)
     options, _ = _read_options(folder)
     rows = read_rows(CohortFolder(folder).table, _unfinished(folder), _NEEDED)
     if not rows:

@@ -11,7 +11,7 @@ from monai.transforms import Transform
 from mmfusion.cohort import Case
 from mmfusion.io import PET_DETAILS
 from mmfusion.options import resolve
-from mmfusion.prepare import load_image, prepare_case
+from mmfusion.prepare import check_reference, load_image, prepare_case
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -33,6 +33,7 @@ class PrepareCased(Transform):
     def __init__(self, keys: Sequence[str], device: str = "cpu", **options: Any) -> None:
         self.keys, self.device = list(keys), device
         self.options = resolve({**options, "modalities": self.keys}, "case")
+        check_reference(self.options["reference"], self.keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         case = data.get("case")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmfusion.errors import OptionError, VoxelError
-from mmfusion.volume.volume import SUV_UNITS, Volume
+from mmfusion.volume.volume import NORMALIZED, SUV_UNITS, Volume
 
 
 def window_ct(array: np.ndarray, low: float = -160.0, high: float = 240.0) -> np.ndarray:
@@ -108,7 +108,12 @@ def normalize(
         ct_window: HU that become 0 and 1.
         suv_max: SUV that becomes 1.
         mr_scaling: offset and scale of :func:`normalize_mr`.
+
+    Raises:
+        VoxelError: they were normalized before.
     """
+    if volume.units == NORMALIZED:
+        raise VoxelError(f"{volume.name} was normalized before; give the scan in its own units")
     if volume.units == "HU":
         return window_ct(volume.array, *ct_window)
     if volume.units in SUV_UNITS:

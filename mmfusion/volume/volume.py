@@ -25,6 +25,10 @@ PET_UNITS = (*SUV_UNITS, "SUVR", "Bq/mL", "stored")
 """All units of PET: SUV, the ratio to a reference region, and what the file has (``stored``: counts, for example)."""
 
 
+NORMALIZED = "normalized"
+"""Units of values that were scaled for a network, once (about 0 to 1)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """Voxels on a grid in the world.
@@ -34,7 +38,8 @@ class Volume:
             when the volume comes from :mod:`mmfusion.io`.
         affine: ``[4, 4]`` voxel index to RAS+ world, mm.
         modality: the study's word for it, usually ``ct``, ``pet``, ``mr`` or ``mask``.
-        units: ``HU``, one of :data:`PET_UNITS`, ``a.u.`` (arbitrary, MR) or ``label``.
+        units: ``HU``, one of :data:`PET_UNITS`, ``a.u.`` (arbitrary, MR), ``label`` or :data:`NORMALIZED`; empty if
+            unknown.
         meta: plain facts about the source: ``source`` (path), ``frame_of_reference`` and ``series_uid`` (UIDs),
             ``notes`` (what was repaired), ``doubts`` (what may be wrong with it). Never a patient's name, birth date or
             address.
