@@ -298,7 +298,8 @@ def _check_range(result: CaseResult, dtype: str) -> None:
 def _without_paths(result: CaseResult, case: Case, order: _Order) -> CaseResult:
     """The result with the reasons and notes as they may be written."""
     facts = {n: _named(v, case, order) if n.endswith("_notes") else v for n, v in result.facts.items()}
-    return replace(result, reasons=tuple(_named(reason, case, order) for reason in result.reasons), facts=facts)
+    doubts = tuple(doubt._replace(sentence=_named(doubt.sentence, case, order)) for doubt in result.doubts)
+    return replace(result, doubts=doubts, facts=facts)
 
 
 def _write_nifti(case: Case, result: CaseResult, digests: Mapping[str, str], order: _Order) -> list[Path]:
