@@ -276,8 +276,9 @@ def write_case(
 ) -> dict[str, Any]:
     """Write one prepared case, and return its row of ``cases.csv``.
 
-    ``sources`` are the digests of what was read, by scan. ``others`` are files that belong to the case and lie elsewhere in ``out``, already. ``allowed`` is asked at the last
-    moment, and raises if the folder belongs to somebody else by now.
+    ``sources`` are the digests of what was read, by scan. ``others`` are files that belong to the case and lie
+    elsewhere in ``out``, already. ``allowed`` is asked at the last moment, and raises if the folder belongs to somebody
+    else by now.
 
     Whatever ends the process or the machine, a case is whole or counts as not prepared: ``case.json`` says so until all
     files are on the disk under their names. Files of an earlier preparation that the case no longer has are removed;
@@ -402,9 +403,8 @@ def read_case(out: Path, case_id: str) -> dict[str, Any] | None:
 
 
 _RECORD = {
-    **dict.fromkeys(
-        ("key", "stamp", "status", "reasons", "causes", "reference", "modalities", "file", "world"), a_text
-    ),
+    **dict.fromkeys(("key", "stamp", "status", "reasons", "causes"), a_text),
+    **dict.fromkeys(("reference", "modalities", "file", "world"), a_text),
     **dict.fromkeys(("checksums", "looked_at"), a_table),
 }
 
