@@ -280,13 +280,11 @@ def _alternative(pair: Pair, found: Result, used: Transform) -> Alternative | No
     if found.other is not None:
         words = "the best position of the search" if found.kept else second
         candidates.insert(0, (Transform(found.other), words))
-    middle = pair.fixed.field.center
     for other, words in candidates:
-        if np.linalg.norm(other.apply(pair.fixed.box) - used.apply(pair.fixed.box), axis=-1).max() < _SAME_MM:
-            continue
-        apart = float(np.linalg.norm(other.apply(middle) - used.apply(middle)))
-        turn = used.inverse().compose(other).rotation_deg
-        return Alternative(other.compose(pair.before), f"{words}, {apart:.0f} mm and {turn:.0f}° away")
+        apart = float(np.linalg.norm(other.apply(pair.fixed.box) - used.apply(pair.fixed.box), axis=-1).max())
+        if apart >= _SAME_MM:
+            turn = used.inverse().compose(other).rotation_deg
+            return Alternative(other.compose(pair.before), f"{words}, up to {apart:.0f} mm away, turned by {turn:.0f}°")
     return None
 
 
