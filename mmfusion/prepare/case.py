@@ -12,7 +12,7 @@ import numpy as np
 from mmfusion.errors import GeometryError, MmfusionError, OptionError, VoxelError
 from mmfusion.io import PET_DETAILS, load_mask, load_volume
 from mmfusion.options import resolve
-from mmfusion.prepare.pictures import qc_pictures
+from mmfusion.prepare.pictures import case_pictures
 from mmfusion.prepare.placing import BRAIN_OF, Region, brain_on, mask_and_owner, place_grid, registered
 from mmfusion.prepare.scaling import scaling
 from mmfusion.volume import Grid, Transform, Volume, correct_bias, coverage, foreground, resample
@@ -253,7 +253,7 @@ def prepare_volumes(
         registrations=registrations,
         doubts=tuple(doubts),
         facts=facts,
-        pictures=_pictures(volumes, reference, transforms, grid, scalings, head, to_head, registrations)
+        pictures=case_pictures(volumes, reference, transforms, grid, scalings, head, to_head, registrations)
         if pictures
         else {},
         on_grid=on_grid,
@@ -335,28 +335,3 @@ def _registration_facts(name: str, registration: Registration | None) -> dict[st
     return {
         f"{name}_{key}": value for key, value in registration.as_dict().items() if isinstance(value, str | float | int)
     } | {f"{name}_alternative": registration.alternative.words if registration.alternative else ""}
-
-
-def _pictures(
-    volumes: Mapping[str, Volume],
-    reference: str,
-    transforms: Mapping[str, Transform],
-    grid: Grid,
-    scalings: Mapping[str, Callable[[Volume], np.ndarray]],
-    head: str | None,
-    to_head: Transform,
-    registrations: Mapping[str, Registration],
-) -> dict[str, np.ndarray]:
-    here, others = transforms.get(reference, Transform()), {}
-    for name, one in registrations.items():
-        if one.alternative is None or (name != head and one.alternative.fixed_to_moving.is_identity):
-            continue  # where the headers put a scan is shown in any case
-        way = one.alternative.fixed_to_moving
-        others[name] = here.compose(way.inverse() if name == head else way)
-    shown = None
-    if head:
-        from mmfusion.registration import template
-
-        volume = template(head).volume
-        shown = volume, to_head, scaling(head, volume, resolve({}, "case"), partial(foreground, volume))
-    return qc_pictures(volumes, reference, transforms, grid, scalings, shown, others)

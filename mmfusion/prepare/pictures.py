@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfusion.volume import Grid, Transform, Volume, coverage, resample
+from mmfusion.options import resolve
+from mmfusion.prepare.scaling import scaling
+from mmfusion.volume import Grid, Transform, Volume, coverage, foreground, resample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from mmfusion.registration import Registration
+
     Scaling = Callable[[Volume], np.ndarray]
 
 _PLANES = ("sagittal", "coronal", "axial")
+
+
+def case_pictures(
+    volumes: Mapping[str, Volume],
+    reference: str,
+    transforms: Mapping[str, Transform],
+    grid: Grid,
+    scalings: Mapping[str, Scaling],
+    head: str | None,
+    to_head: Transform,
+    registrations: Mapping[str, Registration],
+) -> dict[str, np.ndarray]:
+    """:func:`qc_pictures` of a case, with its template and with the positions that doubtful registrations did not take.
+
+    Args:
+        volumes, reference, transforms, grid, scalings: see there.
+        head: name of the template, if there is one.
+        to_head: where a point of the grid's world lies in the template.
+        registrations: by moving modality, and by the name of the template.
+    """
+    here, others = transforms.get(reference, Transform()), {}
+    for name, one in registrations.items():
+        if one.alternative is None or (name != head and one.alternative.fixed_to_moving.is_identity):
+            continue  # where the headers put a scan is shown in any case
+        way = one.alternative.fixed_to_moving
+        others[name] = here.compose(way.inverse() if name == head else way)
+    shown = None
+    if head:
+        from mmfusion.registration import template
+
+        volume = template(head).volume
+        shown = volume, to_head, scaling(head, volume, resolve({}, "case"), partial(foreground, volume))
+    return qc_pictures(volumes, reference, transforms, grid, scalings, shown, others)
 
 
 def qc_pictures(
@@ -77,9 +115,9 @@ def qc_pictures(
             planes(f"{moment}_{name}", volume, transform, scalings[name])
             histogram(f"histogram_{moment}_{name}", fixed_seen, seen(volume, transform, scalings[name]))
     if head is not None:
-        volume, to_head, scaling = head
+        volume, to_head, head_scaling = head
         keys = {"template": to_head} | {f"other_{name}": way for name, way in others.items() if name not in volumes}
         for key, way in keys.items():
-            planes(key, volume, way, scaling)
-            histogram(f"histogram_{key}", seen(volume, way, scaling), fixed_seen)
+            planes(key, volume, way, head_scaling)
+            histogram(f"histogram_{key}", seen(volume, way, head_scaling), fixed_seen)
     return out
