@@ -90,13 +90,12 @@ def test_report_counts_doubtful_cases_and_shows_the_auc_without_them(tmp_path):
         entry = {"doubtful": named, "auc": auc}
         page = Page(write_report(write_run(tmp_path / "a", cohort, without_doubtful=entry)))
         assert "Doubtful cases" in page.headings and "5 doubtful 1 doubtful, and accepted by a person" in page.text
-        table = page.text.split("in doubt for")[1].split("AUC value")[0]
-        found = re.findall(
-            r"(registration|mask|coverage|not recorded|all doubtful cases|by a person) (\d) \d \d \d", table
-        )
+        table = page.text.split("in doubt for cohort")[1].split("AUC value")[0]
+        shown = "registration|mask|coverage|not recorded|all doubtful cases|by a person"
+        found = re.findall(rf"({shown}) (\d) \d \d \d", table)
         assert [int(count) for _, count in found] == [2, 2, 1, 1, 5, 1] and "reading" not in table
         assert f"without the {len(named)} doubtful 0.813 0.500 to 0.900 12 –" in page.text
-        assert ("evaluate again" in page.text) == outdated
+        assert ("Evaluate again" in page.text) == outdated
 
 
 def test_report_shows_the_worst_and_the_median_registration(report):

@@ -56,5 +56,5 @@ def _outdated(result: Result) -> Html:
     now = {row.get("case") for row in result.cases if status_of(row) == "doubtful"} & evaluated
     if not result.cases or now == set(result.without_doubtful.get("doubtful", ())):
         return Html("")
-    words = f"Now {len(now)} of the evaluated cases are doubtful, others than when they were evaluated: evaluate again."
+    words = f"Since the evaluation doubts were settled or came up ({len(now)} cases are doubtful now). Evaluate again."
     return element("p", words)
