@@ -29,8 +29,8 @@ from mmfusion.cohort.simulate import (
 from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError
 from mmfusion.files import MARK, TEMPORARY
 from mmfusion.io import load_transform, load_volume, save_volume
-from mmfusion.prepare import cohort as room
 from mmfusion.prepare import (
+    Doubt,
     damaged_files,
     open_cohort,
     prepare_case,
@@ -39,6 +39,7 @@ from mmfusion.prepare import (
     refuse_contradictions,
     write_case,
 )
+from mmfusion.prepare import cohort as room
 from mmfusion.prepare.exclusive import exclusive
 from mmfusion.prepare.folder import read_case
 from mmfusion.prepare.sources import case_key, source_digests
@@ -315,7 +316,8 @@ def test_nifti_of_other_options_goes_and_values_must_fit(study, monkeypatch):
 
     def large(case, **options):
         result = prepare_case(case, **options)
-        return replace(result, image=result.image * 1e6, reasons=(f"mask: mask {case.images['pet']}: odd",))
+        doubt = Doubt("mask", f"mask: mask {case.images['pet']}: odd")
+        return replace(result, image=result.image * 1e6, doubts=(doubt,))
 
     monkeypatch.setattr(room, "prepare_case", large)
     rows = prepare(manifest, cohort.folder, dtype="float16")[0].rows
