@@ -346,6 +346,7 @@ def _registration_text(found: Any, out: str, transform_out: str | None, as_json:
         return json.dumps({**found.as_dict(), "linear": found.fixed_to_moving.is_linear, **files})
     rows = "\n".join("  " + " ".join(f"{value:10.4f}" for value in row) for row in matrix)
     reasons = "".join(f"\n  {printable(reason)}" for reason in found.reasons)
+    reasons += f"\n  not used: {found.alternative.words}" if found.alternative else ""
     bend = ""
     if field is not None:
         shape = " x ".join(map(str, field.grid.shape))

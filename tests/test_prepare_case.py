@@ -343,6 +343,18 @@ def test_a_scan_that_shows_little_of_the_grid_makes_the_case_doubtful():
     assert result.facts["mr_coverage"] < 0.05 and prepare_volumes({"mr": slab}, **SMALL).status == "done"
 
 
+def test_every_doubt_has_its_cause():
+    """What a scan says of itself comes first, then its position, the mask, and what it saw of the grid."""
+    ct = scan("ct", doubts=["12 slices are missing."])
+    pet = scan("pet", Transform.rigid((0, 0, 0), (40, 0, 0)), frame_of_reference="1.2")
+    ct = ct.replace(meta=ct.meta | {"frame_of_reference": "1.2"})
+    grid = Grid.around(MIDDLE + (0, 0, 110), (12, 12, 12), (11, 13, 17))
+    result = prepare_volumes({"ct": ct, "pet": pet}, mask=ball(MIDDLE), grid=grid, register="none", pictures=False)
+    assert [doubt.cause for doubt in result.doubts] == ["reading", "registration", "mask"]
+    assert result.reasons[0] == "ct: 12 slices are missing." and result.status == "doubtful"
+    assert len(result.mask_digest) == 64
+
+
 def test_pictures_show_three_planes_before_and_after(registered):
     pictures = registered[1].pictures
     shapes = {name: picture.shape for name, picture in pictures.items() if name.startswith("reference")}

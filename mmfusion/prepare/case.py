@@ -31,7 +31,7 @@ class Doubt(NamedTuple):
     """Why a case is doubtful: the cause, by which doubtful cases are counted, and a sentence."""
 
     cause: str
-    """``reading`` (what a scan holds), ``registration``, ``mask``, or ``coverage`` (what a scan saw of the grid)."""
+    """One of :data:`mmfusion.report.files.CAUSES`."""
     sentence: str
 
 

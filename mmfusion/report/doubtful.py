@@ -29,9 +29,10 @@ def _by_cause(result: Result) -> Html:
     def line(words: str, rows: Sequence[Mapping[str, str]]) -> list[object]:
         return [words, len(rows), *(sum(parts.get(row.get("case")) == part for row in rows) for part in shown)]
 
-    by_cause = {
-        cause: [row for row in doubtful if cause in (causes_of(row) or [_UNKNOWN])] for cause in (*CAUSES, _UNKNOWN)
-    }
+    by_cause: dict[str, list[Mapping[str, str]]] = {cause: [] for cause in CAUSES}
+    for row in doubtful:
+        for cause in causes_of(row) or [_UNKNOWN]:
+            by_cause.setdefault(cause, []).append(row)
     lines = [line(cause, rows) for cause, rows in by_cause.items() if rows]
     lines.append(line("all doubtful cases", doubtful))
     if accepted:
