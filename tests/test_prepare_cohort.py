@@ -288,6 +288,8 @@ def test_the_one_file_that_is_meant_counts_and_its_neighbors_do_not(tmp_path):
         return case_key(case, {}, source_digests(case))
 
     assert len({key(image, mask) for image in "ab" for mask in "ab"}) == 4
+    one, other = (source_digests(Case("1", images={"ct": f"{flat}#1.2.{n}"}))["ct"] for n in (0, 1))
+    assert one != other  # which series is meant is part of what was looked at
     before = key("a", "a")
     (masks / "c.dcm").write_bytes(b"another patient's")
     assert key("a", "a") == before
