@@ -21,6 +21,7 @@ EXAMPLES = {
     "index": "mmfusion index dicom/ --out manifest.csv --labels labels.csv --label diagnosis",
     "check": "mmfusion check manifest.csv",
     "prepare": "mmfusion prepare manifest.csv --out cohort --spacing 2 2 2 --size 96 96 96",
+    "accept": 'mmfusion accept cohort SIM-0001 --note "PET breathes; the liver fits"',
     "register": "mmfusion register ct.nii.gz pet_dicom/ --out pet_on_ct.nii.gz --transform-out pet.tfm",
     "predict": "mmfusion predict bundles/feature_fusion_classification manifest.csv --out predictions",
     "export": "mmfusion export bundles/feature_fusion_classification --engine onnx",
@@ -35,6 +36,7 @@ HELP = {
     "index": "walk a DICOM or BIDS tree and write the manifest",
     "check": "list every problem of a manifest, from headers (--deep: from voxels, too), or of a cohort folder",
     "prepare": "load, register, resample once, normalize: a manifest to a cohort folder",
+    "accept": "settle a doubtful case of a cohort that you have looked at in qc.html",
     "register": "one pair of volumes in any readable format",
     "predict": "raw scans to class probabilities, by a bundle or a run; nothing of it is executed, but with --trust",
     "export": "write a model as TorchScript or ONNX beside its weights",
@@ -49,6 +51,7 @@ POSITIONALS = {
     "index": [("root", "folder to walk")],
     "check": [("manifest", "CSV or TSV with a column subject and one a modality; or a cohort folder")],
     "prepare": [("manifest", "CSV or TSV with a column subject and one a modality")],
+    "accept": [("cohort", "cohort folder"), ("case", "case, as qc.html and cases.csv name it")],
     "register": [("fixed", "volume that stays, or mni152: the template"), ("moving", "volume that is brought to it")],
     "predict": [
         ("model", "bundle, run folder, or folder of the folds of a cross-validation"),
@@ -233,9 +236,22 @@ def _prepare(manifest: str, out: str, **options: Any) -> int:
             _say(f"subject {row['subject']}: {row['reasons']}", file=sys.stderr)
     if missed := _bodies_missed(cohort):
         _say(missed, file=sys.stderr)
-    counts = ", ".join(f"{cohort.count(status)} {status}" for status in ("done", "doubtful", "failed"))
-    _say(f"{counts} | modalities {', '.join(cohort.modalities)} | look at {Path(out) / 'qc.html'}")
+    _say(f"{_counts(cohort)} | modalities {', '.join(cohort.modalities)} | look at {Path(out) / 'qc.html'}")
     return int(cohort.count("failed") > 0)
+
+
+def _counts(cohort: Any) -> str:
+    """How many cases are in each state; of accepted ones only if there are some."""
+    counts = {status: cohort.count(status) for status in ("done", "doubtful", "accepted", "failed")}
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count or status != "accepted")
+
+
+def _accept(cohort: str, case: str, note: str | None, undo: bool | None) -> int:
+    from mmfusion.prepare import accept_case
+
+    after = accept_case(cohort, case, note=note, undo=bool(undo))
+    _say(f"case {case} {'is no longer' if undo else 'is'} accepted | {_counts(after)}")
+    return 0
 
 
 def _bodies_missed(cohort: Any) -> str:
@@ -340,6 +356,7 @@ def _registration_text(found: Any, out: str, transform_out: str | None, as_json:
         return json.dumps({**found.as_dict(), "linear": found.fixed_to_moving.is_linear, **files})
     rows = "\n".join("  " + " ".join(f"{value:10.4f}" for value in row) for row in matrix)
     reasons = "".join(f"\n  {printable(reason)}" for reason in found.reasons)
+    reasons += f"\n  not used: {found.alternative.words}" if found.alternative else ""
     bend = ""
     if field is not None:
         shape = " x ".join(map(str, field.grid.shape))
@@ -425,6 +442,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "index": _index,
     "check": _check,
     "prepare": _prepare,
+    "accept": _accept,
     "register": _register,
     "predict": _predict,
     "export": _export,

@@ -205,6 +205,8 @@ _TABLE = (
     Option("dtype", str, "float32", "of the stored tensors", choices=("float32", "float16")),
     Option("save_nifti", bool, False, "also write the scans on the grid as NIfTI, in a BIDS derivative"),
     Option("keep_paths", bool, False, "name original files in what is written (paths may hold a patient's name)"),
+    Option("note", str, None, "why the case is right, kept with the decision"),
+    Option("undo", bool, False, "take the decision back"),
     Option("device", str, "cpu", "where registration (predict: the network) runs: cpu, or a torch device such as cuda"),
     # the network
     Option(
@@ -364,6 +366,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         ),
         *("fixed_modality", "moving_modality", "frame", "assume_orientation", "nan"),
     ),
+    "accept": ("note", "undo"),
     "demo": ("out", "subjects", "seed"),
     "simulate": ("out", "train_subjects", "test_subjects", "seed"),
     "predict": ("out", "engine", "trust", "batch_size", "workers", "time_limit", "device"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_help_of_a_command_has_its_example_and_defaults(name, capsys):
 
 def test_examples_are_commands_that_parse():
     for name, example in cli.EXAMPLES.items():
-        given = vars(cli.make_parser().parse_args(example.split()[1:]))
+        given = vars(cli.make_parser().parse_args(shlex.split(example)[1:]))
         assert " ".join(filter(None, (given["command"], given.get("action")))) == name
     assert set(cli.EXAMPLES) == set(cli.COMMANDS) == set(cli.HELP) == set(cli.POSITIONALS)
 

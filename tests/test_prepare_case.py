@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -19,8 +20,9 @@ from mmfusion.io import save_volume
 from mmfusion.options import resolve
 from mmfusion.prepare import case as room
 from mmfusion.prepare import check_reference, choose_reference, load_case, prepare_case, prepare_volumes
+from mmfusion.prepare.pictures import case_pictures
 from mmfusion.prepare.placing import Region, mask_and_owner
-from mmfusion.registration import brain_mask, register, template
+from mmfusion.registration import Alternative, brain_mask, register, template
 from mmfusion.volume import Displacement, Grid, Transform, Volume, foreground, mask_center, resample
 
 FLIP = np.diag([-1.0, -1, 1, 1])
@@ -423,6 +425,18 @@ def test_a_scan_that_shows_little_of_the_grid_makes_the_case_doubtful():
     assert result.facts["mr_coverage"] < 0.05 and prepare_volumes({"mr": slab}, **SMALL).status == "done"
 
 
+def test_every_doubt_has_its_cause():
+    """What a scan says of itself comes first, then its position, the mask, and what it saw of the grid."""
+    ct = scan("ct", doubts=["12 slices are missing."])
+    pet = scan("pet", Transform.rigid((0, 0, 0), (40, 0, 0)), frame_of_reference="1.2")
+    ct = ct.replace(meta=ct.meta | {"frame_of_reference": "1.2"})
+    grid = Grid.around(MIDDLE + (0, 0, 110), (12, 12, 12), (11, 13, 17))
+    result = prepare_volumes({"ct": ct, "pet": pet}, mask=ball(MIDDLE), grid=grid, register="none", pictures=False)
+    assert [doubt.cause for doubt in result.doubts] == ["reading", "registration", "mask"]
+    assert result.reasons[0] == "ct: 12 slices are missing." and result.status == "doubtful"
+    assert len(result.mask_digest) == 64
+
+
 def test_pictures_show_three_planes_before_and_after(registered):
     pictures = registered[1].pictures
     shapes = {name: picture.shape for name, picture in pictures.items() if name.startswith("reference")}
@@ -433,6 +447,31 @@ def test_pictures_show_three_planes_before_and_after(registered):
         assert before.shape == after.shape and np.abs(before - after).max() > 0.1
     before, after = (pictures[f"histogram_{moment}_pet"] for moment in ("before", "after"))
     assert before.shape == (32, 32) and (after > 0).sum() < (before > 0).sum()  # sharper where aligned
+
+
+def test_a_position_that_was_not_taken_is_drawn_as_if_it_had_been():
+    """Of a modality and of the template, on a grid in the template's world."""
+    scans, grid = {name: scan(name) for name in ("ct", "pet")}, Grid.around(MIDDLE, (9, 8, 7), (13, 15, 17))
+    here, taken = Transform.rigid((3, 4, 5), (2, -3, 4)), Transform.rigid((0, 6, 0), (5, 0, 0))
+    other, head = Transform.rigid((8, -5, 3), (10, 12, -7)), Transform.rigid((4, 0, 9), (-6, 3, 8))
+    found = {"pet": Alternative(other, "another"), "mni152": Alternative(head, "another")}
+
+    def drawn(pet, to_head, alternatives):
+        registrations = {name: SimpleNamespace(alternative=alternatives.get(name)) for name in found}
+        scalings = dict.fromkeys(scans, lambda volume: (volume.array - volume.array.min()) / 1000)
+        transforms = {"ct": here, "pet": here.compose(pet)}
+        return case_pictures(scans, "ct", transforms, grid, scalings, "mni152", to_head, registrations)
+
+    pictures = drawn(taken, Transform(), found)
+    wanted = drawn(other, here.compose(head.inverse()), {})
+    for end in ("axial", "coronal", "sagittal"):
+        np.testing.assert_array_equal(pictures[f"other_pet_{end}"], wanted[f"after_pet_{end}"])
+        np.testing.assert_array_equal(pictures[f"other_mni152_{end}"], wanted[f"template_{end}"])
+        assert not np.array_equal(pictures[f"other_pet_{end}"], pictures[f"after_pet_{end}"])
+    np.testing.assert_array_equal(pictures["histogram_other_mni152"], wanted["histogram_template"])
+    assert not any(name.startswith("other") for name in wanted)
+    headers = {"pet": Alternative(Transform(), "the headers")}
+    assert drawn(taken, Transform(), headers).keys() == wanted.keys()  # they are shown before registration
 
 
 def test_facts_for_the_table(registered):

@@ -29,8 +29,8 @@ from mmfusion.cohort.simulate import (
 from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError
 from mmfusion.files import MARK, TEMPORARY, write_csv
 from mmfusion.io import load_transform, load_volume, save_volume
-from mmfusion.prepare import cohort as room
 from mmfusion.prepare import (
+    Doubt,
     damaged_files,
     open_cohort,
     prepare_case,
@@ -39,6 +39,7 @@ from mmfusion.prepare import (
     refuse_contradictions,
     write_case,
 )
+from mmfusion.prepare import cohort as room
 from mmfusion.prepare.exclusive import exclusive
 from mmfusion.prepare.folder import read_case
 from mmfusion.prepare.sources import case_key, source_digests
@@ -287,6 +288,8 @@ def test_the_one_file_that_is_meant_counts_and_its_neighbors_do_not(tmp_path):
         return case_key(case, {}, source_digests(case))
 
     assert len({key(image, mask) for image in "ab" for mask in "ab"}) == 4
+    one, other = (source_digests(Case("1", images={"ct": f"{flat}#1.2.{n}"}))["ct"] for n in (0, 1))
+    assert one != other  # which series is meant is part of what was looked at
     before = key("a", "a")
     (masks / "c.dcm").write_bytes(b"another patient's")
     assert key("a", "a") == before
@@ -315,7 +318,8 @@ def test_nifti_of_other_options_goes_and_values_must_fit(study, monkeypatch):
 
     def large(case, **options):
         result = prepare_case(case, **options)
-        return replace(result, image=result.image * 1e6, reasons=(f"mask: mask {case.images['pet']}: odd",))
+        doubt = Doubt("mask", f"mask: mask {case.images['pet']}: odd")
+        return replace(result, image=result.image * 1e6, doubts=(doubt,))
 
     monkeypatch.setattr(room, "prepare_case", large)
     rows = prepare(manifest, cohort.folder, dtype="float16")[0].rows

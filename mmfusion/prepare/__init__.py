@@ -1,7 +1,9 @@
 """From the scans of a case to its tensor, and from a manifest to a cohort folder that is made once."""
 
+from mmfusion.prepare.acceptance import accept_case
 from mmfusion.prepare.case import (
     CaseResult,
+    Doubt,
     check_reference,
     choose_reference,
     load_case,
@@ -24,6 +26,8 @@ from mmfusion.prepare.folder import (
 
 __all__ = [
     "CaseResult",
+    "Doubt",
+    "accept_case",
     "check_reference",
     "choose_reference",
     "load_case",

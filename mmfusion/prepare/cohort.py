@@ -20,6 +20,7 @@ from mmfusion.cohort.files import inputs_of, with_region, without_paths
 from mmfusion.errors import CohortError, LostError, MmfusionError, OutputError, ReadError, VoxelError
 from mmfusion.files import CohortFolder, optional_fields, read_fields, write_json
 from mmfusion.options import GROUPS, resolve
+from mmfusion.prepare.acceptance import read_acceptances, settled
 from mmfusion.prepare.case import check_crop, check_reference, prepare_case
 from mmfusion.prepare.derivatives import refuse_shared_names, write_dataset, write_derivative
 from mmfusion.prepare.exclusive import exclusive, refuse_other_run
@@ -81,7 +82,8 @@ def prepare_cohort(
     A case is keyed by the content of its files, its options and the version of mmfusion; files that only moved or were
     written again are read, found equal, and not prepared again. A bad case ends as ``failed`` with its error and stops
     nothing, even if it crashes its process, takes all memory, or never ends. Whatever ends this call, the same call
-    goes on where it stopped, and gives the same tensors and transforms with any number of workers.
+    goes on where it stopped, and gives the same tensors and transforms with any number of workers. What persons decided
+    on doubtful cases stays, see :mod:`mmfusion.prepare.acceptance`.
 
     Args:
         manifest: CSV or TSV, see :func:`mmfusion.cohort.read_manifest`.
@@ -119,6 +121,7 @@ def prepare_cohort(
     reads, series = inputs_of(cases)
     with exclusive(folder, reads=[Path(manifest), *reads], series=series) as run_token:
         order = _Order(folder, options, storage, device, run_token)
+        accepted = read_acceptances(folder)
         if storage["save_nifti"]:
             write_dataset(order.out)
         run = partial(_run, order=order, make=partial(_executor, workers, time_limit, device, scheduler))
@@ -142,7 +145,8 @@ def prepare_cohort(
                         f"stopped at case {case.id} ({tried} of {len(cases)} were tried): {record['reasons']}. "
                         "The same command goes on where it stopped; without --strict a failed case stops nothing"
                     )
-        return write_cohort(Path(out), order.asked, [row_of(case, records[case.id] or {}) for case in cases])
+        rows = [row_of(case, records[case.id] or {}) for case in cases]
+        return write_cohort(Path(out), order.asked, settled(folder, rows, accepted))
 
 
 def _kept_order(modalities: Sequence[str], out: Path) -> list[str]:
@@ -274,6 +278,7 @@ def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
             refuse_other_run(order.out, order.run)
             others = _write_nifti(case, result, digests, order)
             how = {"key": key, "stamp": stamp, "seconds": perf_counter() - start, "dtype": order.storage["dtype"]}
+            how["sources"] = digests
             allowed = partial(refuse_other_run, order.out, order.run)
             return write_case(order.out, case, result, others=others, allowed=allowed, **how)
         except OutputError as error:
@@ -297,7 +302,8 @@ def _check_range(result: CaseResult, dtype: str) -> None:
 def _without_paths(result: CaseResult, case: Case, order: _Order) -> CaseResult:
     """The result with the reasons and notes as they may be written."""
     facts = {n: _named(v, case, order) if n.endswith("_notes") else v for n, v in result.facts.items()}
-    return replace(result, reasons=tuple(_named(reason, case, order) for reason in result.reasons), facts=facts)
+    doubts = tuple(doubt._replace(sentence=_named(doubt.sentence, case, order)) for doubt in result.doubts)
+    return replace(result, doubts=doubts, facts=facts)
 
 
 def _write_nifti(case: Case, result: CaseResult, digests: Mapping[str, str], order: _Order) -> list[Path]:
