@@ -79,8 +79,8 @@ def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
     offsets = _tomographic_offsets(path, header) if detector else [0.0] * len(frames or [None])
     for n, offset in enumerate(offsets):
         tag = partial(frame_tag, path, header, n)
-        position = numbers((detector or {}).get("ImagePositionPatient") or tag(*_POSITION))
-        cosines = numbers((detector or {}).get("ImageOrientationPatient") or tag(*_ORIENTATION))
+        position = numbers(detector.get(_POSITION[1]) if detector else tag(*_POSITION))
+        cosines = numbers(detector.get(_ORIENTATION[1]) if detector else tag(*_ORIENTATION))
         spacing = numbers(tag("PixelMeasuresSequence", "PixelSpacing"))
         if (len(position), len(cosines), len(spacing)) != (3, 6, 2) or not header.get("Columns"):
             raise ReadError(
