@@ -170,7 +170,7 @@ def test_a_slice_of_another_size_is_left_out_with_a_doubt(tmp_path):
 def test_two_stacks_in_one_series_are_refused(tmp_path, slices, odd):
     write_series(tmp_path, voxels((7, 5, slices)), series_uid="1.2.9")
     add_odd(tmp_path, odd, "zzz", axes=(0, 1, 0, 0, 0, -1), step=(3, 0, 0))
-    with pytest.raises(ReadError, match=f"different orientations: {slices} of {slices + odd} are alike; one parallel"):
+    with pytest.raises(ReadError, match="different orientations; one parallel stack is needed. Keep each"):
         read_header(tmp_path)
 
 
