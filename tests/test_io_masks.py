@@ -78,6 +78,16 @@ def test_a_gap_of_several_planes_stays_empty_and_a_lone_plane_is_one_slice(tmp_p
     assert len(np.unique(np.argwhere(lone.array)[:, 2])) == 1
 
 
+@pytest.mark.parametrize("up", [1, -1])
+def test_contours_of_a_stack_of_two_spacings_fill_the_wider_one_too(tmp_path, up):
+    grid = Grid.around((10, -20, 0), (1.1, 0.9, 0.5), (37, 41, 191))
+    planes = up * (0.1 + np.array([-10, -8, -6, -4, -2, 0, 2, 4, 10, 16, 22]))
+    mask = load_mask(write_rtstruct(tmp_path / "rs.dcm", {"GTV": [circle(10, z) for z in planes]}), grid)
+    heights = grid.to_world(np.argwhere(mask.array))[:, 2] * up
+    wanted = grid.to_world(np.stack([np.zeros(191)] * 2 + [np.arange(191)], -1))[:, 2] * up
+    np.testing.assert_allclose(np.unique(heights), np.unique(wanted[(wanted > -10.9) & (wanted < 25.1)]))
+
+
 def test_structures_are_joined_or_chosen_by_name(tmp_path):
     path = write_rtstruct(
         tmp_path / "rs" / "x.dcm",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _SAME_PLANE_MM = 0.1
 _SAME_LINE_MM = 0.05
 _NEIGHBORS = 1.5  # planes farther apart than this many usual steps have nothing between them
+_LEAST_GAPS = 3  # of one spacing
 
 
 def inside_contours(contours: list[np.ndarray], grid: Grid) -> np.ndarray:
@@ -100,11 +101,23 @@ def _distinct(heights: np.ndarray) -> np.ndarray:
 
 
 def _slabs(planes: np.ndarray, lone_thickness: float) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper end of each plane's slab, mm."""
+    """Lower and upper end of each plane's slab, mm.
+
+    A stack may go on in another spacing (head CT), where planes are as far apart as that.
+    """
     gaps = np.diff(planes)
     usual = float(np.median(gaps)) if len(gaps) else lone_thickness
-    half = np.where(gaps <= _NEIGHBORS * usual, gaps, usual) / 2
-    return planes - np.concatenate([[usual / 2], half]), planes + np.concatenate([half, [usual / 2]])
+    other = _other_spacing(gaps, usual)
+    half = np.where((gaps <= _NEIGHBORS * usual) | other, gaps, usual) / 2
+    first, last = (gaps[n] / 2 if len(gaps) and other[n] else usual / 2 for n in (0, -1))
+    return planes - np.concatenate([[first], half]), planes + np.concatenate([half, [last]])
+
+
+def _other_spacing(gaps: np.ndarray, usual: float) -> np.ndarray:
+    """Which gaps ``[N]`` between planes are no usual ones, but of a spacing that at least three in a row have."""
+    other = (gaps > _NEIGHBORS * usual) | (gaps < usual / _NEIGHBORS)
+    run = np.cumsum(np.abs(np.diff(gaps, prepend=gaps[:1])) > 0.1 * gaps)  # the number of the run of each gap
+    return other & (np.bincount(run)[run] >= _LEAST_GAPS)
 
 
 def _box(contours: list[np.ndarray], normal: np.ndarray, thickness: float, grid: Grid) -> np.ndarray:

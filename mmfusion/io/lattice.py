@@ -85,7 +85,7 @@ def stack(slices: list[Slice], source: object) -> Lattice:
     several = _finest(first, positions, along, thickness, numbers)
     if several is not None:
         return several
-    _refuse_missing(along, source)
+    _refuse_missing(positions, along, source)
     raise _uneven(off, along, normal, _tolerance(spacing), source)
 
 
@@ -198,12 +198,13 @@ def _refuse_repeated(along: np.ndarray, source: object) -> None:
         )
 
 
-def _refuse_missing(along: np.ndarray, source: object) -> None:
-    """Refuse missing slices, by their sorted positions ``[N]`` along the normal, mm."""
+def _refuse_missing(positions: np.ndarray, along: np.ndarray, source: object) -> None:
+    """Refuse missing slices, by their sorted ``positions [N, 3]``, also ``along [N]`` their normal, mm."""
     gaps = np.diff(along)
-    usual = float(np.median(gaps))
+    usual = float(gaps[gaps < 1.5 * np.median(gaps)].mean())
     steps = np.rint(gaps / usual)
-    if (np.abs(gaps - steps * usual) <= 2 * _tolerance(usual)).all() and (steps > 1).any():
+    tolerance = 2 * (_tolerance(usual) + float(_rounding(positions, usual).max()))
+    if (np.abs(gaps - steps * usual) <= tolerance).all() and (steps > 1).any():
         where = along[int(np.argmax(steps > 1))]
         raise ReadError(
             f"{source}: {int((steps - 1).sum())} of {int(steps.sum()) + 1} slices are missing, the first after "

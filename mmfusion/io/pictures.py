@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mmfusion.errors import ReadError, UnitsError
 from mmfusion.io.header import kind_of
 from mmfusion.io.slices import are_few
-from mmfusion.io.tags import NUCLEAR, image_kinds, number, tomography
+from mmfusion.io.tags import NUCLEAR, image_kinds, tomography
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,19 +17,21 @@ if TYPE_CHECKING:
     from mmfusion.io.zipped import DicomFile
 
 _NUCLEAR_KINDS = ("STATIC", "DYNAMIC", "WHOLE BODY", "GATED", "TOMO", "GATED TOMO", "RECON GATED TOMO")
+_FRAMES = "PerFrameFunctionalGroupsSequence"
 UNSPECIFIED = "US"  # what ITK writes, whatever the values are
+_RESCALE_TYPES = ("HU", UNSPECIFIED, "HU_MOD", "OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")  # DICOM PS3.3, C.11.1.1.2
+_COLORS = ("PALETTE COLOR", "RGB", "ARGB", "HSV", "CMYK", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
 def why_no_volume(header: Dataset) -> str:
     """What an image is if its pixels are no slices of gray values; empty if they are."""
     kinds = image_kinds(header)
-    if "MOSAIC" in kinds and "PerFrameFunctionalGroupsSequence" not in header:
+    if "MOSAIC" in kinds and _FRAMES not in header:
         return "a mosaic (all slices of a volume in one picture); convert it to NIfTI by dcm2niix"
     color = str(header.get("PhotometricInterpretation") or "MONOCHROME").upper()
     if not color.startswith("MONOCHROME"):
-        return f"in colors ({color}), not in gray values; export the images that it was made from"
-    if (number(header.get("SamplesPerPixel")) or 1) != 1:
-        return "of several values a pixel, not one gray value; export the images that it was made from"
+        kind = color if color in _COLORS else "of an unknown kind"
+        return f"in colors ({kind}), not in gray values; export the images that it was made from"
     if header.get("SOPClassUID") == NUCLEAR and ("RECON TOMO" not in kinds or not tomography(header)):
         kind = next((kind for kind in _NUCLEAR_KINDS if kind in kinds), "unknown")
         return f"nuclear medicine of the kind {kind}, not RECON TOMO with a position; export the reconstructed slices"
@@ -69,13 +71,18 @@ def named(files: Iterable[DicomFile], inside: Sequence[DicomFile]) -> str:
 
 
 def rescale_type(header: Dataset) -> str:
-    """What the values of a CT object are: ``HU``, also if it says nothing, or the first other RescaleType in it."""
+    """What the values of a CT object are: ``HU``, also if it says nothing, or the first other RescaleType in it.
+
+    Only words of the standard are told: the tag takes any text.
+    """
     holders = [header]
-    for group in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+    for group in ("SharedFunctionalGroupsSequence", _FRAMES) if _FRAMES in header else ():
         for item in header.get(group) or []:
             holders += item.get("PixelValueTransformationSequence") or []
-    words = (str(holder.get("RescaleType") or "HU").strip().upper() for holder in holders)
-    return next((word for word in words if word != "HU"), "HU")
+    said = (holder.RescaleType for holder in holders if "RescaleType" in holder)
+    words = (str(word or "HU").strip().upper() for word in said)
+    word = next((word for word in words if word != "HU"), "HU")
+    return word if word in _RESCALE_TYPES else "unknown"
 
 
 def hounsfield(headers: Iterable[Dataset], modality: str, source: object) -> tuple[bool, list[str], list[str]]:

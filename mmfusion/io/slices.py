@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
             f"{path}: {len(frames)} frames are described, but NumberOfFrames is {told}; the file is damaged, copy or "
             "export it again"
         )
-    detector = tomography(header)
+    detector = tomography(header) if counted and not frames else None
     if not frames and not detector and (counted or 0) > 1:
         raise ReadError(
             f"{path} is a classic multi-frame object of {counted:g} frames, whose places the DICOM does not say "
@@ -79,8 +80,8 @@ def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
     offsets = _tomographic_offsets(path, header) if detector else [0.0] * len(frames or [None])
     for n, offset in enumerate(offsets):
         tag = partial(frame_tag, path, header, n)
-        position = numbers((detector and detector.get("ImagePositionPatient")) or tag(*_POSITION))
-        cosines = numbers((detector and detector.get("ImageOrientationPatient")) or tag(*_ORIENTATION))
+        position = numbers(detector.get(_POSITION[1]) if detector else tag(*_POSITION))
+        cosines = numbers(detector.get(_ORIENTATION[1]) if detector else tag(*_ORIENTATION))
         spacing = numbers(tag("PixelMeasuresSequence", "PixelSpacing"))
         if (len(position), len(cosines), len(spacing)) != (3, 6, 2) or not header.get("Columns"):
             raise ReadError(
@@ -132,15 +133,16 @@ def _directions(path: DicomFile, cosines: list[float]) -> tuple[np.ndarray, floa
     Raises:
         ReadError: one has no length, or they are far from perpendicular.
     """
-    axes = np.asarray(cosines, float).reshape(2, 3)
-    lengths = np.sqrt((axes * axes).sum(1))
-    unit = axes / np.maximum(lengths, 1e-9)[:, None]
-    if lengths.min() < 1e-3 or abs(float(unit[0] @ unit[1])) > _MOST_SHEAR:
+    row, column = cosines[:3], cosines[3:]
+    lengths = math.hypot(*row), math.hypot(*column)
+    shear = sum(a * b for a, b in zip(row, column, strict=True)) / max(math.prod(lengths), 1e-9)
+    if min(lengths) < 1e-3 or abs(shear) > _MOST_SHEAR:
         raise ReadError(
             f"{path}: ImageOrientationPatient (0020,0037) is {cosines}, but two perpendicular directions of length 1 "
             "are expected; where the pixels lie cannot be known. Export the series again"
         )
-    return unit, float(lengths[np.argmax(np.abs(lengths - 1))])
+    unit = [[value / lengths[0] for value in row], [value / lengths[1] for value in column]]
+    return np.array(unit), max(lengths, key=lambda length: abs(length - 1))
 
 
 def normal_of(axes: np.ndarray) -> np.ndarray:
@@ -177,22 +179,25 @@ def parallel(slices: list[Slice], source: object) -> tuple[list[Slice], list[Sli
     """
     groups: list[list[Slice]] = []
     for piece in slices:
-        same = next((group for group in groups if _why_apart(group[0], piece) == ""), None)
-        if same is None:
+        same = next((group for group in groups if not _why_apart(group[0], piece)), None)
+        if same is not None:
+            same.append(piece)
+        elif are_few(len(groups), len(slices)) or not groups:
             groups.append([piece])
         else:
-            same.append(piece)
-    if len(groups) == 1:
-        return slices, []
-    groups.sort(key=len, reverse=True)
-    main, *others = groups
+            raise _several(groups[0][0], piece, source)
+    main, *others = sorted(groups, key=len, reverse=True)
     odd = [piece for group in others for piece in group]
-    if not are_few(len(odd), len(slices)) or len(others[0]) >= _A_STACK:
-        raise ReadError(
-            f"{source}: the slices have different {_why_apart(main[0], odd[0])}: {len(main)} of {len(slices)} are "
-            "alike; one parallel stack is needed. Keep each stack in a folder of its own"
-        )
+    if odd and (not are_few(len(odd), len(slices)) or len(others[0]) >= _A_STACK):
+        raise _several(main[0], odd[0], source)
     return main, odd
+
+
+def _several(one: Slice, other: Slice, source: object) -> ReadError:
+    return ReadError(
+        f"{source}: the slices have different {_why_apart(one, other)}; one parallel stack is needed. Keep each stack "
+        "in a folder of its own"
+    )
 
 
 def are_few(odd: int, every: int) -> bool:

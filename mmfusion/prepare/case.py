@@ -229,7 +229,7 @@ def prepare_volumes(
         try:
             drawn, owner = mask_and_owner(mask, volumes, reference)
             lesion = Region.of(drawn.array > 0, drawn.grid, transforms.get(owner))
-            reasons += [f"mask: {doubt}" for doubt in drawn.meta.get("doubts", ())]
+            doubts += [Doubt("mask", f"mask: {doubt}") for doubt in drawn.meta.get("doubts", ())]
         except MmfusionError as error:
             if options["center"] == "mask":
                 raise
