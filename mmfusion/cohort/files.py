@@ -7,7 +7,7 @@ from contextlib import suppress
 from glob import escape
 from typing import TYPE_CHECKING
 
-from mmfusion.io import sidecar_of, split_series, voxels_file_of
+from mmfusion.io import sidecar_of, split_series, voxels_file_of, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,7 +41,7 @@ def files_of(path: Path) -> list[Path]:
     """What a scan is read from: a header brings its voxels, a sidecar its facts, a DICOM slice all of its folder."""
     found: Iterable[Path] = [path, sidecar_of(path)]
     if path.is_dir():
-        found = path.rglob("*")
+        found = walk(path)
     elif path.suffix.lower() in _HEADERS:
         named = {voxels_file_of(path)} if path.suffix.lower() in (".mhd", ".nhdr") else set()
         found = {*path.parent.glob(f"{escape(path.stem)}.*"), *named}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfusion.errors import ReadError
-from mmfusion.files import is_special
-from mmfusion.io.tags import IDENTITY, claims_dicom, is_image, is_localizer, lenient_dicom, listed, number, read_tags
+from mmfusion.io.load import VOLUMES
+from mmfusion.io.sniff import ending_of
+from mmfusion.io.tags import (
+    IDENTITY,
+    claims_dicom,
+    is_image,
+    is_localizer,
+    lenient_dicom,
+    listed,
+    number,
+    read_tags,
+    series_name,
+)
+from mmfusion.io.walk import Unread, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,9 +45,10 @@ class Series:
 
     Attributes:
         folder: the deepest folder that holds all its files.
-        files: sorted paths.
+        files: sorted paths, without copies.
         patient_id: the study's identifier of the subject (0010,0020).
         study_date: ``yyyymmdd`` or empty; for ordering visits only.
+        series_uid: SeriesInstanceUID, or what :func:`mmfusion.io.tags.series_name` gives without one.
         modality: DICOM's word: ``CT``, ``PT``, ``MR``, ``RTSTRUCT``, ``SEG``, ...
         count: images (frames of a multi-frame object count).
         shape: ``(columns, rows, slices)`` of an image series, as stored.
@@ -43,6 +56,7 @@ class Series:
         referenced_series: series UIDs that a mask (RTSTRUCT, SEG) was drawn on.
         is_image: slices or multi-frame volumes of anatomy.
         is_localizer: all its images are scout images.
+        copies: paths of files that are copies of others, not among ``files``.
     """
 
     folder: Path
@@ -63,6 +77,7 @@ class Series:
     referenced_series: tuple[str, ...]
     is_image: bool
     is_localizer: bool
+    copies: tuple[Path, ...] = ()
 
 
 @lenient_dicom()
@@ -70,73 +85,67 @@ def find_series(
     root: str | Path,
     *,
     progress: Callable[[int, int], None] | None = None,
-    damaged: list[Path] | None = None,
-    special: list[Path] | None = None,
+    unread: Unread | None = None,
 ) -> list[Series]:
     """All DICOM series under ``root``, ordered by patient, study date, series number and UID.
 
-    Files are told by content, not by name; only headers are read. Hidden files and DICOMDIR are left out.
+    Files are told by content, not by name; only headers are read. Those that have the ending of a volume (``.nii.gz``,
+    ``.zip``, ...) are not looked into. Files without a SeriesInstanceUID are one series if they lie in one folder and
+    agree in study, modality, number and frame of reference.
 
     Args:
-        root: folder to walk.
+        root: folder to walk, see :func:`mmfusion.io.walk.walk`.
         progress: called now and then, and at the end, with (files read so far, files that were not DICOM).
-        damaged: takes the files that are left out: DICOM with values that are none, or that says it is DICOM and is
-            not; and what cannot be read at all.
-        special: takes the pipes, sockets and devices, and the links to them, which are not opened.
+        unread: takes everything else that lies there.
 
     Raises:
-        ReadError: the folder does not exist.
+        ReadError: the folder does not exist, or may not be read.
     """
     root = Path(root)
     if not root.is_dir():
         raise ReadError(f"folder {root} does not exist")
-    groups: dict[tuple[str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
+    unread = Unread() if unread is None else unread
+    groups: dict[tuple[str, ...], list[tuple[Path, Dataset]]] = defaultdict(list)
     seen = skipped = 0
-    broken: list[Path] = []
-    for path in _walk(root):
-        if is_special(path):
-            if special is not None:
-                special.append(path)
-            continue
+    for path in walk(root, unread):
         seen += 1
-        header = _header(path, broken)
-        if header is None or not header.get("SeriesInstanceUID"):
+        header = _header(path, unread)
+        if header is None:
             skipped += 1
         else:
-            groups[str(header.get("StudyInstanceUID", "")), str(header.SeriesInstanceUID)].append((path, header))
+            place = () if header.get("SeriesInstanceUID") else (str(path.parent),)
+            groups[str(header.get("StudyInstanceUID", "")), series_name(header), *place].append((path, header))
         if progress and seen % 200 == 0:
             progress(seen, skipped)
     if progress:
         progress(seen, skipped)
-    if damaged is not None:
-        damaged += broken
+    if root in unread.closed:
+        raise ReadError(f"folder {root} cannot be read; check its permissions")
     found = []
     for members in groups.values():
         one, left_out = _sound_series(members)
         found += [one] if one else []
-        if damaged is not None:
-            damaged += left_out
+        unread.damaged += left_out
     return sorted(found, key=lambda s: (s.patient_id, s.study_date, s.study_uid, s.series_number or 0, s.series_uid))
 
 
-def _header(path: Path, broken: list[Path]) -> Dataset | None:
-    """The header of a DICOM file; what seems to be one and cannot be read is taken by ``broken``."""
+def _header(path: Path, unread: Unread) -> Dataset | None:
+    """The header of a DICOM file; what is none goes where it belongs in ``unread``."""
+    name = path.name
+    companion = name.startswith("._")  # as macOS calls what it writes beside the file of that name
+    if name.lower().endswith(VOLUMES) and not companion:
+        unread.volumes.append(path)
+        return None
     try:
         header = read_tags(path, _TAGS)
         if header is None and claims_dicom(path):
-            broken.append(path)
+            unread.damaged.append(path)
+        elif header is None:
+            unread.endings["._" if companion else ending_of(name)] += 1
     except ReadError:
-        broken.append(path)
+        (unread.damaged if os.access(path, os.R_OK) else unread.closed).append(path)
         return None
     return header
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and name.upper() != "DICOMDIR":
-                yield Path(folder, name)
 
 
 def _sound_series(members: list[tuple[Path, Dataset]]) -> tuple[Series | None, list[Path]]:
@@ -159,7 +168,10 @@ def _is_sound(member: tuple[Path, Dataset]) -> bool:
 
 def _series(members: list[tuple[Path, Dataset]]) -> Series:
     """What the headers of a series say."""
-    files = tuple(path for path, _ in members)
+    once = _without_copies(members)
+    files = tuple(path for path, _ in once)
+    copies = tuple(path for path, _ in members if path not in set(files)) if len(once) < len(members) else ()
+    members = once
     first = members[0][1]
     images = [header for _, header in members if is_image(header)]
     count = sum(int(header.get("NumberOfFrames") or 1) for header in images) or len(members)
@@ -171,7 +183,7 @@ def _series(members: list[tuple[Path, Dataset]]) -> Series:
         patient_id=_text(first, "PatientID"),
         study_uid=_text(first, "StudyInstanceUID"),
         study_date=_text(first, "StudyDate"),
-        series_uid=_text(first, "SeriesInstanceUID"),
+        series_uid=series_name(first),
         series_number=None if series_number is None else int(series_number),
         modality=_text(first, "Modality"),
         description=_text(first, "SeriesDescription"),
@@ -184,7 +196,23 @@ def _series(members: list[tuple[Path, Dataset]]) -> Series:
         referenced_series=tuple(sorted({uid for _, header in members for uid in _referenced(header)})),
         is_image=bool(images),
         is_localizer=bool(images) and all(is_localizer(header) for header in images),
+        copies=copies,
     )
+
+
+def _without_copies(members: list[tuple[Path, Dataset]]) -> list[tuple[Path, Dataset]]:
+    """Each object once, out of one folder if it holds them all; a copy has the UID and the place of another."""
+    uids = Counter(str(header.get("SOPInstanceUID") or "") for _, header in members)
+    if "" in uids or len(uids) == len(members):
+        return members
+    objects: dict[tuple[str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
+    for path, header in members:
+        objects[str(header.SOPInstanceUID), str(header.get("ImagePositionPatient"))].append((path, header))
+    for folder in dict.fromkeys(path.parent for path, _ in members):
+        here = [next((one for one in copies if one[0].parent == folder), None) for copies in objects.values()]
+        if None not in here:
+            return [one for one in here if one]
+    return [copies[0] for copies in objects.values()]
 
 
 def _text(header: Dataset, tag: str) -> str:

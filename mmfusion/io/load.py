@@ -22,7 +22,9 @@ from mmfusion.volume import Volume, nearest_ras, spacing_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
+NIFTI = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img")
+VOLUMES = (*NIFTI, *META, ".zip")
+"""Endings of files that hold a scan, beside those of DICOM, which needs none."""
 
 
 def open_scan(
