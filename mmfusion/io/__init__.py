@@ -7,7 +7,7 @@ from mmfusion.io.masks import load_mask
 from mmfusion.io.nifti import check_volume_name, save_volume
 from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import sidecar_of
-from mmfusion.io.sniff import is_common
+from mmfusion.io.sniff import ending_of, is_common
 from mmfusion.io.suv import PET_DETAILS
 from mmfusion.io.suv_dicom import suv_factor
 from mmfusion.io.text_headers import voxels_file_of
@@ -25,6 +25,7 @@ __all__ = [
     "walk",
     "VOLUMES",
     "is_common",
+    "ending_of",
     "split_series",
     "sidecar_of",
     "voxels_file_of",
