@@ -109,28 +109,28 @@ def find_series(
     seen = skipped = 0
     for path in walk(root, unread):
         seen += 1
-        header = _header(path, unread)
-        if header is None:
+        found = _header(path, unread)
+        if found is None:
             skipped += 1
         else:
-            place = () if header.get("SeriesInstanceUID") else (str(path.parent),)
-            groups[str(header.get("StudyInstanceUID", "")), series_name(header), *place].append((path, header))
+            header, key = found
+            groups[key].append((path, header))
         if progress and seen % 200 == 0:
             progress(seen, skipped)
     if progress:
         progress(seen, skipped)
     if root in unread.closed:
         raise ReadError(f"folder {root} cannot be read; check its permissions")
-    found = []
+    series = []
     for members in groups.values():
         one, left_out = _sound_series(members)
-        found += [one] if one else []
+        series += [one] if one else []
         unread.damaged += left_out
-    return sorted(found, key=lambda s: (s.patient_id, s.study_date, s.study_uid, s.series_number or 0, s.series_uid))
+    return sorted(series, key=lambda s: (s.patient_id, s.study_date, s.study_uid, s.series_number or 0, s.series_uid))
 
 
-def _header(path: Path, unread: Unread) -> Dataset | None:
-    """The header of a DICOM file; what is none goes where it belongs in ``unread``."""
+def _header(path: Path, unread: Unread) -> tuple[Dataset, tuple[str, ...]] | None:
+    """The header of a DICOM file and what its series is known by; what is none goes where it belongs in ``unread``."""
     name = path.name
     companion = name.startswith("._")  # as macOS calls what it writes beside the file of that name
     if name.lower().endswith(VOLUMES) and not companion:
@@ -138,23 +138,26 @@ def _header(path: Path, unread: Unread) -> Dataset | None:
         return None
     try:
         header = read_tags(path, _TAGS)
-        if header is None and claims_dicom(path):
+        if header is not None:
+            with suppress(Exception):  # as in _sound_series
+                place = () if header.get("SeriesInstanceUID") else (str(path.parent),)
+                return header, (str(header.get("StudyInstanceUID", "")), series_name(header), *place)
+        if header is not None or claims_dicom(path):
             unread.damaged.append(path)
-        elif header is None:
+        else:
             unread.endings["._" if companion else ending_of(name)] += 1
     except ReadError:
         (unread.damaged if os.access(path, os.R_OK) else unread.closed).append(path)
-        return None
-    return header
+    return None
 
 
 def _sound_series(members: list[tuple[Path, Dataset]]) -> tuple[Series | None, list[Path]]:
     """The series without its damaged files, and these."""
     with suppress(Exception):  # pydicom converts a value when it is asked for, and raises nearly anything then
-        return _series(members), []
+        return _series(*_without_copies(members)), []
     sound = [member for member in members if _is_sound(member)]
     kept = {path for path, _ in sound}
-    return _series(sound) if sound else None, [path for path, _ in members if path not in kept]
+    return _series(*_without_copies(sound)) if sound else None, [path for path, _ in members if path not in kept]
 
 
 def _is_sound(member: tuple[Path, Dataset]) -> bool:
@@ -166,12 +169,9 @@ def _is_sound(member: tuple[Path, Dataset]) -> bool:
     return True
 
 
-def _series(members: list[tuple[Path, Dataset]]) -> Series:
+def _series(members: list[tuple[Path, Dataset]], copies: tuple[Path, ...] = ()) -> Series:
     """What the headers of a series say."""
-    once = _without_copies(members)
-    files = tuple(path for path, _ in once)
-    copies = tuple(path for path, _ in members if path not in set(files)) if len(once) < len(members) else ()
-    members = once
+    files = tuple(path for path, _ in members)
     first = members[0][1]
     images = [header for _, header in members if is_image(header)]
     count = sum(int(header.get("NumberOfFrames") or 1) for header in images) or len(members)
@@ -200,19 +200,25 @@ def _series(members: list[tuple[Path, Dataset]]) -> Series:
     )
 
 
-def _without_copies(members: list[tuple[Path, Dataset]]) -> list[tuple[Path, Dataset]]:
-    """Each object once, out of one folder if it holds them all; a copy has the UID and the place of another."""
+def _without_copies(members: list[tuple[Path, Dataset]]) -> tuple[list[tuple[Path, Dataset]], tuple[Path, ...]]:
+    """Each object once, out of one folder if it holds them all, and the copies: they have the UID and place of another.
+
+    Without UIDs there are no copies.
+    """
     uids = Counter(str(header.get("SOPInstanceUID") or "") for _, header in members)
     if "" in uids or len(uids) == len(members):
-        return members
+        return members, ()
     objects: dict[tuple[str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
     for path, header in members:
         objects[str(header.SOPInstanceUID), str(header.get("ImagePositionPatient"))].append((path, header))
+    once = [same[0] for same in objects.values()]
     for folder in dict.fromkeys(path.parent for path, _ in members):
-        here = [next((one for one in copies if one[0].parent == folder), None) for copies in objects.values()]
-        if None not in here:
-            return [one for one in here if one]
-    return [copies[0] for copies in objects.values()]
+        here = [[one for one in same if one[0].parent == folder] for same in objects.values()]
+        if all(here):
+            once = [same[0] for same in here]
+            break
+    kept = {path for path, _ in once}
+    return once, tuple(path for path, _ in members if path not in kept)
 
 
 def _text(header: Dataset, tag: str) -> str:

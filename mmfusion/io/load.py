@@ -10,9 +10,10 @@ import numpy as np
 from mmfusion.errors import ReadError
 from mmfusion.files import refuse_special
 from mmfusion.io.dicom import open_dicom
+from mmfusion.io.freesurfer import MGH, open_mgh
 from mmfusion.io.header import Header, Opened, chosen_frame, kind_of
 from mmfusion.io.metaimage import META, open_metaimage
-from mmfusion.io.nifti import open_nifti
+from mmfusion.io.nifti import open_nifti, pair_of
 from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import apply_sidecar
 from mmfusion.io.suv import checked_suv
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NIFTI = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img")
-VOLUMES = (*NIFTI, *META, ".zip")
+VOLUMES = (*NIFTI, *MGH, *META, ".zip")
 """Endings of files that hold a scan, beside those of DICOM, which needs none."""
 
 
@@ -43,15 +44,15 @@ def open_scan(
     series = series or named
     if not path.exists():
         raise ReadError(f"{path} does not exist")
-    for part in (path, *(path.with_suffix(ending) for ending in (".hdr", ".img") if path.suffix in (".hdr", ".img"))):
+    for part in (path, *pair_of(path)):
         refuse_special(part)
     name, kind = path.name.lower(), kind_of(modality)
     if path.is_file() and name.endswith(NIFTI):
-        if path.suffix == ".img":
-            path = path.with_suffix(".hdr")
-        opened = open_nifti(path, kind=kind, frame=frame, assume_orientation=assume_orientation)
+        opened = open_nifti(pair_of(path)[0], kind=kind, frame=frame, assume_orientation=assume_orientation)
         if kind == "pet":
             apply_sidecar(opened, chosen_frame(frame, opened.frames, "", path), suv, pet)
+    elif path.is_file() and name.endswith(MGH):
+        opened = open_mgh(path, kind=kind, frame=frame)
     elif path.is_file() and name.endswith(META):
         opened = open_metaimage(path, kind=kind, frame=frame)
     else:
@@ -110,7 +111,7 @@ def load_volume(
     suv: str = "bw",
     pet: Mapping[str, Any] | None = None,
 ) -> Volume:
-    """Read a scan: NIfTI, MHA, MHD, NRRD, a folder with a DICOM series, any file of it, or a zip file of DICOM.
+    """Read a scan: NIfTI, MGH, MHA, MHD, NRRD, a folder with a DICOM series, any file of it, or a zip file of DICOM.
 
     Axes are permuted and flipped to nearest RAS (nothing is interpolated). CT comes in HU, PET in SUV (by body weight,
     g/mL, unless ``suv`` says otherwise), others in arbitrary units. PET in NIfTI goes by its PET-BIDS sidecar

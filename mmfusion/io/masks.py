@@ -11,6 +11,7 @@ from mmfusion.errors import ReadError, VoxelError
 from mmfusion.files import refuse_special
 from mmfusion.io.contours import inside_contours
 from mmfusion.io.dicom import pixels_of
+from mmfusion.io.freesurfer import MGH
 from mmfusion.io.load import NIFTI, as_volume, open_scan
 from mmfusion.io.metaimage import LPS_TO_RAS, META
 from mmfusion.io.slices import slices_of
@@ -58,7 +59,7 @@ def load_mask(
     if path.is_dir():
         path = _only_mask(path)
     wanted = None if roi is None else [roi] if isinstance(roi, str) else list(roi)
-    if path.name.lower().endswith((*NIFTI, *META)):
+    if path.name.lower().endswith((*NIFTI, *MGH, *META)):
         if wanted:
             raise ReadError(f"{path} has no named structures; roi is for RTSTRUCT and DICOM SEG")
         mask = _label_file(path, grid, assume_orientation)
@@ -76,7 +77,8 @@ def load_mask(
 
 def _only_mask(folder: Path) -> Path:
     files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    masks = [entry for entry in files if entry.name.lower().endswith((*NIFTI, *META)) and entry.suffix != ".img"]
+    masks = [entry for entry in files if entry.name.lower().endswith((*NIFTI, *MGH, *META))]
+    masks = [entry for entry in masks if not entry.name.lower().endswith((".img", ".img.gz"))]
     for entry in files:
         header = None if entry in masks else read_tags(entry, ("SOPClassUID", "Modality"))
         if header is not None and header.get("Modality") in ("RTSTRUCT", "SEG"):
