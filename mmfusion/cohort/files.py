@@ -9,15 +9,15 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.io import sidecar_of, split_series, voxels_file_of
+from mmfusion.io import sidecar_of, split_series, voxels_file_of, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mmfusion.cohort.manifest import Case
 
-_WHOLE = (".nii", ".nii.gz", ".mha", ".nrrd", ".zip")  # one file holds the whole scan
-_HEADERS = (".mhd", ".nhdr", ".hdr", ".img")  # two files of one stem do
+_WHOLE = (".nii", ".nii.gz", ".mgh", ".mgz", ".mha", ".nrrd", ".zip")  # one file holds the whole scan
+_HEADERS = (".mhd", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz")  # two files of one stem do
 
 
 def scans_of(case: Case) -> dict[str, Path]:
@@ -62,15 +62,20 @@ def files_of(path: Path) -> list[Path]:
     """What a scan is read from: a header brings its voxels, a sidecar its facts, a DICOM slice all of its folder."""
     found: Iterable[Path] = [path, sidecar_of(path)]
     if path.is_dir():
-        found = path.rglob("*")
-    elif path.suffix.lower() in _HEADERS:
+        found = walk(path)
+    elif path.name.lower().endswith(_HEADERS):
         named = {voxels_file_of(path)} if path.suffix.lower() in (".mhd", ".nhdr") else set()
-        found = {*path.parent.glob(f"{escape(path.stem)}.*"), *named}
+        found = {*path.parent.glob(f"{escape(_stem(path))}.*"), *named}
     elif not path.name.lower().endswith(_WHOLE):
         found = path.parent.iterdir()
     with suppress(OSError):  # a folder that is gone
         return sorted(file for file in found if file.is_file() or file == path)
     return [path]
+
+
+def _stem(path: Path) -> str:
+    """The name without its ending, and without the one of its packing."""
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
 
 
 def is_scan_file(path: Path) -> bool:

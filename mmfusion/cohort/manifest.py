@@ -24,7 +24,7 @@ from mmfusion.cohort.inputs import misplaced
 from mmfusion.cohort.table import MISSING, Problem, header_problems, listed, no_column, read_table, too_long
 from mmfusion.errors import ManifestError, ReadError
 from mmfusion.files import is_special, is_there, write_csv
-from mmfusion.io import split_series
+from mmfusion.io import VOLUMES, split_series
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MODALITIES = ("ct", "pet", "mr", "spect", "t1", "t1gd", "t1ce", "t2", "flair", "pd", "adc", "dwi", "swi")
 """Column names that always are modalities, also with ``_`` and something behind them, in the order of writing."""
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".zip")
+VOLUME_SUFFIXES = (*VOLUMES, ".dcm")
 """How the names of volume files end."""
 
 PARTS = ("train", "validation", "test")

@@ -12,9 +12,10 @@ import numpy as np
 from mmfusion.errors import OptionError, ReadError, VoxelError
 from mmfusion.files import refuse_special
 from mmfusion.io.dicom import open_dicom
+from mmfusion.io.freesurfer import MGH, open_mgh
 from mmfusion.io.header import Header, Opened, kind_of
 from mmfusion.io.metaimage import META, open_metaimage
-from mmfusion.io.nifti import open_nifti
+from mmfusion.io.nifti import open_nifti, pair_of
 from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import apply_sidecar, frame_times
 from mmfusion.io.suv import checked_suv
@@ -25,7 +26,9 @@ from mmfusion.volume import FILL, SUV_UNITS, Volume, nearest_ras, resample, spac
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
+NIFTI = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img")
+VOLUMES = (*NIFTI, *MGH, *META, ".zip")
+"""Endings of files that hold a scan, beside those of DICOM, which needs none."""
 
 
 def open_scan(
@@ -47,16 +50,17 @@ def open_scan(
     series = series or named
     if not path.exists():
         raise ReadError(f"{path} does not exist")
-    for part in (path, *(path.with_suffix(ending) for ending in (".hdr", ".img") if path.suffix in (".hdr", ".img"))):
+    for part in (path, *pair_of(path)):
         refuse_special(part)
     name, kind = path.name.lower(), kind_of(modality)
     if path.is_file() and name.endswith(NIFTI):
-        if path.suffix == ".img":
-            path = path.with_suffix(".hdr")
-        times = partial(frame_times, path)
-        opened = open_nifti(path, kind=kind, frame=frame, assume_orientation=assume_orientation, times=times)
+        header = pair_of(path)[0]
+        times = partial(frame_times, header)
+        opened = open_nifti(header, kind=kind, frame=frame, assume_orientation=assume_orientation, times=times)
         if kind == "pet":
             apply_sidecar(opened, suv, weight_unit, pet)
+    elif path.is_file() and name.endswith(MGH):
+        opened = open_mgh(path, kind=kind, frame=frame)
     elif path.is_file() and name.endswith(META):
         opened = open_metaimage(path, kind=kind, frame=frame)
     else:
@@ -130,7 +134,7 @@ def load_volume(
     pet: Mapping[str, Any] | None = None,
     nan: str = "refuse",
 ) -> Volume:
-    """Read a scan: NIfTI, MHA, MHD, NRRD, a folder with a DICOM series, any file of it, or a zip file of DICOM.
+    """Read a scan: NIfTI, MGH, MHA, MHD, NRRD, a folder with a DICOM series, any file of it, or a zip file of DICOM.
 
     Axes are permuted and flipped to nearest RAS (nothing is interpolated). CT comes in HU, PET in SUV (by body weight,
     g/mL, unless ``suv`` says otherwise), others in arbitrary units. PET in NIfTI goes by its PET-BIDS sidecar

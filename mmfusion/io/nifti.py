@@ -6,6 +6,7 @@ import gzip
 import math
 import os
 import zlib
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from io import BufferedReader
 
+    from nibabel.freesurfer.mghformat import MGHHeader
     from nibabel.nifti1 import Nifti1Header
 
     from mmfusion.volume import Volume
@@ -63,20 +65,30 @@ def open_nifti(
     affine = _affine(header, spatial, path, assume_orientation, notes, doubts)
     notes += [choice.note] if choice.note else []
 
-    image = path.with_suffix(".img") if path.suffix == ".hdr" else path
-    read = partial(_read_voxels, image, header, spatial, affine, frames, choice)
+    image = pair_of(path)[1]
+    read = partial(read_voxels, image, header, spatial, affine, frames, choice)
     return Opened(path, spatial, affine, read, kind=kind, frames=frames, choice=choice, notes=notes, doubts=doubts)
 
 
-def _read_voxels(
+def read_voxels(
     path: Path,
-    header: Nifti1Header,
+    header: Nifti1Header | MGHHeader,
     shape: tuple[int, int, int],
     affine: np.ndarray,
     frames: int,
     choice: FrameChoice,
 ) -> np.ndarray:
-    """``[i, j, k]`` float32 of the chosen frame, or the weighted mean of those chosen."""
+    """``[i, j, k]`` float32 of the chosen frame, or the weighted mean of those chosen.
+
+    Args:
+        path: the file of the voxels, which lie with i fastest.
+        header: what says of which type they are, where they begin, and how they are scaled.
+        shape, frames: how many there are.
+        affine: ``[4, 4]`` index to RAS, mm.
+
+    Raises:
+        ReadError: they are not all there, or damaged.
+    """
     dtype, start = header.get_data_dtype(), int(header.get_data_offset())
     slope, intercept = header.get_slope_inter()
     slope, intercept = (1.0, 0.0) if slope is None else (slope, intercept)
@@ -103,7 +115,11 @@ def _read_voxels(
 
 
 def _opened(path: Path) -> BufferedReader:
-    return cast("BufferedReader", igzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
+    return cast("BufferedReader", igzip.open(path, "rb")) if _is_packed(path) else path.open("rb")
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() in (".gz", ".mgz")
 
 
 def _next(stream: BufferedReader, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -125,7 +141,7 @@ def _check_length(path: Path, needed: int) -> None:
         ReadError: the file is shorter.
     """
     held = path.stat().st_size
-    if path.suffix.lower() == ".gz":
+    if _is_packed(path):
         with path.open("rb") as packed:
             packed.seek(-4, os.SEEK_END)
             said = int.from_bytes(packed.read(4), "little")  # RFC 1952: the length, modulo 2**32
@@ -163,7 +179,7 @@ def read_vectors(path: Path, header: Nifti1Header) -> tuple[np.ndarray, np.ndarr
     if not np.isfinite(affine).all():
         raise ReadError(f"{path} has a damaged NIfTI header: where its voxels lie is not finite")
     # the three values of a voxel lie a volume apart, as three volumes on top of each other
-    array = _read_voxels(path, header, (i, j, 3 * k), affine, 1, ONLY_FRAME)
+    array = read_voxels(path, header, (i, j, 3 * k), affine, 1, ONLY_FRAME)
     return np.moveaxis(array.reshape(i, j, 3, k), 2, 3), affine
 
 
@@ -172,22 +188,57 @@ def _reason(error: Exception) -> str:
     return text.rstrip(". ")
 
 
+def pair_of(path: Path) -> tuple[Path, Path]:
+    """Where the header and the voxels are: one file, or ``.hdr`` and ``.img``, each packed (``.gz``) or not."""
+    name = path.name.lower().removesuffix(".gz")
+    if not name.endswith((".hdr", ".img")):
+        return path, path
+
+    def part(ending: str) -> Path:
+        if name.endswith(ending):
+            return path
+        stem, packings = path.name[: len(name) - 4], ("", ".gz") if name == path.name.lower() else (".gz", "")
+        places = [path.with_name(f"{stem}{ending}{packing}") for packing in packings]
+        return next((place for place in places if place.exists()), places[0])
+
+    return part(".hdr"), part(".img")
+
+
+def first_bytes(path: Path, count: int, expected: str) -> bytes:
+    """The first bytes of a file, inflated if it is packed by its name.
+
+    Raises:
+        ReadError: it cannot be read, or is packed by its name only.
+    """
+    try:
+        with gzip.open(path) if _is_packed(path) else path.open("rb") as stream:
+            return stream.read(count)
+    except _DAMAGED as error:
+        with suppress(OSError), path.open("rb") as stream:
+            if _is_packed(path) and stream.read(2) != b"\x1f\x8b":
+                plain = path.with_suffix("" if path.suffix.lower() == ".gz" else ".mgh").name
+                raise ReadError(
+                    f"{path} is not {expected} as its name says: it is not compressed. Call it {plain} if it is one"
+                ) from None
+        raise ReadError(f"{path} is not {expected}, or is damaged: {_reason(error)}") from None
+
+
 def nifti_header(path: Path) -> Nifti1Header:
     """The header of a NIfTI file, without nibabel's own checks, which stop at headers that can be repaired."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
     from nibabel.spatialimages import HeaderDataError
 
-    try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            block = stream.read(540)
-    except _DAMAGED as error:
-        raise ReadError(f"{path} is not a NIfTI file, or is damaged: {_reason(error)}") from None
+    block = first_bytes(path, 540, "a NIfTI file")
     if block[344:347] in (b"n+1", b"ni1") and block[347:348] == b"\0":
         kind, size = Nifti1Header, 348
     elif block[4:7] in (b"n+2", b"ni2") and len(block) == 540:
         kind, size = Nifti2Header, 540
     else:
+        if b"\x5c\x01\0\0" in (block[:4], block[3::-1]):  # the length of its header, 348
+            raise OrientationError(
+                f"{path} is Analyze 7.5, which does not say left and right. Export the scan as NIfTI or DICOM"
+            )
         raise ReadError(f"{path} is not a NIfTI file: its header does not say so")
     header = kind(block[:size], check=False)
     try:

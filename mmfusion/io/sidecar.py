@@ -61,7 +61,7 @@ _TOLERANCE = 0.01  # two fields that say one thing may differ by rounding
 
 def sidecar_of(path: Path) -> Path:
     """Where the sidecar of a NIfTI file is, if it has one: the same name with ``.json``."""
-    return path.with_name(re.sub(r"(\.nii)?(\.gz)?$|\.(hdr|img)$", "", path.name, flags=re.IGNORECASE) + ".json")
+    return path.with_name(re.sub(r"(\.(nii|hdr|img))?(\.gz)?$", "", path.name, flags=re.IGNORECASE) + ".json")
 
 
 def _inherited(source: Path) -> Path | None:
