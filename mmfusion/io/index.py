@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,11 @@ import numpy as np
 from mmfusion.errors import ReadError
 from mmfusion.files import is_special
 from mmfusion.io.dates import DATES, ScanDate, scan_date
-from mmfusion.io.spelling import folded, normal
+from mmfusion.io.spelling import folded, names_nobody, normal
 from mmfusion.io.tags import IDENTITY, claims_dicom, is_image, is_localizer, lenient_dicom, listed, number, read_tags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pydicom import Dataset
 
@@ -120,7 +120,7 @@ def find_series(
         damaged += broken
     _join_nameless(groups)
     found = []
-    for members in groups.values():
+    for members in _told_apart(groups):
         one, left_out = _sound_series(members)
         found += [one] if one else []
         if damaged is not None:
@@ -159,6 +159,36 @@ def _join_nameless(groups: dict[tuple[str, str, str], list[tuple[Path, Dataset]]
             if {path.parent for path, _ in bare} <= {path.parent for path, _ in named}:
                 named += groups.pop((study, series, ""))
                 named.sort(key=lambda member: member[0])
+
+
+def _told_apart(groups: dict[tuple[str, str, str], list[tuple[Path, Dataset]]]) -> Iterator[list[tuple[Path, Dataset]]]:
+    """The files of each series; without a PatientID that names somebody, scans of one place in two folders are two."""
+    for (_, _, person), members in groups.items():
+        folders: dict[Path, list[tuple[Path, Dataset]]] = defaultdict(list)
+        for path, header in members:
+            folders[path.parent].append((path, header))
+        if names_nobody(person) and len(folders) > 1 and _overlap(folders.values()):
+            yield from folders.values()
+        else:
+            yield members
+
+
+def _overlap(folders: Iterable[list[tuple[Path, Dataset]]]) -> bool:
+    """True if two folders have images of one place that are no copies: their UIDs differ, or are no UIDs."""
+    there: dict[str, str] = {}
+    for members in folders:
+        uids = Counter(str(header.get("SOPInstanceUID")) for _, header in members)
+        here = {str(place): str(header.get("SOPInstanceUID")) for _, header in members if (place := _place(header))}
+        if any(there.get(place, uid) != uid or (place in there and uids[uid] > 1) for place, uid in here.items()):
+            return True
+        there |= here
+    return False
+
+
+def _place(header: Dataset) -> str:
+    with suppress(Exception):
+        return _text(header, "ImagePositionPatient")
+    return ""
 
 
 def _patient(header: Dataset) -> str:
