@@ -59,6 +59,19 @@ def test_people_with_the_same_uids_in_one_folder_are_left_out(tmp_path: Path) ->
         load_volume(tmp_path / "all")
 
 
+@pytest.mark.parametrize("patient", ["", "Anonymous"])
+@pytest.mark.parametrize("uid", [None, "1.2.3"])
+def test_people_without_identifiers_and_with_the_same_uids_are_told_by_folders(
+    tmp_path: Path, patient: str, uid: str | None
+) -> None:
+    def same(dataset, n: int) -> None:
+        dataset.SOPInstanceUID = uid or dataset.SOPInstanceUID
+
+    for folder in ("a/x", "b/y", "c/z"):
+        scan(tmp_path / folder, patient, **CONSTANT, edit=same)
+    assert people(tmp_path) == {"x": ["ct"], "y": ["ct"], "z": ["ct"]}
+
+
 @pytest.mark.parametrize("other", ["p 01", "P^1", "p\u200b1", "\uff301", "sub-P1"])
 def test_spellings_in_one_study_are_one_person(tmp_path: Path, other: str) -> None:
     utf8 = {"SpecificCharacterSet": "ISO_IR 192"}
@@ -109,6 +122,8 @@ def test_forms_of_unicode_are_one_person_in_headers_folders_and_tables(tmp_path:
         ({"A/p1/ct": "a", "A/p2/ct": "b", "B/p1/ct": "c"}, {"A_p1": 1, "A_p2": 1, "B_p1": 1}),
         ({"p1/visit1/ct": "a", "p1/visit1/mr": "a", "p1/visit2/ct": "b", "p2/2020-01-03/ct": "c"}, {"p1": 2, "p2": 1}),
         ({"p1/dicom/scans": "a", "p2/dicom/scans": "b"}, {"p1": 1, "p2": 1}),
+        ({"visit1/ct": "a", "visit2/ct": "b"}, {"root": 2}),
+        ({"PA01/ST01/SE1": "a", "PA01/ST02/SE1": "b", "PA02/ST01/SE1": "c"}, {"PA01": 2, "PA02": 1}),
         ({"V01": "a", "V02": "b"}, {"V01": 1, "V02": 1}),
         ({"p1": "a", "p2": "b"}, {"p1": 1, "p2": 1}),
     ],
@@ -136,6 +151,14 @@ def test_a_series_without_identifier_is_of_the_person_of_its_study(tmp_path: Pat
     scan(tmp_path / "y" / "mr", "", "MR", study="1.2")
     assert people(tmp_path) == {"P1": ["ct mr"]}
     assert build_index(tmp_path).notes == ["1 series without PatientID are of subject P1, as others of their study"]
+
+
+def test_one_study_uid_for_people_without_identifiers_is_pointed_out(tmp_path: Path) -> None:
+    for path in ("p1/CT", "p1/PT", "p2/CT", "p2/PT"):
+        scan(tmp_path / "s" / path, kind=path[3:], study="1.2")
+    words = "one study of s has the same modality in several folders; if these are several people"
+    assert any(note.startswith(words) for note in build_index(tmp_path / "s").notes)
+    assert people(tmp_path / "s", subject_from="folder") == {"p1": ["ct pet"], "p2": ["ct pet"]}
 
 
 def test_a_frame_of_reference_ties_studies_but_not_if_it_is_everybodys(tmp_path: Path) -> None:

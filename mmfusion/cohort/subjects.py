@@ -7,9 +7,10 @@ from collections import Counter, defaultdict
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
+from mmfusion.cohort.labels import few
 from mmfusion.cohort.manifest import MODALITIES
 from mmfusion.errors import OptionError
-from mmfusion.io import ALIKE, folded, normal
+from mmfusion.io import ALIKE, folded, names_nobody, normal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -20,15 +21,10 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 _Parts = tuple[str, ...]  # names of the folders between the root and a series
 
-_NOBODY = {  # what anonymizers write, folded
-    *("anonymous", "anonym", "anonymized", "anonymised", "anon", "anonymouspatient", "deidentified", "removed"),
-    *("unknown", "none", "noid", "na", "null", "nan", "empty", "test", "patient", "subject", "id", "x", "xx", "xxx"),
-    "0",
-}
 _KINDS = {*MODALITIES, "pt", "mri", "nm", "dicom", "dcm", "images", "scans"}
+_SURELY_VISIT = re.compile(r"(ses|session|visit|timepoint|baseline|follow.?up)[ ._-]*\d*", re.IGNORECASE)
 _VISIT = re.compile(
-    r"(ses|session|visit|v|tp|t|timepoint|time|scan|study|exam|day|week|month|year|baseline|bl|follow.?up|fu|pre|post)"
-    r"[ ._-]*\d*"
+    rf"{_SURELY_VISIT.pattern}|(v|tp|t|time|scan|st|std|study|exam|day|week|month|year|bl|fu|pre|post)[ ._-]*\d*"
     r"|\d{4}[._-]?\d\d[._-]?\d\d.*|\d\d[._-]\d\d[._-]\d{4}.*"  # a date
     r"|\d+(\.\d+){3,}",  # a UID
     re.IGNORECASE,
@@ -138,8 +134,9 @@ def _by_patient(
     studies: dict[str, set[str]] = defaultdict(set)
     for one, owner in zip(series, owners, strict=True):
         studies[owner].add(one.study_uid)
-    nobody = {owner for owner, found in studies.items() if folded(owner) in _NOBODY and len(found) > 1 and not believe}
-    owners = ["" if owner in nobody else owner for owner in owners]
+    constant = _constant(series)
+    nobody = {one for one, found in studies.items() if names_nobody(one) and (len(found) > 1 or found & constant)}
+    owners = ["" if owner in nobody and not believe else owner for owner in owners]
     _join_by_study(series, owners, named, notes)
     _name_by_folder(series, owners, root, named, show, notes)
     _tell_of_folders(series, owners, root, named, show, notes)
@@ -183,8 +180,9 @@ def _spellings(series: Iterable[Series], named: Callable[[str], str], show: bool
 def _join_by_study(series: Sequence[Series], owners: list[str], named: Callable[[str], str], notes: list[str]) -> None:
     """Give series without an owner to the one of their study, if it has one."""
     known: dict[str, set[str]] = defaultdict(set)
+    nobodys = _constant(series) | {""}
     for one, owner in zip(series, owners, strict=True):
-        if owner and one.study_uid:
+        if owner and one.study_uid not in nobodys:
             known[one.study_uid].add(owner)
     joined: Counter[str] = Counter()
     for n, one in enumerate(series):
@@ -205,18 +203,21 @@ def _name_by_folder(
     if not bare:
         return
     frames = _personal_frames([series[n] for n in bare])
+    constant = _constant([series[n] for n in bare]) | {""}
     keys: dict[int, set[Hashable]] = {}
     for n in bare:
         one = series[n]
-        keys[n] = {("study", one.study_uid) if one.study_uid else ("folder", one.folder)}
-        keys[n] |= {("frame", one.frame_of_reference)} & frames
+        keys[n] = {("folder", one.folder) if one.study_uid in constant else ("study", one.study_uid)}
+        keys[n] |= set() if one.study_uid in constant else {("frame", one.frame_of_reference)} & frames
     groups = _united(keys)
     names = _folder_names([[_parts(series[n].folder, root) for n in group] for group in groups], root.name)
+    scattered = set()
     for group, name in zip(groups, names, strict=True):
         for n in group:
             owners[n] = name
-    found = sorted({named(owners[n]) for n in bare})
-    which = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+        if _scattered([series[n] for n in group], root):
+            scattered.add(named(name))
+    which = few(sorted({named(owners[n]) for n in bare}), most=5)
     level, owner = min(("/".join(_parts(series[n].folder, root)) or ".", owners[n]) for n in bare)
     example = f" ({level} is of {owner})" if show else ""
     none = "a PatientID that names nobody" if any(series[n].patient_id for n in bare) else "no PatientID"
@@ -224,6 +225,27 @@ def _name_by_folder(
         f"{len(bare)} series of {which} have {none}: those of one study are one subject, named by its folder{example}. "
         f"{REMEDY}"
     )
+    if scattered:
+        notes.append(
+            f"one study of {few(sorted(scattered), most=5)} has the same modality in several folders; if these are "
+            "several people with one study UID, --subject-from folder tells them apart"
+        )
+
+
+def _scattered(series: Sequence[Series], root: Path) -> bool:
+    """True if folders that part a study hold the same modality."""
+    paths = [(_parts(one.folder, root), one.modality) for one in series if one.is_image]
+    levels = (
+        d for d in range(max((len(path) for path, _ in paths), default=0)) if len({p[: d + 1] for p, _ in paths}) > 1
+    )
+    branches = {(path[: depth + 1], kind) for depth in [next(levels, 0)] for path, kind in paths}
+    return max(Counter(kind for _, kind in branches).values(), default=0) > 1
+
+
+def _constant(series: Iterable[Series]) -> set[str]:
+    """The studies that have a SeriesInstanceUID twice, and so are no person's: all were given the same UIDs."""
+    times = Counter((one.study_uid, one.series_uid) for one in series)
+    return {study for (study, _), count in times.items() if count > 1}
 
 
 def _personal_frames(series: Iterable[Series]) -> set[Hashable]:
@@ -243,8 +265,9 @@ def _folder_names(groups: Sequence[Sequence[_Parts]], root: str) -> list[str]:
     """A name for each group of paths: of the folder that is the person's, as far as folders tell.
 
     Levels at which one group has several names (``CT/p1`` and ``PET/p1``, or ``p1/ct`` and ``p1/pet``) are of series,
-    and so are names of modalities; names such as ``visit2`` or dates are of visits, if a name is above them. The
-    deepest of the other levels is the person's (``site/p1``), with those above it where a name occurs under several.
+    and so are names of modalities; names such as ``visit2`` or dates (which may be people's, if nothing else is) of
+    visits. The deepest of the other levels is the person's (``site/p1``), with those above it where a name occurs under
+    several of them.
     """
     own = [{d for d in range(max(map(len, paths))) if len({path[d : d + 1] for path in paths}) > 1} for paths in groups]
     usual = Counter(frozenset(levels) for levels in own if levels).most_common(1)
@@ -252,6 +275,7 @@ def _folder_names(groups: Sequence[Sequence[_Parts]], root: str) -> list[str]:
     for paths, levels in zip(groups, own, strict=True):
         dropped = levels or (usual[0][0] if usual and len(set(paths)) == 1 else frozenset())
         names = tuple(name for d, name in enumerate(paths[0]) if d not in dropped and name.lower() not in _KINDS)
+        names = tuple(name for name in names if not _SURELY_VISIT.fullmatch(name))
         kept.append(tuple(name for name in names if not _VISIT.fullmatch(name)) or names[:1])
     while len(kept) > 1 and min(map(len, kept)) > 1 and len({names[-1] for names in kept}) == 1:
         kept = [names[:-1] for names in kept]  # a level that is the same for all tells nobody apart

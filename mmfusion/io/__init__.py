@@ -9,7 +9,7 @@ from mmfusion.io.nifti import check_volume_name, save_volume
 from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import sidecar_of
 from mmfusion.io.sniff import ending_of, is_common
-from mmfusion.io.spelling import ALIKE, folded, normal, persons
+from mmfusion.io.spelling import ALIKE, folded, names_nobody, normal, persons
 from mmfusion.io.suv import PET_DETAILS
 from mmfusion.io.suv_dicom import suv_factor
 from mmfusion.io.text_headers import voxels_file_of
@@ -26,6 +26,7 @@ __all__ = [
     "ScanDate",
     "ALIKE",
     "folded",
+    "names_nobody",
     "normal",
     "persons",
     "Unread",

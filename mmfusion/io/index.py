@@ -16,7 +16,7 @@ from mmfusion.io.dates import DATES, ScanDate, scan_date
 from mmfusion.io.load import VOLUMES
 from mmfusion.io.pictures import UNSPECIFIED, rescale_type, why_no_volume
 from mmfusion.io.sniff import ending_of
-from mmfusion.io.spelling import folded, normal
+from mmfusion.io.spelling import folded, names_nobody, normal
 from mmfusion.io.tags import (
     IDENTITY,
     NUCLEAR,
@@ -33,7 +33,7 @@ from mmfusion.io.tags import (
 from mmfusion.io.walk import Unread, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pydicom import Dataset
 
@@ -135,7 +135,7 @@ def find_series(
         raise ReadError(f"folder {root} cannot be read; check its permissions")
     _join_nameless(groups)
     series = []
-    for members in groups.values():
+    for members in _told_apart(groups):
         one, left_out = _sound_series(members)
         series += [one] if one else []
         unread.damaged += left_out
@@ -176,6 +176,38 @@ def _join_nameless(groups: dict[tuple[str, str, str, str], list[tuple[Path, Data
             if {path.parent for path, _ in bare} <= {path.parent for path, _ in named}:
                 named += groups.pop((study, name, place, ""))
                 named.sort(key=lambda member: member[0])
+
+
+def _told_apart(
+    groups: dict[tuple[str, str, str, str], list[tuple[Path, Dataset]]],
+) -> Iterator[list[tuple[Path, Dataset]]]:
+    """The files of each series; without a PatientID that names somebody, scans of one place in two folders are two."""
+    for (*_, person), members in groups.items():
+        folders: dict[Path, list[tuple[Path, Dataset]]] = defaultdict(list)
+        for path, header in members:
+            folders[path.parent].append((path, header))
+        if names_nobody(person) and len(folders) > 1 and _overlap(folders.values()):
+            yield from folders.values()
+        else:
+            yield members
+
+
+def _overlap(folders: Iterable[list[tuple[Path, Dataset]]]) -> bool:
+    """True if two folders have images of one place that are no copies: their UIDs differ, or are no UIDs."""
+    there: dict[str, str] = {}
+    for members in folders:
+        uids = Counter(str(header.get("SOPInstanceUID")) for _, header in members)
+        here = {str(place): str(header.get("SOPInstanceUID")) for _, header in members if (place := _place(header))}
+        if any(there.get(place, uid) != uid or (place in there and uids[uid] > 1) for place, uid in here.items()):
+            return True
+        there |= here
+    return False
+
+
+def _place(header: Dataset) -> str:
+    with suppress(Exception):
+        return _text(header, "ImagePositionPatient")
+    return ""
 
 
 def _patient(header: Dataset) -> str:

@@ -15,6 +15,13 @@ ALIKE = "only in case, spaces, punctuation, leading zeros or Unicode form"
 """How the spellings differ that :func:`folded` makes one."""
 
 
+_NOBODY = {  # what anonymizers write, folded
+    *("anonymous", "anonym", "anonymized", "anonymised", "anon", "anonymouspatient", "deidentified", "removed"),
+    *("unknown", "none", "noid", "na", "null", "nan", "empty", "test", "patient", "subject", "id", "x", "xx", "xxx"),
+    *("", "0"),
+}
+
+
 def normal(identifier: str) -> str:
     """An identifier as it is written, in one form of Unicode (NFC): macOS names files in another than most."""
     return unicodedata.normalize("NFC", identifier).strip()
@@ -39,6 +46,11 @@ def folded(identifier: str, *, zeros: bool = True) -> str:
         words = [re.sub(r"(?<!\d)0+(?=\d)", "", word) for word in words]
     found = re.sub(r"(?<=\d) (?=\d)", "-", " ".join(words)).replace(" ", "")
     return found or text.strip()
+
+
+def names_nobody(identifier: str) -> bool:
+    """True for an empty identifier, and for one such as ``ANONYMOUS`` that anonymizers give to everybody."""
+    return folded(identifier) in _NOBODY
 
 
 def persons(identifiers: Iterable[str], *, zeros: bool = True) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmfusion.errors import CohortError, ReadError, printable
 from mmfusion.files import check_folder, claim, clear_if_free, read_rows
+from mmfusion.io import folded
 from mmfusion.predict.ensemble import member_folders
 from mmfusion.predict.model import model_folder
 from mmfusion.prepare import prepare_cohort
@@ -83,8 +84,8 @@ def _warn_of_training_subjects(subjects: set[str], folder: str | Path) -> None:
     A run says who these are in its ``split.csv``; a bundle names nobody.
     """
     rows = [row for member in member_folders(folder) for row in read_rows(model_folder(member) / "split.csv")]
-    known = {row.get("subject") for row in rows if row.get("part") in ("train", "validation")}
-    if both := sorted(subjects & known):
+    known = {folded(str(row.get("subject"))) for row in rows if row.get("part") in ("train", "validation")}
+    if both := sorted(one for one in subjects if folded(one) in known):
         _LOG.warning(
             "%d of %d subjects were in the training or validation of this model (%s%s): what it predicts for them does "
             "not show how well it does on others",
