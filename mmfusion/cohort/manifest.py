@@ -209,8 +209,8 @@ def _is_modality(name: str, table: Sequence[tuple[int, dict[str, str]]], folder:
 
 
 def _looks_like_path(cell: str, folder: Path) -> bool:
-    path = split_series(cell)[0]
-    return path.name.lower().endswith(VOLUME_SUFFIXES) or (not _is_number(cell) and is_there(folder / path))
+    path = split_series(folder / cell)[0]
+    return path.name.lower().endswith(VOLUME_SUFFIXES) or (not _is_number(cell) and is_there(path))
 
 
 def _is_number(cell: str) -> bool:

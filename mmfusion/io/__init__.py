@@ -2,7 +2,7 @@
 
 from mmfusion.io.header import Header, kind_of
 from mmfusion.io.index import Series, find_series
-from mmfusion.io.load import load_volume, read_header
+from mmfusion.io.load import load_volume, read_header, read_series_header
 from mmfusion.io.masks import load_mask
 from mmfusion.io.nifti import check_volume_name, save_volume
 from mmfusion.io.series import split_series
@@ -15,6 +15,7 @@ from mmfusion.io.transform_files import check_transform_name, load_transform, sa
 __all__ = [
     "load_volume",
     "read_header",
+    "read_series_header",
     "Header",
     "kind_of",
     "find_series",

@@ -57,13 +57,13 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
         named = named or str(header.get("SeriesInstanceUID", ""))
         series = f"{named}:{image_kind}" if image_kind else named
     inside = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    return _open_series(inside, path, f"folder {folder}", series=series, **reading)
+    return open_files(inside, path, f"folder {folder}", series=series, **reading)
 
 
 def _open_zip(path: Path, **reading: Any) -> Opened:
     archive = Archive(path)
     with archive:
-        opened = _open_series(archive.members, path, f"zip file {path}", **reading)
+        opened = open_files(archive.members, path, f"zip file {path}", **reading)
     nested = sum(member.suffix.lower() == ".zip" for member in archive.members)
     if nested:
         opened.notes.append(f"{nested} zip files inside the zip file left out")
@@ -77,7 +77,17 @@ def _open_zip(path: Path, **reading: Any) -> Opened:
     return opened
 
 
-def _open_series(inside: Sequence[DicomFile], path: Path, where: str, **reading: Any) -> Opened:
+@names_damage
+@lenient_dicom()
+def open_files(inside: Sequence[DicomFile], path: Path, where: str, **reading: Any) -> Opened:
+    """:func:`open_dicom` of these files alone.
+
+    Args:
+        inside: the files.
+        path: what messages call the scan.
+        where: what messages call the place where the files lie.
+        reading: the arguments of :func:`open_dicom`.
+    """
     try:
         return _opened(inside, path, where, settled=False, **reading)
     except (MmfusionError, MemoryError, OSError):

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmfusion.errors import ReadError
 from mmfusion.files import refuse_special
-from mmfusion.io.dicom import open_dicom
+from mmfusion.io.dicom import open_dicom, open_files
 from mmfusion.io.header import Header, Opened, chosen_frame, kind_of
 from mmfusion.io.metaimage import META, open_metaimage
 from mmfusion.io.nifti import open_nifti
@@ -21,6 +21,8 @@ from mmfusion.volume import Volume, nearest_ras, spacing_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from mmfusion.io.index import Series
 
 NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 
@@ -81,6 +83,29 @@ def read_header(
         suv=suv,
         pet=pet,
     )
+    return _as_header(opened)
+
+
+def read_series_header(
+    series: Series, *, image_kind: str = "", modality: str = "", frame: str | int | None = None
+) -> Header:
+    """What :func:`read_header` would give for a series that :func:`find_series` found, from its files alone.
+
+    Args:
+        series: the series.
+        image_kind: one of its ``kinds``, where there are several.
+        modality, frame: as of :func:`load_volume`.
+
+    Raises:
+        MmfusionError: as :func:`read_header`.
+    """
+    named = image_kind or None
+    return _as_header(
+        open_files(series.files, series.folder, str(series.folder), series=named, modality=modality, frame=frame)
+    )
+
+
+def _as_header(opened: Opened) -> Header:
     # an array of no memory, because axes are turned in one place only
     turned, affine = nearest_ras(np.broadcast_to(np.uint8(0), opened.shape), opened.affine)
     i, j, k = turned.shape
