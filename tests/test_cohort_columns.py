@@ -70,10 +70,13 @@ def test_attenuation_correction_is_told_by_words_without_the_tag(tmp_path: Path,
     ],
 )  # fmt: skip
 def test_mr_by_contrast_agent_and_words(tmp_path: Path, words: str, by_words: str, by_tag: str) -> None:
-    add(tmp_path / "s" / "plain", "T2 TSE", StudyInstanceUID="1.2.840.1")
+    add(tmp_path / "s" / "plain", "T2 TSE")
     add(tmp_path / "s" / "this", words)
     assert indexed(tmp_path / "s")[0] == {"mr_t2": "plain", f"mr_{by_words}": "this"}
-    add(tmp_path / "t" / "plain", "T2 TSE", ContrastBolusAgent="None")
+    add(tmp_path / "t" / "plain", "T2 TSE", ContrastBolusAgent="no contrast")
+    add(tmp_path / "u" / "plain", "T2 TSE")
+    add(tmp_path / "u" / "this", words, ContrastBolusAgent="None")
+    assert indexed(tmp_path / "u")[0] == {"mr_t2": "plain", f"mr_{by_words}": "this"}
     add(tmp_path / "t" / "this", words, **AGENT)
     (tmp_path / "key").write_text("k" * 32)
     for options in ({}, {"pseudonymize": tmp_path / "key"}):
@@ -161,7 +164,7 @@ def test_one_frame_is_better_than_several(tmp_path: Path) -> None:
     add(tmp_path / "dynamic", "T1 dyn", frames=3)
     columns, _, notes = indexed(tmp_path)
     assert columns == {"mr": "dynamic"}
-    assert notes == ["mr has several frames in 1 rows; check and prepare need --frame"]
+    assert notes == ["mr has several frames in 1 row; check and prepare need --frame"]
     add(tmp_path / "static", "T1 derived", ImageType=["DERIVED", "PRIMARY", "M"])
     columns, reasons, notes = indexed(tmp_path)
     assert columns == {"mr": "static"} and not notes
@@ -208,9 +211,9 @@ def test_functional_series_are_no_column_and_echo_planar_ones_have_a_word(tmp_pa
     columns, reasons, _ = indexed(tmp_path)
     assert columns == {"mr_epi": "one", "mr_dwi": "dti"}
     assert reasons == {
-        "bold": "a functional or perfusion series (2 frames)",
-        "unnamed": "a functional or perfusion series (10 frames)",
-        "asl": "a functional or perfusion series (2 frames)",
+        "bold": "a functional or perfusion series of 2 frames",
+        "unnamed": "a functional or perfusion series of 10 frames",
+        "asl": "a functional or perfusion series of 2 frames",
     }
 
 
@@ -219,7 +222,7 @@ def test_a_multiframe_object_is_asked_for_its_frames(tmp_path: Path) -> None:
     stored = np.concatenate([voxels(), voxels(seed=1)], axis=2)
     write_enhanced(tmp_path / "s", stored, [*range(6)] * 2, groups)
     columns, _, notes = indexed(tmp_path)
-    assert columns == {"mr": "s"} and notes == ["mr has several frames in 1 rows; check and prepare need --frame"]
+    assert columns == {"mr": "s"} and notes == ["mr has several frames in 1 row; check and prepare need --frame"]
     types = [{"MRImageFrameTypeSequence": {"ComplexImageComponent": one}} for one in ("MAGNITUDE", "PHASE")]
     write_enhanced(tmp_path / "s", stored, [*range(6)] * 2, [one for one in types for _ in range(6)])
     columns, _, notes = indexed(tmp_path)

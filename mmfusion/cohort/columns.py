@@ -22,7 +22,7 @@ _SEQUENCES = (  # the first that matches names an MR series; T2 FLAIR is FLAIR, 
     ("flair", r"flair|dark.?fluid"),
     ("eadc", r"(?<![a-z])e(xp[ _-]?)?adc(?![a-z])"),
     ("adc", r"(?<![a-z])adc|apparent.?diff"),
-    ("dwi", r"dwi|diff|trace|(?<![a-z])calc\w*b|(?<![a-z])b\d{3}"),
+    ("dwi", r"dwi|diff|trace|(?<![a-z])(dti|dki|dsi|hardi)(?![a-z])|(?<![a-z])calc\w*b|(?<![a-z])b\d{3}"),
     ("perfusion", r"(?<![a-z])(p?c?asl|perf\w*|dsc|r?cbf|r?cbv|mtt|ttp)(?![a-z])"),
     ("bold", r"(?<![a-z])(bold|fmri|rest(ing)?[ _-]?state)"),
     ("swi", r"(?<![a-z])swi|suscept"),
@@ -107,7 +107,7 @@ def why_unfit(series: Series) -> str:
     if is_uncorrected(series):
         return "not corrected for attenuation"
     if series.modality == "MR" and _is_functional(series):
-        return f"a functional or perfusion series ({series.frames} frames)"
+        return f"a functional or perfusion series of {series.frames} frames"
     return ""
 
 

@@ -233,7 +233,8 @@ def _fill(rows: dict[str, list[_Row]], in_folder: Counter[Path], others: list[Un
                     others.append(_unused(one.series, row.subject, reason))
     for column, count in sorted(dynamic.items()):
         if count:
-            notes.append(f"{column} has several frames in {count} rows; check and prepare need --frame")
+            rows_word = "row" if count == 1 else "rows"
+            notes.append(f"{column} has several frames in {count} {rows_word}; check and prepare need --frame")
 
 
 def _asked(candidate: Candidate, cell: Path, column: str, subject: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ _TAGS = (
     "ComplexImageComponent", "CorrectedImage", "ContrastBolusAgent", "ContrastBolusAgentSequence", "ScanningSequence",
     "EchoPlanarPulseSequence", "RescaleSlope", "RescaleIntercept", "RescaleType", "PhotometricInterpretation",
 )  # fmt: skip
+_NO_AGENT = (
+    r"\W*|(0|no|none|not|nil|nein|without|ohne|kein\w*|sans|unknown)\b.*|non|n/?a?|nati\w+"  # what fills the tag
+)
 _IMAGE_TYPE, _PER_FRAME = 0x00080008, 0x52009230
 _SAME = (0x00280010, 0x00280011, 0x00200037, 0x00280030)  # Rows, Columns, ImageOrientationPatient, PixelSpacing
 _SCALE = (0x00281052, 0x00281053)  # RescaleIntercept, RescaleSlope
@@ -230,8 +234,8 @@ def _text(header: Dataset, tag: str) -> str:
 
 
 def _has_agent(header: Dataset) -> bool:
-    name = _text(header, "ContrastBolusAgent").lower()
-    return name not in ("", "no", "none", "n", "n/a", "na", "0") or bool(header.get("ContrastBolusAgentSequence"))
+    named = not re.fullmatch(_NO_AGENT, _text(header, "ContrastBolusAgent").lower())
+    return named or bool(header.get("ContrastBolusAgentSequence"))
 
 
 def _distinct(images: list[_Member], tag: int) -> list[_Member]:

@@ -141,13 +141,15 @@ def load_volume(
     values above 1000 are taken as Bq/mL.
 
     Args:
-        path: file or folder; ``#SeriesInstanceUID`` behind it is the same as ``series``.
+        path: file or folder; ``#SeriesInstanceUID`` or a kind of image behind it (:func:`mmfusion.io.split_series`) is
+            the same as ``series``.
         modality: the study's word (``ct``, ``pet_2``, ``t1``); see :func:`kind_of`. DICOM says it by itself.
         frame: ``first``, ``last``, ``mean`` or a number from 0, for files and series with several frames.
         assume_orientation: directions of the stored axes, as ``LAS``, for NIfTI files that have none.
         series: which one, if the folder holds several: a SeriesInstanceUID or its end, a description (in any case)
-            or a part of it. If only one of them is of the kind that ``modality`` names, it is taken without being
-            named, with a note.
+            or a part of it; or the kind of image of a series with several
+            (:data:`mmfusion.io.image_kinds.IMAGE_KINDS`), as ``water`` or ``1.2.840.5:water``. If only one of them is
+            of the kind that ``modality`` names, it is taken without being named, with a note.
         suv: by what PET is normalized: ``bw`` body weight, ``lbm`` lean body mass, ``bsa`` body surface area
             (cm2/mL); see :mod:`mmfusion.io.suv`.
         pet: what the manifest says of the PET scan, by the names of :data:`mmfusion.io.PET_DETAILS`; overrides tags.
