@@ -35,6 +35,7 @@ def turned(stored):
         ("EchoTime", (4.6, 120, 60), "EchoTime 4.6, 60.0, 120.0 ms"),
         ("DiffusionBValue", (0, 1000, 500), "DiffusionBValue 0.0, 500.0, 1000.0 s/mm2"),
         ("AcquisitionNumber", (1, 3, 2), "AcquisitionNumber 1, 2, 3"),
+        ("ContentTime", ("100000", "103000.5", "101000"), "ContentTime 0, 600, 1800.5 s after the first"),
     ],
 )
 def test_frames_are_told_apart_by_a_tag_and_one_is_chosen(tmp_path, tag, values, told):
@@ -113,6 +114,70 @@ def test_what_no_standard_tag_tells_apart_is_refused(tmp_path):
     write_dynamic(tmp_path, "EchoTime", (4, 4, 4), edit=private)
     with pytest.raises(ReadError, match="18 slices at 6 positions.*no tag tells them apart"):
         read_header(tmp_path, frame="first")
+
+
+def each(tag, values):
+    """For :func:`write_dynamic`: the value of every slice, ``values [frame][slice]``."""
+
+    def edit(row):
+        return lambda dataset, n: setattr(dataset, tag, row[n])
+
+    return [{"edit": edit(row)} for row in values]
+
+
+def clocks(seconds):
+    return [[f"10{second // 60:02d}{second % 60:02d}" for second in row] for row in seconds]
+
+
+F, N = np.mgrid[:3, :6]  # frame and slice
+
+
+@pytest.mark.parametrize(
+    ("tag", "values", "told"),
+    [
+        ("InstanceNumber", (6 * F + N + 1).tolist(), "InstanceNumber 1-6, 7-12, 13-18:"),
+        ("InstanceNumber", (6 * F + 6 - N).tolist(), "InstanceNumber 1-6, 7-12, 13-18:"),
+        ("InstanceNumber", (3 * N + F + 1).tolist(), "InstanceNumber 1-16, 2-17, 3-18:"),
+        ("AcquisitionTime", clocks(30 * F + N // 2), "AcquisitionTime 0-2, 30-32, 60-62 s after"),
+        ("ContentTime", clocks(30 * F + 5 * (N % 2)), "ContentTime 0-5, 30-35, 60-65 s after"),
+    ],
+)
+def test_the_order_of_slices_tells_frames_apart(tmp_path, tag, values, told):
+    write_dynamic(tmp_path, None, each(tag, values))
+    with pytest.raises(ReadError, match=f"has {told}"):
+        read_header(tmp_path)
+    for frame, stored in enumerate(FRAMES):
+        np.testing.assert_array_equal(load_volume(tmp_path, frame=frame).array, turned(stored))
+
+
+@pytest.mark.parametrize(
+    ("tag", "values"),
+    [
+        ("InstanceNumber", (12 * F + np.where(N == 5, 13, N)).tolist()),  # ends after the next one begins
+        ("InstanceNumber", (2 * N + F // 2).tolist()),  # twice at one position
+        ("ContentTime", clocks(30 * (F > 0) + N)),  # two of the three frames at one time
+        ("ContentTime", clocks(5 * F + N)),  # the last slice when the next frame begins
+    ],
+)
+def test_an_order_that_leaves_a_doubt_tells_nothing(tmp_path, tag, values):
+    write_dynamic(tmp_path, None, each(tag, values))
+    with pytest.raises(ReadError, match="no tag tells them apart"):
+        read_header(tmp_path, frame="first")
+
+
+@pytest.mark.parametrize("tag", ["AcquisitionDateTime", "ContentTime", "InstanceNumber"])
+def test_several_multiframe_objects_of_one_series_are_frames(tmp_path, tag):
+    value = {
+        "AcquisitionDateTime": "202001021{}0000".format,
+        "ContentTime": "1{}0000".format,
+        "InstanceNumber": lambda n: n + 1,
+    }[tag]
+    for n, stored in enumerate(FRAMES):
+        write_enhanced(tmp_path, stored, range(6), [{}] * 6, name=f"{-n % 3}.dcm", **{tag: value(n)})
+    with pytest.raises(ReadError, match=f"has {tag} .*: 3 frames"):
+        read_header(tmp_path)
+    for n, stored in enumerate(FRAMES):
+        np.testing.assert_array_equal(load_volume(tmp_path, frame=n).array, turned(stored))
 
 
 @pytest.mark.parametrize(
