@@ -254,7 +254,7 @@ def _bodies_missed(cohort: Any) -> str:
 def _register(
     fixed: str, moving: str, out: str, transform_out: str | None, json: bool | None, device: str | None,
     fixed_modality: str | None, moving_modality: str | None, frame: str | None, assume_orientation: str | None,
-    overwrite: bool | None, **how: str | None,
+    suv: str | None, overwrite: bool | None, **how: str | None,
 ) -> int:  # fmt: skip
     from mmfusion.files import check_output_file
     from mmfusion.io import check_transform_name, check_volume_name, load_volume, save_transform, save_volume
@@ -266,7 +266,7 @@ def _register(
     check_output_file(check_volume_name(out), overwrite=bool(overwrite), reads=reads)
     if transform_out:
         check_output_file(check_transform_name(transform_out), overwrite=bool(overwrite), reads=[*reads, out])
-    reading: dict[str, Any] = {"frame": frame, "assume_orientation": assume_orientation}
+    reading: dict[str, Any] = {"frame": frame, "assume_orientation": assume_orientation, "suv": suv or "bw"}
     to_template = fixed in TEMPLATES and not Path(fixed).exists()
     if to_template:
         still = template(fixed).volume

@@ -349,7 +349,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "overwrite",
             "json",
         ),
-        *("fixed_modality", "moving_modality", "frame", "assume_orientation"),
+        *("fixed_modality", "moving_modality", "suv", "frame", "assume_orientation"),
     ),
     "demo": ("out", "subjects", "seed"),
     "simulate": ("out", "train_subjects", "test_subjects", "seed"),

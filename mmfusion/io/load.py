@@ -18,7 +18,7 @@ from mmfusion.io.nifti import open_nifti
 from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import apply_sidecar, frame_times
 from mmfusion.io.suv import checked_suv
-from mmfusion.io.suv_table import to_suv
+from mmfusion.io.suv_table import doubts_of, to_suv
 from mmfusion.volume import SUV_UNITS, Volume, nearest_ras, resample, spacing_of
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def open_scan(
         opened = open_dicom(path, modality=modality, frame=frame, series=series, **how)
     if opened.kind == "pet" and not opened.has_units:
         opened.pet_units = "stored" if suv == "none" else f"SUV{suv}"
+        opened.doubts += [] if suv == "none" else doubts_of(pet or {}, suv)
     if opened.kind == "pet" and suvr:
         opened.pet_units = "SUVR"
         _label_map(suvr)
@@ -174,7 +175,7 @@ def load_volume(
     )
     array = opened.read()
     if opened.kind == "pet" and opened.pet_units in SUV_UNITS and not opened.has_units:
-        array = to_suv(array, suv, pet, path, opened.notes, opened.doubts)
+        array = to_suv(array, suv, pet, path, opened.notes)
     volume = as_volume(opened, array, modality or opened.kind, opened.units).checked()
     return _to_ratio(volume, suvr) if suvr and opened.kind == "pet" else volume
 
