@@ -222,9 +222,10 @@ def _check_cohort(folder: str) -> int:
 
 
 def _prepare(manifest: str, out: str, **options: Any) -> int:
-    from mmfusion.prepare import prepare_cohort
+    from mmfusion.prepare import check_pet, prepare_cohort
 
     given = {name: value for name, value in options.items() if value is not None}
+    check_pet(given, given=True)
     cohort = prepare_cohort(manifest, out, progress=progress_line("cases"), **given)
     for row in cohort.rows:
         if row["status"] == "failed":

@@ -14,11 +14,13 @@ from mmfusion.prepare.folder import (
     write_case,
     write_cohort,
 )
+from mmfusion.prepare.scaling import check_pet
 
 __all__ = [
     "CaseResult",
     "choose_reference",
     "load_case",
+    "check_pet",
     "prepare_case",
     "prepare_volumes",
     "Cohort",

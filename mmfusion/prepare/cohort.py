@@ -102,12 +102,12 @@ def prepare_cohort(
         OutputError: ``out`` is not a cohort folder, holds what is read, or cannot be written.
         CohortError: a case failed, and ``strict``; or another call is writing into the folder.
     """
-    check_pet(options)
     chosen_by_hand = options.get("reference") not in (None, OPTIONS["reference"].default)
     storage = resolve({name: options.pop(name) for name in GROUPS["storage"] if name in options}, "storage")
     options = resolve(options, "case")
     check_device(device)
     check_crop(options)
+    check_pet(options)
     parse_standard(options["mr_standard"])
     cases = [with_region(case, options["suvr"]) for case in read_manifest(manifest, options["modalities"])]
     options["suvr"] = options["suvr"] and "manifest"  # the cases have it now; a path is not kept
