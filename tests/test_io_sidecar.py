@@ -294,6 +294,18 @@ def test_contradictions_of_dcm2niix_are_named(tmp_path, changes, message):
     assert "DOE" not in str(refused.value)
 
 
+def test_times_of_day_without_a_time_zero(tmp_path):
+    """As older converters write them: the manifest says the time of day of the injection."""
+    path = pet(tmp_path, **(DICOM | {"TimeZero": None, "InjectionStart": None, "SeriesTime": "09:58:00"}))
+    with pytest.raises(UnitsError, match="it lacks InjectionStart"):
+        read_header(path, modality="pet")
+    with pytest.raises(UnitsError, match=r"SeriesTime \(-600 s after TimeZero\) contradicts DecayFactor"):
+        fields = DICOM | {"TimeZero": None, "InjectionStart": None, "SeriesTime": "09:50:00"}
+        read_header(pet(tmp_path, **fields), modality="pet", pet={"injection_time": "09:00"})
+    path = pet(tmp_path, **(DICOM | {"TimeZero": None, "InjectionStart": None, "SeriesTime": None}))
+    assert_factor(path, factor(elapsed_s=3600, half_life_s=F18), pet={"injection_time": "09:00"})
+
+
 def test_a_weight_in_pounds(tmp_path):
     assert_factor(pet(tmp_path, PatientWeight=70 / 0.45359237), factor(), weight_unit="lb")
 

@@ -248,7 +248,7 @@ def test_the_time_of_another_maker_is_not_believed():
         ({"Units": None}, {}, r"DICOM lacks Units \(0054,1001\)"),
         ({"Units": "PROPCPS"}, {}, "is PROPCPS; BQML, GML, CM2ML or CNTS"),
         ({}, {"RadionuclideTotalDose": 350}, r"RadionuclideTotalDose \(0018,1074\) is 0\.00035 MBq; 1 to 10000 MBq is"),
-        ({"SeriesTime": "085000", "AcquisitionTime": "085000"}, {}, "more than 10 half-lives"),
+        ({"SeriesTime": "085000", "AcquisitionTime": "085000"}, {}, "after the scan or more than 6 half-lives"),
     ],
 )  # fmt: skip
 def test_what_is_missing_or_contradicts_is_named(tags, tracer, message):

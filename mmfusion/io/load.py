@@ -19,6 +19,7 @@ from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import apply_sidecar, frame_times
 from mmfusion.io.suv import checked_suv
 from mmfusion.io.suv_table import doubts_of, to_suv
+from mmfusion.options import OPTIONS
 from mmfusion.volume import SUV_UNITS, Volume, nearest_ras, resample, spacing_of
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def open_scan(
 ) -> Opened:
     """Read headers and check them; see :func:`load_volume` for arguments and errors."""
     checked_suv(suv)
+    OPTIONS["weight_unit"].check(weight_unit)
     suv = "none" if suvr else suv  # the unit does not matter to a ratio
     path, named = split_series(path)
     series = series or named
@@ -158,7 +160,7 @@ def load_volume(
         ReadError: the file is missing, broken, holds several frames or series, or contradicts ``modality``.
         OrientationError: left and right cannot be known.
         UnitsError: HU or SUV cannot be known, or what the header says of the PET cannot be.
-        OptionError: an unknown ``suv`` or ``frame``, or a ``suvr`` without a label.
+        OptionError: an unknown ``suv``, ``weight_unit`` or ``frame``, or a ``suvr`` without a label.
         GeometryError: a 2D image or a singular affine.
         VoxelError: voxels that are not finite, or all equal.
     """
