@@ -26,9 +26,10 @@ from mmfusion.cohort.simulate import (
     simulate_volumes,
     target_registration_error,
 )
-from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError
+from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError, ReadError
 from mmfusion.files import MARK, TEMPORARY
 from mmfusion.io import load_transform, load_volume, save_volume
+from mmfusion.options import LATER
 from mmfusion.prepare import cohort as room
 from mmfusion.prepare import (
     damaged_files,
@@ -701,6 +702,16 @@ def test_a_case_without_registration_writes_no_transform(tmp_path):
     row = room.write_case(tmp_path, Case("7", session="b", label="x"), result)
     assert sorted(p.name for p in (tmp_path / "cases" / "7_b").iterdir()) == ["case.json", "image.npy"]
     assert (row["case"], row["label"], row["pet_spacing"]) == ("7_b", "x", "9 7.5 8") and GRIDS["pet"].spacing[0] == 9
+
+
+def test_a_cohort_of_a_version_without_later_options_is_read(study):
+    path = study[1].folder / "options.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in facts.items() if name not in LATER}))
+    assert open_cohort(study[1].folder).options == study[1].options
+    path.write_text(json.dumps({name: value for name, value in facts.items() if name != "suv"}))
+    with pytest.raises(ReadError, match="lacks suv"):
+        open_cohort(study[1].folder)
 
 
 def test_the_reference_region_of_pet_counts_and_its_path_is_not_kept(tmp_path):

@@ -82,7 +82,10 @@ def nuclide_of(*texts: str) -> str:
     that names several says nothing.
     """
     for text in texts:
-        found = {_CODES[text]} if text in _CODES else {name for name, rule in _rules().items() if rule.search(text)}
+        rules = _rules()
+        found = {_CODES[text]} if text in _CODES else {name for name, rule in rules.items() if rule.search(text)}
+        if not found:  # alone, in whatever capitals
+            found = {name for name, rule in rules.items() if re.fullmatch(rule.pattern, text.strip(), re.IGNORECASE)}
         if not found and re.search(r"\bFDG\b|fluorodeoxyglucose", text, re.IGNORECASE):
             found = {"F18"}
         if len(found) == 1:
@@ -96,6 +99,7 @@ def _rules() -> dict[str, re.Pattern[str]]:
     between, rules = r"[\s^\[\]_-]*", {}
     for name in (*HALF_LIVES_S, *_NO_POSITRONS):
         symbol, mass = re.fullmatch(r"([A-Za-z]+?)(\d+m?)", name).groups()  # type: ignore[union-attr]
+        mass = mass.replace("m", "[mM]")
         element = rf"(?:{symbol}|{symbol.upper()}|(?i:{_WORDS[symbol]}))"
         rules[name] = re.compile(
             rf"(?<!\d){mass}{between}{element}(?![a-z])|(?<![A-Za-z]){element}{between}{mass}(?![\dm])"
