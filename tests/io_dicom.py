@@ -38,6 +38,14 @@ def pet_tags(**tracer) -> dict:
     return PET_TAGS | {"RadiopharmaceuticalInformationSequence": [item]}
 
 
+def pet_header(*, without=(), tracer=None, **tags) -> Dataset:
+    """One file of :func:`pet_tags`, with other tags and fields of the tracer."""
+    found = new_file(**(pet_tags(**(tracer or {})) | tags))
+    for name in without:
+        delattr(found, name)
+    return found
+
+
 def new_file(sop_class: str = CTImageStorage, **tags) -> Dataset:
     """A data set that can be saved."""
     dataset = Dataset()

@@ -218,6 +218,48 @@ def test_frames_without_decay_correction_are_corrected_one_by_one(tmp_path):
     np.testing.assert_allclose(load_volume(tmp_path, frame="mean").array, np.mean(suv, axis=0), rtol=1e-5)
 
 
+def test_the_mean_is_weighted_by_duration_and_windows_are_of_time(tmp_path):
+    frames, times = [np.abs(stored) for stored in FRAMES], ("235500", "000000", "001000")  # across midnight, one date
+    own = [{"AcquisitionTime": at, "ActualFrameDuration": ms} for at, ms in zip(times, (3e5, 6e5, 12e5), strict=True)]
+    write_dynamic(tmp_path, None, own, frames, Modality="MR", AcquisitionDate="20200102")
+    for frame, used in {"mean": (0, 1, 2), "0-1": (0, 1), "5min-35min": (1, 2), "0s-300s": (0,), "1-1": (1,)}.items():
+        weights = np.array([300, 600, 1200])[list(used)]
+        expected = np.average([frames[n] for n in used], axis=0, weights=weights)
+        np.testing.assert_allclose(load_volume(tmp_path, frame=frame).array, turned(expected), rtol=1e-5)
+    assert read_header(tmp_path, frame="5-35min").notes == (
+        "3 frames: the mean of 1 to 2 (5-35min) is used, weighted by duration",
+    )
+    for frame, message in {
+        "1min-9min": "no frame lies wholly between 60 and 540 s after .*; the 3 frames end after 2100 s",
+        "1-3": "has 3 frames, numbered from 0; frame 3 does not exist",
+    }.items():
+        with pytest.raises(ReadError, match=message):
+            read_header(tmp_path, frame=frame)
+    for frame in ("2-1", "9min-1min"):
+        with pytest.raises(OptionError, match=f"frame {frame} ends before it begins"):
+            read_header(tmp_path, frame=frame)
+
+
+def test_frames_of_one_time_of_acquisition_are_timed_by_their_middle(tmp_path):
+    own = [{"FrameReferenceTime": middle, "ActualFrameDuration": 6e5} for middle in (3e5, 9e5, 15e5)]
+    write_dynamic(tmp_path, None, own, AcquisitionTime="100000")
+    expected = np.mean(FRAMES[1:], axis=0)
+    volume = load_volume(tmp_path, frame="10min-30min")
+    np.testing.assert_allclose(volume.array, turned(expected), rtol=1e-5, atol=1e-3)
+    assert volume.meta["notes"] == ["3 frames: the mean of 1 to 2 (10min-30min) is used"]
+
+
+def test_frames_of_a_multiframe_object_are_weighted_by_their_own_durations(tmp_path):
+    groups = [
+        {"FrameContentSequence": {"TemporalPositionIndex": n + 1, "FrameAcquisitionDuration": ms}}
+        for n, ms in enumerate((1000.0, 3000.0))
+        for _ in range(6)
+    ]
+    write_enhanced(tmp_path, np.concatenate(FRAMES[:2], axis=2), [*range(6)] * 2, groups)
+    expected = np.average(FRAMES[:2], axis=0, weights=(1, 3))
+    np.testing.assert_allclose(load_volume(tmp_path, frame="mean").array, turned(expected), rtol=1e-5, atol=1e-3)
+
+
 def test_frames_at_different_places_have_no_mean(tmp_path):
     def aside(dataset, n):
         if dataset.EchoTime == 5:

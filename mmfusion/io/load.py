@@ -19,7 +19,7 @@ from mmfusion.io.nifti import open_nifti, pair_of
 from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import apply_sidecar, frame_times
 from mmfusion.io.suv import checked_suv
-from mmfusion.io.suv_table import to_suv
+from mmfusion.io.suv_table import doubts_of, to_suv
 from mmfusion.options import OPTIONS, unknown
 from mmfusion.volume import FILL, SUV_UNITS, Volume, nearest_ras, resample, spacing_of
 
@@ -47,6 +47,7 @@ def open_scan(
 ) -> Opened:
     """Read headers and check them; see :func:`load_volume` for arguments and errors."""
     checked_suv(suv)
+    OPTIONS["weight_unit"].check(weight_unit)
     suv = "none" if suvr else suv  # the unit does not matter to a ratio
     path, named = split_series(path)
     series = series or named
@@ -70,6 +71,7 @@ def open_scan(
         opened = open_dicom(path, modality=modality, frame=frame, series=series, **how)
     if opened.kind == "pet" and not opened.has_units:
         opened.pet_units = "stored" if suv == "none" else f"SUV{suv}"
+        opened.doubts += [] if suv == "none" else doubts_of(pet or {}, suv)
     if opened.kind == "pet" and suvr:
         opened.pet_units = "SUVR"
         _label_map(suvr)
@@ -195,7 +197,7 @@ def load_volume(
         ReadError: the file is missing, broken, holds several frames or series, or contradicts ``modality``.
         OrientationError: left and right cannot be known.
         UnitsError: HU or SUV cannot be known, or what the header says of the PET cannot be.
-        OptionError: an unknown ``suv``, ``frame`` or ``nan``, or a ``suvr`` without a label.
+        OptionError: an unknown ``suv``, ``weight_unit``, ``frame`` or ``nan``, or a ``suvr`` without a label.
         GeometryError: a 2D image or a singular affine.
         VoxelError: voxels that are not finite, or all equal.
     """
@@ -215,7 +217,7 @@ def load_volume(
     if nan == "background":
         _fill_nan(array, opened)
     if opened.kind == "pet" and opened.pet_units in SUV_UNITS and not opened.has_units:
-        array = to_suv(array, suv, pet, path, opened.notes, opened.doubts)
+        array = to_suv(array, suv, pet, path, opened.notes)
     volume = as_volume(opened, array, modality or opened.kind, opened.units).checked()
     return _to_ratio(volume, suvr) if suvr and opened.kind == "pet" else volume
 
