@@ -335,6 +335,20 @@ def test_several_possible_lesions_stop_a_grid_that_is_centered_on_one_and_are_a_
     assert reason.startswith("mask: ") and "Name the one that is meant" in reason
 
 
+def test_nan_outside_the_brain_is_background_by_option(tmp_path):
+    ct, mr = scan("ct"), scan("mr")
+    far = np.linalg.norm(mr.grid.to_world(np.moveaxis(np.indices(mr.array.shape), 0, -1)) - MIDDLE, axis=-1) > 70
+    save_volume(ct, tmp_path / "ct.nii")
+    for name, outside in (("nan", np.nan), ("zero", 0)):
+        save_volume(mr.replace(array=np.where(far, np.float32(outside), mr.array)), tmp_path / f"{name}.nii")
+    cases = [Case("001", images={"ct": tmp_path / "ct.nii", "mr": tmp_path / f"{n}.nii"}) for n in ("nan", "zero")]
+    with pytest.raises(VoxelError, match="are not finite .*; with --nan background they count as air or zero"):
+        prepare_case(cases[0], **SMALL)
+    with_nan, with_zero = (prepare_case(case, nan="background", **SMALL) for case in cases)
+    np.testing.assert_array_equal(with_nan.image, with_zero.image)
+    assert with_nan.facts["mr_notes"] == f"{far.sum()} of {far.size} voxels are NaN and count as background (0)"
+
+
 @pytest.mark.parametrize("center", ["mask", "foreground"])
 def test_a_margin_around_the_box_empties_the_rest(center):
     scans = {"ct": scan("ct"), "mr": scan("mr")}
