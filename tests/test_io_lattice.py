@@ -1,5 +1,7 @@
 """Stacks of DICOM slices that are not quite regular: what is read, what is left out, what is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -160,6 +162,8 @@ def test_one_picture_across_the_slices_is_left_out_and_named(tmp_path, image_typ
     np.testing.assert_array_equal(volume.array, alone.array)
     assert volume.grid.same_as(alone.grid) and volume.meta["doubts"] == []
     assert volume.meta["notes"] == ["1 images across the slices left out (number 17 in order of name)"]
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path)
+    assert any(note.startswith("1 images across") and "in the zip file" in note for note in read_header(packed).notes)
 
 
 def test_a_slice_of_another_size_is_left_out_with_a_doubt(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.errors import ReadError, UnitsError
@@ -45,7 +46,7 @@ def without_pictures(
 
     Args:
         files: of the series.
-        inside: what lies there, in order of name.
+        inside: what lies there: files in order of name, or the members of a zip file.
         source: what messages call the series.
         notes: takes what was left out.
 
@@ -65,9 +66,10 @@ def without_pictures(
 
 
 def named(files: Iterable[DicomFile], inside: Sequence[DicomFile]) -> str:
-    """Files by their number in order of name, for a name may be a patient's: ``number 3, 17 in order of name``."""
+    """Files by their number among those ``inside``, for names may be a patient's: ``number 3, 17 in order of name``."""
     which = set(files)
-    return f"number {', '.join(str(n) for n, file in enumerate(inside, 1) if file in which)} in order of name"
+    order = "in order of name" if isinstance(inside[0], Path) else "in the zip file"
+    return f"number {', '.join(str(n) for n, file in enumerate(inside, 1) if file in which)} {order}"
 
 
 def rescale_type(header: Dataset) -> str:
