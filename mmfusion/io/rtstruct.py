@@ -51,7 +51,7 @@ def open_rtstruct(path: Path, header: Dataset, wanted: Sequence[str] | None) -> 
     ]
     if not any(one.drawn for one in structures):
         raise ReadError(f"{path} holds no closed planar contours")
-    mask = OpenedMask(path, lambda grid: np.zeros(grid.shape, np.uint8), "", tuple(referenced_series(header)))
+    mask = OpenedMask(path, referenced_series=tuple(referenced_series(header)))
     chosen = choose(structures, wanted, mask)
     shapes = [_contours(one.name, drawings.get(one.number, []), mask) for one in chosen]
     shapes = [(contours, layers) for contours, layers in shapes if contours]
