@@ -194,6 +194,32 @@ def test_an_outline_that_is_written_twice_does_not_vanish(tmp_path):
     assert mask.meta["doubts"][0].startswith("18 outlines of GTV are written twice and cancel each other")
 
 
+def test_outlines_that_cross_are_joined(tmp_path):
+    heights = CENTER[2] + np.arange(-10, 10.1, 2.5)
+    bar, post = (np.array([[-a, -b], [a, -b], [a, b], [-a, b]]) + CENTER[:2] for a, b in ((15, 6), (5, 16)))
+    box = [[np.column_stack([corners, np.full(4, z)]) for z in heights] for corners in (bar, post)]
+    drawn = {
+        "a": [circle(12, z, CENTER + [side, 0, 0]) for z in heights for side in (-5, 5)],  # two circles
+        "b": [points for pair in zip(*box, strict=True) for points in pair],  # a cross: no corner lies within the other
+        "c": [*(circle(12, z) for z in heights), circle(12, heights[4], CENTER + [6, 0, 0])],  # in one plane only
+    }
+    for name, contours in drawn.items():
+        mask = load_mask(write_rtstruct(tmp_path / f"{name}.dcm", {"GTV": contours}), GRID)
+        alone = [
+            load_mask(write_rtstruct(tmp_path / "x.dcm", {"GTV": part}), GRID).array
+            for part in ((contours[::2], contours[1::2]) if name != "c" else (contours[:-1],))
+        ]
+        union = np.any(alone, axis=0)
+        assert mask.meta["notes"] == ["outlines of GTV cross each other; what one of them encloses is inside"]
+        if name != "c":
+            np.testing.assert_array_equal(mask.array, union)
+        else:  # the slab of the second circle is as thick as the step
+            more = (mask.array > 0) & ~union
+            assert (mask.array >= union).all() and milliliters(mask.replace(array=more)) == pytest.approx(0.37, rel=0.2)
+    xor = write_rtstruct(tmp_path / "x.dcm", {"GTV": drawn["a"]}, "CLOSEDPLANAR_XOR")
+    assert load_mask(xor, GRID).array[tuple(np.rint(GRID.to_index(CENTER)).astype(int))] == 0
+
+
 def test_a_hole_behind_a_channel_and_a_thin_rim_stay(tmp_path):
     """A keyhole: one outline that goes in through a channel, round the hole, and out again."""
     heights = CENTER[2] + np.arange(-10, 10.1, 2.5)

@@ -16,7 +16,7 @@ _NEIGHBORS = 1.5  # planes farther apart than this many usual steps have nothing
 _LEAST_GAPS = 3  # of one spacing
 
 
-def inside_contours(contours: list[np.ndarray], grid: Grid) -> np.ndarray:
+def inside_contours(contours: list[np.ndarray], grid: Grid, layers: list[int] | None = None) -> np.ndarray:
     """Which voxels of a grid lie inside a structure that was drawn plane by plane.
 
     A contour stands for a slab that reaches halfway to the next contoured plane. Each voxel center is projected
@@ -27,11 +27,14 @@ def inside_contours(contours: list[np.ndarray], grid: Grid) -> np.ndarray:
     Args:
         contours: polygons ``[N, 3]``, RAS mm, in parallel planes; those with fewer than three points are left out.
         grid: where the result lies.
+        layers: the :func:`crossing_layers` of the contours; the even-odd rule holds within each, and what lies inside
+            one of them is inside. None for one layer.
 
     Returns:
         ``[i, j, k]`` bool.
     """
     mask = np.zeros(grid.shape, bool)
+    layers = [layer for layer, points in zip(layers or [0] * len(contours), contours, strict=True) if len(points) >= 3]
     contours = [np.asarray(points, float) for points in contours if len(points) >= 3]
     if not contours:
         return mask
@@ -50,10 +53,12 @@ def inside_contours(contours: list[np.ndarray], grid: Grid) -> np.ndarray:
     for n, plane in enumerate(planes):
         members = order[starts[n] : starts[n + 1]]
         points = np.stack([world[members] @ u, world[members] @ v], -1)
+        inside = np.zeros((max(layers) + 1, len(members)), bool)
         for contour in np.flatnonzero(np.abs(heights - plane) <= _SAME_PLANE_MM):
             polygon = np.stack([contours[contour] @ u, contours[contour] @ v], -1)
             near = ((points >= polygon.min(0)) & (points <= polygon.max(0))).all(-1)
-            found[members[near]] ^= points_in_poly(points[near], polygon)
+            inside[layers[contour], near] ^= points_in_poly(points[near], polygon)
+        found[members] = inside.any(0)
     mask[tuple(index[found].T)] = True
     return mask
 
@@ -71,6 +76,38 @@ def without_repeats(contours: list[np.ndarray]) -> list[np.ndarray]:
     return [contours[n] for n in kept]
 
 
+def crossing_layers(contours: list[np.ndarray]) -> list[int]:
+    """The layer, from 0, of each contour ``[N, 3]`` (mm): those of one layer do not cross each other.
+
+    Contours that enclose each other share a layer, so that the inner one is a hole. Where they cross, the even-odd rule
+    would make a hole of what both enclose.
+    """
+    if not any(len(points) >= 3 for points in contours):
+        return [0] * len(contours)
+    normal, u, v = _frame(contours)
+    flat = [np.stack([points @ u, points @ v], -1) for points in contours]
+    heights = [float(np.mean(points @ normal)) for points in contours]
+    areas = [abs(float((p[:, 0] * np.roll(p[:, 1], -1) - np.roll(p[:, 0], -1) * p[:, 1]).sum())) for p in flat]
+    layers = [0] * len(contours)
+    placed: list[int] = []
+    for n in sorted(range(len(contours)), key=lambda n: -areas[n]):
+        beside = [m for m in placed if abs(heights[m] - heights[n]) <= _SAME_PLANE_MM]
+        taken = {layers[m] for m in beside if _cross(flat[n], flat[m]) or _cross(flat[m], flat[n])}
+        layers[n] = next(layer for layer in range(len(contours) + 1) if layer not in taken)
+        placed.append(n)
+    return layers
+
+
+def _cross(line: np.ndarray, outline: np.ndarray) -> bool:
+    """True if a closed line ``[N, 2]`` lies clearly inside another in one place, and clearly outside in another, mm."""
+    if (line.min(0) > outline.max(0)).any() or (line.max(0) < outline.min(0)).any():
+        return False
+    points = np.concatenate([line, (line + np.roll(line, -1, axis=0)) / 2])
+    clear = _distances(points, outline) > _SAME_LINE_MM
+    inside = points_in_poly(points, outline)
+    return bool((inside & clear).any() and (~inside & clear).any())
+
+
 def is_planar(points: np.ndarray) -> bool:
     """True if points ``[N, 3]`` (mm) lie in one plane."""
     return float(np.ptp(points @ _frame([points])[0])) <= _SAME_PLANE_MM
@@ -78,10 +115,15 @@ def is_planar(points: np.ndarray) -> bool:
 
 def _away(points: np.ndarray, outline: np.ndarray) -> float:
     """The largest distance of points ``[N, 3]`` from a closed line through ``outline [M, 3]``, mm."""
+    return float(_distances(points, outline).max())
+
+
+def _distances(points: np.ndarray, outline: np.ndarray) -> np.ndarray:
+    """``[N]`` distances of points ``[N, D]`` from a closed line through ``outline [M, D]``, mm."""
     along = np.roll(outline, -1, axis=0) - outline
     offset = points[:, None] - outline
     share = np.clip((offset * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-12), 0, 1)
-    return float(np.linalg.norm(offset - share[..., None] * along, axis=-1).min(1).max())
+    return np.linalg.norm(offset - share[..., None] * along, axis=-1).min(1)
 
 
 def _frame(contours: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfusion.errors import ReadError
-from mmfusion.io.contours import inside_contours, is_planar, without_repeats
+from mmfusion.io.contours import crossing_layers, inside_contours, is_planar, without_repeats
 from mmfusion.io.index import referenced_series
 from mmfusion.io.metaimage import LPS_TO_RAS
 from mmfusion.io.structures import OpenedMask, Structure, choose
@@ -51,9 +51,10 @@ def open_rtstruct(path: Path, header: Dataset, wanted: Sequence[str] | None) -> 
     ]
     if not any(one.drawn for one in structures):
         raise ReadError(f"{path} holds no closed planar contours")
-    mask = OpenedMask(path, lambda grid: np.zeros(grid.shape, np.uint8), "", tuple(referenced_series(header)))
+    mask = OpenedMask(path, referenced_series=tuple(referenced_series(header)))
     chosen = choose(structures, wanted, mask)
-    shapes = [found for one in chosen if (found := _contours(one.name, drawings.get(one.number, []), mask))]
+    shapes = [_contours(one.name, drawings.get(one.number, []), mask) for one in chosen]
+    shapes = [(contours, layers) for contours, layers in shapes if contours]
     if not shapes:
         raise ReadError(f"{path} holds no closed planar contours of {', '.join(mask.rois)}")
     frames = {str(rois[one.number].get("ReferencedFrameOfReferenceUID") or "") for one in chosen} - {""}
@@ -63,7 +64,8 @@ def open_rtstruct(path: Path, header: Dataset, wanted: Sequence[str] | None) -> 
     mask.frame_of_reference = next(iter(frames), str(main or ""))
 
     def draw(grid: Grid) -> np.ndarray:
-        return np.any([inside_contours(contours, grid) for contours in shapes], axis=0).astype(np.uint8)
+        drawn = [inside_contours(contours, grid, layers) for contours, layers in shapes]
+        return np.any(drawn, axis=0).astype(np.uint8)
 
     mask.draw = draw
     return mask
@@ -77,8 +79,8 @@ def _encloses(contour: Dataset) -> bool:
     return not _kind(contour).startswith(("POINT", "OPEN"))
 
 
-def _contours(name: str, drawn: Sequence[Dataset], mask: OpenedMask) -> list[np.ndarray]:
-    """Closed contours ``[N, 3]`` of one structure, RAS mm; ``mask`` takes what was unusual with them."""
+def _contours(name: str, drawn: Sequence[Dataset], mask: OpenedMask) -> tuple[list[np.ndarray], list[int]]:
+    """Closed contours ``[N, 3]`` of one structure, RAS mm, and their layers; ``mask`` takes what was unusual."""
     closed, xor, supposed, lines = list[np.ndarray](), list[np.ndarray](), 0, 0
     for contour in drawn:
         kind, points = _kind(contour), _points(contour) @ LPS_TO_RAS[:3, :3]
@@ -105,7 +107,10 @@ def _contours(name: str, drawn: Sequence[Dataset], mask: OpenedMask) -> list[np.
         mask.doubts.append(
             f"{lines} of {len(drawn)} contours of {name} are open lines and left out. Close them, or check the mask"
         )
-    return once + xor
+    layers = crossing_layers(once)
+    if any(layers):
+        mask.notes.append(f"outlines of {name} cross each other; what one of them encloses is inside")
+    return once + xor, layers + [0] * len(xor)
 
 
 def _points(contour: Dataset) -> np.ndarray:

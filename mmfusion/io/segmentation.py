@@ -53,7 +53,7 @@ def open_seg(path: Path, header: Dataset, wanted: Sequence[str] | None) -> Opene
         for item in header.get("SegmentSequence") or []
         if kind != "LABELMAP" or int(item.SegmentNumber)  # where 0 is the background
     ]
-    mask = OpenedMask(path, lambda grid: np.zeros(grid.shape, np.uint8), "", tuple(referenced_series(header)))
+    mask = OpenedMask(path, referenced_series=tuple(referenced_series(header)))
     mask.frame_of_reference = str(header.get("FrameOfReferenceUID") or "")
     chosen = [one.number for one in choose(structures, wanted, mask)]
     frames = [piece for n, piece in enumerate(every) if kind == "LABELMAP" or segments[n] in chosen]

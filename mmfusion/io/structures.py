@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mmfusion.errors import ReadError
 from mmfusion.volume import Volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
-
-    import numpy as np
 
     from mmfusion.volume import Grid
 
@@ -68,6 +68,10 @@ class Structure:
     drawn: bool = True
 
 
+def _nothing(grid: Grid) -> np.ndarray:
+    return np.zeros(grid.shape, np.uint8)
+
+
 @dataclass(eq=False)
 class OpenedMask:
     """A mask whose header has been read; nothing has been drawn.
@@ -83,7 +87,7 @@ class OpenedMask:
     """
 
     source: Path
-    draw: Callable[[Grid], np.ndarray]
+    draw: Callable[[Grid], np.ndarray] = _nothing
     frame_of_reference: str = ""
     referenced_series: tuple[str, ...] = ()
     rois: list[str] = field(default_factory=list)
