@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from io_dicom import voxels, write_series
 
 from mmfusion.cohort import Problem, build_index, check_manifest, format_problems
 from mmfusion.io.dicom_write import save_dicom_series
@@ -236,3 +238,17 @@ def test_soft_tissue_sarcoma_has_no_problem(testdata: Path, tmp_path: Path) -> N
     root = testdata / "sts_dicom"
     build_index(root, labels=root / "participants.csv", label="lung_metastasis").write(tmp_path / "m.csv")
     assert check_manifest(tmp_path / "m.csv") == [] == check_manifest(tmp_path / "m.csv", deep=True)
+
+
+def test_a_folder_of_gzipped_or_no_dicom_has_copies_too(tmp_path: Path) -> None:
+    for subject in "AB":
+        folder = tmp_path / subject
+        write_series(folder, voxels((7, 5, 6)), Modality="MR")
+        for path in list(folder.iterdir()):
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+        (tmp_path / f"text{subject}").mkdir()
+        (tmp_path / f"text{subject}" / "a").write_text("x")
+    (tmp_path / "m.csv").write_text("subject,mr,pet\nA,A#made,textA\nB,B#made,textB\n")
+    found = [one.problem for one in check_manifest(tmp_path / "m.csv") if one.modality == "mr"]
+    assert found == ["same content as subject A mr (line 2)"]
