@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -335,3 +336,17 @@ def test_what_cannot_be_of_a_pet_scan_is_told_without_its_voxels(tmp_path: Path)
     found = check(tmp_path, head + rows, suvr="gone_{subject}.nii#1")
     assert [row[0] for row in found if row[3] == "pet" and row[0] != "note"] == ["error"] * 4
     assert any("reference_region does not exist" in row[4] for row in found)
+
+
+def test_a_folder_of_gzipped_or_no_dicom_has_copies_too(tmp_path: Path) -> None:
+    for subject in "AB":
+        folder = tmp_path / subject
+        write_series(folder, voxels((7, 5, 6)), Modality="MR")
+        for path in list(folder.iterdir()):
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+        (tmp_path / f"text{subject}").mkdir()
+        (tmp_path / f"text{subject}" / "a").write_text("x")
+    (tmp_path / "m.csv").write_text("subject,mr,pet\nA,A#made,textA\nB,B#made,textB\n")
+    found = [one.problem for one in check_manifest(tmp_path / "m.csv") if one.modality == "mr"]
+    assert found == ["same content as subject A mr (line 2)"]

@@ -106,6 +106,16 @@ def test_what_may_be_a_slice_is_a_doubt(plain):
     assert load_volume(folder).meta["doubts"] == [doubt]
 
 
+def test_an_image_of_the_series_without_position_is_a_doubt(plain):
+    folder, _ = plain
+    dataset = pydicom.dcmread(folder / "IM000")
+    del dataset.ImagePositionPatient
+    dataset.save_as(folder / "IM000")
+    assert read_header(folder).doubts == (
+        "1 images of the series have no position and are left out. Export the series again.",
+    )
+
+
 def test_names_and_bytes_say_what_stands_for_a_slice():
     slices = {"I#.MRDC"}
     assert [stands_for_slice(name, bytes(9), slices) for name in ("I7.MRDC", "I7.bak", "x.MRDC", "7")] == [

@@ -378,7 +378,7 @@ def test_analyze_and_files_that_are_packed_by_name_only_are_named(tmp_path):
     with pytest.raises(OrientationError, match=r"a\.hdr is Analyze 7.5, which does not say left and right"):
         load_volume(tmp_path / "a.img")
     write(tmp_path / "b.nii", noise()).rename(tmp_path / "b.nii.gz")
-    with pytest.raises(ReadError, match=r"as its name says: it is not compressed\. Call it b\.nii if"):
+    with pytest.raises(ReadError, match=r"it is not compressed, as its name says\. Call it b\.nii if"):
         load_volume(tmp_path / "b.nii.gz")
 
 

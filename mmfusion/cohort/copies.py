@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfusion.cohort.table import Problem
+from mmfusion.errors import ReadError
 from mmfusion.files import is_there
 from mmfusion.io import split_series
+from mmfusion.io.tags import lenient_dicom, read_tags
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -69,10 +73,8 @@ def _content(path: Path) -> str:
     if _has_uid(name):
         return str(name)
     if location.is_dir():
-        import pydicom  # late: it costs a third of a second and most checks never come here
-
         files = _files(location)
-        data = pydicom.dcmread(files[len(files) // 2], force=True).get("PixelData", b"")
+        data = _pixels(files[len(files) // 2])
         # an image of one value says nothing: fall back to the path, which is unique
         data = data if len(set(data[:: max(1, len(data) // 4096)])) > 2 else str(location.resolve()).encode()
         return hashlib.sha256(data).hexdigest() + (name or "")  # water and fat of one folder are two scans
@@ -81,9 +83,20 @@ def _content(path: Path) -> str:
 
 
 def _has_uid(name: str | None) -> bool:
-    """Whether what is named in a folder is one series wherever it lies, and not its kind of image alone."""
-    return "." in (name or "")
+    """Whether what is named in a folder begins with a UID, which no two series share; a description is none."""
+    return bool(re.match(r"\d+(\.\d+)+(:|$)", name or ""))
+
+
+@lenient_dicom()
+def _pixels(file: Path) -> bytes:
+    """The stored pixels of a DICOM file; nothing of another, or of one that cannot be read."""
+    with suppress(ReadError):
+        header = read_tags(file, pixels=True)
+        return bytes(header.get("PixelData") or b"") if header is not None else b""
+    return b""
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file()) if is_there(folder, Path.is_dir) else []
+    with suppress(OSError):
+        return sorted(file for file in folder.iterdir() if file.is_file())
+    return []

@@ -319,10 +319,13 @@ def _unusable(headers: list[Dataset]) -> str:
 
 
 def _without_copies(members: list[tuple[Path, Dataset]]) -> tuple[list[tuple[Path, Dataset]], tuple[Path, ...]]:
-    """Each object once, out of one folder if it holds them all, and the copies: they have the UID and place of another.
+    """Each object of a series in several folders once, out of one folder if it holds them all, and the copies.
 
-    Without UIDs there are no copies.
+    They have the UID and the place of another; without UIDs there are none.
     """
+    folders = dict.fromkeys(path.parent for path, _ in members)
+    if len(folders) == 1:  # copies in it are left out when it is read
+        return members, ()
     uids = Counter(str(header.get("SOPInstanceUID") or "") for _, header in members)
     if "" in uids or len(uids) == len(members):
         return members, ()
@@ -330,7 +333,7 @@ def _without_copies(members: list[tuple[Path, Dataset]]) -> tuple[list[tuple[Pat
     for path, header in members:
         objects[str(header.SOPInstanceUID), str(header.get("ImagePositionPatient"))].append((path, header))
     once = [same[0] for same in objects.values()]
-    for folder in dict.fromkeys(path.parent for path, _ in members):
+    for folder in folders:
         here = [[one for one in same if one[0].parent == folder] for same in objects.values()]
         if all(here):
             once = [same[0] for same in here]

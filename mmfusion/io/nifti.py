@@ -218,7 +218,8 @@ def first_bytes(path: Path, count: int, expected: str) -> bytes:
             if _is_packed(path) and stream.read(2) != b"\x1f\x8b":
                 plain = path.with_suffix("" if path.suffix.lower() == ".gz" else ".mgh").name
                 raise ReadError(
-                    f"{path} is not {expected} as its name says: it is not compressed. Call it {plain} if it is one"
+                    f"{path} is not {expected}, or is damaged: it is not compressed, as its name says. Call it {plain} "
+                    f"if it is {expected}"
                 ) from None
         raise ReadError(f"{path} is not {expected}, or is damaged: {_reason(error)}") from None
 

@@ -90,11 +90,14 @@ def one_series(
     groups, others, strangers = _grouped(files, where, settled)
     if not groups:
         _refuse_damaged([number for number, path in strangers if claims_dicom(path)], where)
-        found = f" (found {', '.join(sorted(others))})" if others else ""
+        told = {why_no_volume(header) or str(header.get("Modality") or "no modality") for header in others}
+        found = f" (found {', '.join(sorted(told))})" if others else ""
         raise ReadError(f"{where} holds no DICOM image with a position{found}; give the folder or a file of the series")
     meant, image_kind = _chosen(groups, where, series, kind, notes)
     _check_strangers(strangers, meant, where, doubts)
     _refuse_several_people(meant, where, notes)
+    if placeless := sum(_is_like(header, meant[0][1]) for header in others):
+        doubts.append(f"{placeless} images of the series have no position and are left out. Export the series again.")
     once = _without_copies(meant)
     if len(once) < len(meant):
         notes.append(f"{len(meant) - len(once)} files are copies of others; left out")
@@ -138,10 +141,10 @@ def _without_copies(files: _Files) -> _Files:
 
 def _grouped(
     files: Iterable[DicomFile], where: str, settled: bool
-) -> tuple[dict[str, _Files], set[str], list[tuple[int, DicomFile]]]:
-    """The images by series, the modalities of what else is DICOM, and with its number each file that cannot be read."""
+) -> tuple[dict[str, _Files], list[Dataset], list[tuple[int, DicomFile]]]:
+    """The images by series, the headers of what else is DICOM, and with its number each file that cannot be read."""
     groups: dict[str, _Files] = {}
-    others: set[str] = set()
+    others: list[Dataset] = []
     strangers: list[tuple[int, DicomFile]] = []
     for number, path in enumerate(files, 1):
         header = read_tags(path, ("PatientID", *DATES, *IDENTITY, *GEOMETRY, *VALUES, *FRAMES, *PIXELS))
@@ -153,8 +156,14 @@ def _grouped(
         if is_image(header):
             groups.setdefault(series_name(header), []).append((path, header))
         else:
-            others.add(why_no_volume(header) or str(header.get("Modality") or "no modality"))
+            others.append(header)
     return groups, others, strangers
+
+
+def _is_like(header: Dataset, image: Dataset) -> bool:
+    """True for an image of the same series and kind as another."""
+    same_kind = header.get("SOPClassUID") == image.get("SOPClassUID") and bool(header.get("Rows"))
+    return same_kind and series_name(header) == series_name(image)
 
 
 def _check_strangers(strangers: list[tuple[int, DicomFile]], meant: _Files, where: str, doubts: list[str]) -> None:
