@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mmfusion import __version__
-from mmfusion.errors import MmfusionError, OptionError, printable, sentence
+from mmfusion.errors import CohortError, MmfusionError, OptionError, printable, sentence
 from mmfusion.options import GROUPS, OPTIONS, Option, unknown
 from mmfusion.progress import progress_line
 
@@ -21,6 +21,7 @@ EXAMPLES = {
     "index": "mmfusion index dicom/ --out manifest.csv --labels labels.csv --label diagnosis",
     "check": "mmfusion check manifest.csv",
     "prepare": "mmfusion prepare manifest.csv --out cohort --spacing 2 2 2 --size 96 96 96",
+    "accept": 'mmfusion accept cohort SIM-0001 --note "PET breathes; the liver fits"',
     "register": "mmfusion register ct.nii.gz pet_dicom/ --out pet_on_ct.nii.gz --transform-out pet.tfm",
     "predict": "mmfusion predict bundles/feature_fusion_classification manifest.csv --out predictions",
     "export": "mmfusion export bundles/feature_fusion_classification --engine onnx",
@@ -35,6 +36,7 @@ HELP = {
     "index": "walk a DICOM or BIDS tree and write the manifest",
     "check": "list every problem of a manifest, from headers (--deep: from voxels, too), or of a cohort folder",
     "prepare": "load, register, resample once, normalize: a manifest to a cohort folder",
+    "accept": "settle a doubtful case of a cohort that you have looked at in qc.html",
     "register": "one pair of volumes in any readable format",
     "predict": "raw scans to class probabilities, by a bundle or a run; nothing of it is executed, but with --trust",
     "export": "write a model as TorchScript or ONNX beside its weights",
@@ -49,6 +51,7 @@ POSITIONALS = {
     "index": [("root", "folder to walk")],
     "check": [("manifest", "CSV or TSV with a column subject and one a modality; or a cohort folder")],
     "prepare": [("manifest", "CSV or TSV with a column subject and one a modality")],
+    "accept": [("cohort", "cohort folder"), ("case", "case, as qc.html and cases.csv name it")],
     "register": [("fixed", "volume that stays, or mni152: the template"), ("moving", "volume that is brought to it")],
     "predict": [
         ("model", "bundle, run folder, or folder of the folds of a cross-validation"),
@@ -200,9 +203,9 @@ def _index(
 
 
 def _check(manifest: str, deep: bool | None, modalities: list[str] | None, **reading: Any) -> int:
-    from mmfusion.cohort import check_manifest, format_problems
+    from mmfusion.cohort import check_manifest, format_problems, misplaced
 
-    if Path(manifest).is_dir():
+    if Path(manifest).is_dir() and not misplaced(manifest, "cohort"):
         return _check_cohort(manifest)
     show = progress_line("rows") if deep or sys.stderr.isatty() else None
     given = {name: value for name, value in reading.items() if value is not None}
@@ -233,9 +236,22 @@ def _prepare(manifest: str, out: str, **options: Any) -> int:
             _say(f"subject {row['subject']}: {row['reasons']}", file=sys.stderr)
     if missed := _bodies_missed(cohort):
         _say(missed, file=sys.stderr)
-    counts = ", ".join(f"{cohort.count(status)} {status}" for status in ("done", "doubtful", "failed"))
-    _say(f"{counts} | modalities {', '.join(cohort.modalities)} | look at {Path(out) / 'qc.html'}")
+    _say(f"{_counts(cohort)} | modalities {', '.join(cohort.modalities)} | look at {Path(out) / 'qc.html'}")
     return int(cohort.count("failed") > 0)
+
+
+def _counts(cohort: Any) -> str:
+    """How many cases are in each state; of accepted ones only if there are some."""
+    counts = {status: cohort.count(status) for status in ("done", "doubtful", "accepted", "failed")}
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count or status != "accepted")
+
+
+def _accept(cohort: str, case: str, note: str | None, undo: bool | None) -> int:
+    from mmfusion.prepare import accept_case
+
+    after = accept_case(cohort, case, note=note, undo=bool(undo))
+    _say(f"case {case} {'is no longer' if undo else 'is'} accepted | {_counts(after)}")
+    return 0
 
 
 def _bodies_missed(cohort: Any) -> str:
@@ -256,19 +272,27 @@ def _bodies_missed(cohort: Any) -> str:
 def _register(
     fixed: str, moving: str, out: str, transform_out: str | None, json: bool | None, device: str | None,
     fixed_modality: str | None, moving_modality: str | None, frame: str | None, assume_orientation: str | None,
-    overwrite: bool | None, **how: str | None,
+    nan: str | None, overwrite: bool | None, **how: str | None,
 ) -> int:  # fmt: skip
     from mmfusion.files import check_output_file
-    from mmfusion.io import check_transform_name, check_volume_name, load_volume, save_transform, save_volume
+    from mmfusion.io import (
+        check_transform_name,
+        check_volume_name,
+        load_volume,
+        save_transform,
+        save_volume,
+        split_series,
+    )
     from mmfusion.registration import TEMPLATES, template
     from mmfusion.volume import check_device, resample
 
     check_device(device or "cpu")
-    reads = [fixed, moving, *(how[name] for name in ("transform_in", "fixed_mask", "moving_mask"))]
+    named = [fixed, moving, *(how[name] for name in ("transform_in", "fixed_mask", "moving_mask"))]
+    reads = [split_series(path)[0] for path in named if path]
     check_output_file(check_volume_name(out), overwrite=bool(overwrite), reads=reads)
     if transform_out:
         check_output_file(check_transform_name(transform_out), overwrite=bool(overwrite), reads=[*reads, out])
-    reading: dict[str, Any] = {"frame": frame, "assume_orientation": assume_orientation}
+    reading: dict[str, Any] = {"frame": frame, "assume_orientation": assume_orientation, "nan": nan or "refuse"}
     to_template = fixed in TEMPLATES and not Path(fixed).exists()
     if to_template:
         still = template(fixed).volume
@@ -332,6 +356,7 @@ def _registration_text(found: Any, out: str, transform_out: str | None, as_json:
         return json.dumps({**found.as_dict(), "linear": found.fixed_to_moving.is_linear, **files})
     rows = "\n".join("  " + " ".join(f"{value:10.4f}" for value in row) for row in matrix)
     reasons = "".join(f"\n  {printable(reason)}" for reason in found.reasons)
+    reasons += f"\n  not used: {found.alternative.words}" if found.alternative else ""
     bend = ""
     if field is not None:
         shape = " x ".join(map(str, field.grid.shape))
@@ -396,9 +421,12 @@ def _simulate(out: str, **sizes: int | None) -> int:
 
 
 def _report(run: str) -> int:
+    from mmfusion.cohort import misplaced
     from mmfusion.files import CohortFolder
     from mmfusion.report import write_qc, write_report
 
+    if words := misplaced(run, "cohort", "model"):
+        raise CohortError(words)
     is_cohort = CohortFolder(Path(run)).table.is_file()
     _say(write_qc(run) if is_cohort else write_report(run))
     return 0
@@ -414,6 +442,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "index": _index,
     "check": _check,
     "prepare": _prepare,
+    "accept": _accept,
     "register": _register,
     "predict": _predict,
     "export": _export,

@@ -156,8 +156,22 @@ _TABLE = (
         "crop_margin", float, None, "empty all that is farther than this from the centered body or mask", "mm", low=0
     ),
     Option("ct_window", float, [-160.0, 240.0], "HU that become 0 and 1", unit="HU", count=2, rising=True),
-    Option("suv", str, "bw", "PET by body weight, lean body mass or body surface", choices=("bw", "lbm", "bsa")),
+    Option(
+        "suv",
+        str,
+        "bw",
+        "PET by body weight, lean body mass or body surface; none: values as stored",
+        choices=("bw", "lbm", "bsa", "none"),
+    ),
     Option("suv_max", float, 10.0, "SUV that becomes 1", unit="SUV", low=0.1),
+    Option(
+        "suvr",
+        str,
+        None,
+        "PET over its mean in a label map: FILE#LABEL ({subject}, {session} in it), or manifest (its column)",
+    ),
+    Option("pet_max", float, None, "value that becomes 1 of PET that is no SUV (default: its 99th percentile)", low=0),
+    Option("weight_unit", str, "kg", "what headers of PET have the body weight in", choices=("kg", "g", "lb")),
     Option(
         "mr_normalize",
         str,
@@ -167,8 +181,23 @@ _TABLE = (
     ),
     Option("mr_standard", str, None, "scale of mr_normalize histogram, as JSON (default: fitted on training subjects)"),
     Option("bias_correction", bool, False, "remove the bias field of MR (N4)"),
-    Option("frame", str, None, "frame of a 4D file or series: first, last, mean or its number from 0"),
+    Option(
+        "frame",
+        str,
+        None,
+        "frame of 4D scans: first, last, mean, number from 0, numbers (20-24) or times (40min-60min)",
+    ),
     Option("assume_orientation", str, None, "axis directions of NIfTI files without any, as LAS"),
+    Option(
+        "nan",
+        str,
+        "refuse",
+        "a scan with voxels that are not a number: refuse it, or take them as background (air for CT, else 0)",
+        choices=("refuse", "background"),
+    ),
+    Option(
+        "roi", str, None, "structures of RTSTRUCT and SEG masks, or labels of label files; * and ? allowed", count=0
+    ),
     Option("workers", int, 0, "processes; 0 means one a core (4 with another device)", low=0, high=256),
     Option("time_limit", int, 1800, "for one case, which fails if it takes longer; 0 means none", unit="s", low=0),
     Option("strict", bool, False, "stop at the first case that fails"),
@@ -176,6 +205,8 @@ _TABLE = (
     Option("dtype", str, "float32", "of the stored tensors", choices=("float32", "float16")),
     Option("save_nifti", bool, False, "also write the scans on the grid as NIfTI, in a BIDS derivative"),
     Option("keep_paths", bool, False, "name original files in what is written (paths may hold a patient's name)"),
+    Option("note", str, None, "why the case is right, kept with the decision"),
+    Option("undo", bool, False, "take the decision back"),
     Option("device", str, "cpu", "where registration (predict: the network) runs: cpu, or a torch device such as cuda"),
     # the network
     Option(
@@ -290,13 +321,16 @@ _TABLE = (
 
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
 
+_PET = ("suv", "suvr", "weight_unit")  # how PET is read
 GROUPS: dict[str, tuple[str, ...]] = {
     "index": ("out", "overwrite", "labels", "label", "subject_from", "pseudonymize"),
-    "check": ("deep", "modalities", "suv", "frame", "assume_orientation"),
-    "geometry": ("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center", "crop_margin"),
+    "check": ("deep", "modalities", *_PET, "frame", "assume_orientation", "nan", "roi"),
+    "geometry": (
+        *("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center", "crop_margin", "roi"),
+    ),
     "intensity": (
-        *("ct_window", "suv", "suv_max", "mr_normalize", "mr_standard", "bias_correction"),
-        *("frame", "assume_orientation"),
+        *("ct_window", *_PET, "suv_max", "pet_max", "mr_normalize", "mr_standard", "bias_correction"),
+        *("frame", "assume_orientation", "nan"),
     ),
     "network": (
         *("strategy", "encoder", "fusion", "width", "norm", "dropout", "shared", "absent", "decision", "head"),
@@ -330,8 +364,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "overwrite",
             "json",
         ),
-        *("fixed_modality", "moving_modality", "frame", "assume_orientation"),
+        *("fixed_modality", "moving_modality", "frame", "assume_orientation", "nan"),
     ),
+    "accept": ("note", "undo"),
     "demo": ("out", "subjects", "seed"),
     "simulate": ("out", "train_subjects", "test_subjects", "seed"),
     "predict": ("out", "engine", "trust", "batch_size", "workers", "time_limit", "device"),
@@ -339,6 +374,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "report": (),
 }
 GROUPS["case"] = ("modalities", *GROUPS["geometry"], *GROUPS["intensity"])  # what decides a prepared case
+LATER = {name: OPTIONS[name].default for name in ("suvr", "weight_unit", "pet_max")}
+"""Options of a case that files of earlier versions do not name, with the values that say what these did."""
 GROUPS["bundle new"] = ("modalities", "classes", *GROUPS["geometry"], *GROUPS["network"])
 GROUPS["bundle new"] += tuple(name for name in GROUPS["training"] if name != "fold")  # it is of a run, not of a study
 GROUPS["bundle pack"] = ("dtype",)
@@ -358,9 +395,16 @@ GROUPS["prepare"] = (
 def unknown(what: str, name: object, known: Iterable[object]) -> str:
     """The sentence for a name that does not exist: ``unknown encoder 'resnet11'; did you mean 'resnet10'? ...``."""
     names = [str(one) for one in known]
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    guess = f"; did you mean '{near[0]}'?" if near else "."
+    near = nearest(str(name), names)
+    guess = f"; did you mean '{near}'?" if near else "."
     return f"unknown {what} '{name}'{guess} Known: {', '.join(names)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The name that is spelled most like ``name``, in whatever case; None if none is near."""
+    lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return lower[near[0]] if near else None
 
 
 def resolve(given: Mapping[str, Any], group: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ READERS = {
     "manifest.csv": "manifest",
     "labels.csv": "labels",
     "study": "index",
+    **dict.fromkeys(("a.mgz", "packed"), "volume"),
 }
 """What is read, and by which reader: the name of the seed's folder and of the file or folder in it."""
 
@@ -71,6 +72,10 @@ def make_seeds(folder: Path) -> dict[str, Path]:
     with ZipFile(paths["series.zip"], "w", ZIP_DEFLATED) as archive:
         for file in sorted(paths["classic"].iterdir()):
             archive.writestr(ZipInfo(file.name), file.read_bytes(), ZIP_DEFLATED)
+    paths["packed"].mkdir()
+    for file in sorted(paths["classic"].iterdir()):
+        (paths["packed"] / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+    nib.save(nib.MGHImage(array, affine), paths["a.mgz"])
     save(_enhanced(voxels((7, 5, 6))), paths["enhanced.dcm"])
     save(_rtstruct(), paths["rtstruct.dcm"])
     save(_seg(), paths["seg.dcm"])
@@ -206,6 +211,17 @@ def lie_nifti(path: Path, rng: np.random.Generator) -> str:
     return f"{name} at {at} is {value}"
 
 
+def lie_mgh(path: Path, rng: np.random.Generator) -> str:
+    """A number of the header with a value that it must not have."""
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    at = 4 * int(rng.integers(7)) if rng.random() < 0.5 else 30 + 4 * int(rng.integers(15))
+    form, values = (">i", (-1, 0, 1, 2, 9, 2**31 - 1)) if at < 28 else (">f", (float("nan"), 0.0, -1.0, 1e38))
+    value = values[rng.integers(len(values))]
+    struct.pack_into(form, raw, at, value)
+    path.write_bytes(gzip.compress(bytes(raw), mtime=0))
+    return f"{form} at {at} is {value}"
+
+
 def lie_text(path: Path, rng: np.random.Generator) -> str:
     """A number, word or path of a text header in place of another."""
     raw = path.read_bytes()
@@ -230,13 +246,14 @@ def lie_text(path: Path, rng: np.random.Generator) -> str:
 
 def lie_dicom(path: Path, rng: np.random.Generator) -> str:
     """The value or the length of an element is another, as pydicom's own tags find it."""
-    raw = bytearray(path.read_bytes())
+    packed = path.suffix == ".gz"
+    raw = bytearray(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
     elements = [m.start() for m in re.finditer(rb"[\x02\x08\x18\x20\x28\x7f\x06\x30].{3}[A-Z]{2}", raw, re.S)]
     at = int(rng.choice(elements))
     if rng.random() < 0.4:
         value = int(rng.choice([0, 1, 0xFFFF, 0x7FFF, 3]))
         struct.pack_into("<H", raw, at + 6, value)
-        path.write_bytes(raw)
+        path.write_bytes(gzip.compress(bytes(raw), mtime=0) if packed else raw)
         return f"length {value} of the element at {at}"
     for tag in rng.permutation([b"\x28\x00\x10\x00US", b"\x28\x00\x11\x00US", b"\x28\x00\x08\x00IS",
                                 b"\x28\x00\x00\x01US", b"\x28\x00\x01\x01US", b"\x28\x00\x02\x00US",
@@ -249,7 +266,7 @@ def lie_dicom(path: Path, rng: np.random.Generator) -> str:
             wrong = bytes(rng.choice([0, 255], 2).tolist()) if bytes(tag)[4:] == b"US" else text
             raw[at + 8 : at + 8 + length] = wrong.ljust(length, b" ")[:length]
             break
-    path.write_bytes(raw)
+    path.write_bytes(gzip.compress(bytes(raw), mtime=0) if packed else raw)
     return f"element at {at} has another value"
 
 
@@ -299,7 +316,7 @@ def lie_table(path: Path, rng: np.random.Generator) -> str:
 LIES: dict[str, Callable[[Path, np.random.Generator], str]] = {
     ".nii": lie_nifti, ".nii.gz": lie_nifti, ".hdr": lie_nifti, ".img": flip, ".mha": lie_text, ".mhd": lie_text,
     ".nrrd": lie_text, ".nhdr": lie_text, ".dcm": lie_dicom, ".tfm": lie_text, ".h5": lie_hdf5, ".csv": lie_table,
-    ".zip": lie_zip,
+    ".zip": lie_zip, ".dcm.gz": lie_dicom, ".mgz": lie_mgh,
 }  # fmt: skip
 
 
@@ -353,7 +370,7 @@ def disagreement(path: Path, array: np.ndarray) -> str:
         if path.is_dir() or path.suffix == ".dcm":
             files = [dcmread(file) for file in (path.iterdir() if path.is_dir() else [path])]
             other = np.stack([_rescaled(file) for file in files])
-        elif path.name.endswith((".nii", ".gz", ".hdr")):
+        elif path.name.endswith((".nii", ".gz", ".hdr", ".mgz")):
             other = nib.load(path).get_fdata()
         else:
             other = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))

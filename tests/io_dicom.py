@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    RTStructureSetStorage,
+    generate_uid,
+)
 
 PET_TAGS = {
     "Modality": "PT",
@@ -140,3 +146,37 @@ def item(**groups) -> Dataset:
 
 def voxels(shape=(7, 5, 6), seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(-500, 1500, shape).astype(np.int16)
+
+
+def circle(radius, height, center=(10, -20), points=90):
+    """A contour [N, 3] in an axial plane, RAS mm."""
+    angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    return np.stack(
+        [center[0] + radius * np.cos(angle), center[1] + radius * np.sin(angle), np.full(points, height)], -1
+    )
+
+
+def write_rtstruct(path, structures, kind="CLOSED_PLANAR", types=None, edit=None):
+    """``kind``: of all contours, or a function of a contour's number; ``types``: RTROIInterpretedType by name."""
+    dataset = new_file(RTStructureSetStorage, Modality="RTSTRUCT", SeriesInstanceUID="1.2.840.6")
+    dataset.StructureSetROISequence, dataset.ROIContourSequence = [], []
+    dataset.RTROIObservationsSequence = []
+    for number, (name, contours) in enumerate(structures.items(), 1):
+        roi, drawn = Dataset(), Dataset()
+        roi.ROINumber, roi.ROIName, roi.ReferencedFrameOfReferenceUID = number, name, "1.2.3"
+        drawn.ReferencedROINumber, drawn.ContourSequence = number, []
+        for n, points in enumerate(contours):
+            contour = Dataset()
+            contour.NumberOfContourPoints = len(points)
+            if given := kind(n) if callable(kind) else kind:
+                contour.ContourGeometricType = given
+            contour.ContourData = [f"{value:.4f}" for value in (points * [-1.0, -1, 1]).ravel()]
+            drawn.ContourSequence.append(contour)
+        observed = Dataset()
+        observed.ReferencedROINumber, observed.RTROIInterpretedType = number, (types or {}).get(name, "")
+        dataset.RTROIObservationsSequence.append(observed)
+        dataset.StructureSetROISequence.append(roi)
+        dataset.ROIContourSequence.append(drawn)
+    if edit:
+        edit(dataset)
+    return save(dataset, path)

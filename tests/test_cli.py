@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from tiny_cohort import write_scans
 
 from mmfusion import __version__, cli
 from mmfusion.cli import main
-from mmfusion.cohort import read_manifest
-from mmfusion.errors import MmfusionError
+from mmfusion.cohort import misplaced, read_manifest
+from mmfusion.errors import CohortError, MmfusionError
+from mmfusion.files import claim
 from mmfusion.io import load_transform, load_volume, save_transform, save_volume
 from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.prepare import open_cohort
@@ -74,7 +76,7 @@ def test_help_of_a_command_has_its_example_and_defaults(name, capsys):
 
 def test_examples_are_commands_that_parse():
     for name, example in cli.EXAMPLES.items():
-        given = vars(cli.make_parser().parse_args(example.split()[1:]))
+        given = vars(cli.make_parser().parse_args(shlex.split(example)[1:]))
         assert " ".join(filter(None, (given["command"], given.get("action")))) == name
     assert set(cli.EXAMPLES) == set(cli.COMMANDS) == set(cli.HELP) == set(cli.POSITIONALS)
 
@@ -183,6 +185,65 @@ def test_index_writes_the_manifest(tmp_path, capsys):
 def test_index_of_an_empty_folder_is_one_sentence(tmp_path, capsys):
     assert main(["index", str(tmp_path), "--out", str(tmp_path / "m.csv")]) == 1
     assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "m.csv").exists()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """One of each kind of file and folder, by its name, in a folder with a space in its name."""
+    folder = tmp_path_factory.mktemp("my study")
+    dicom_tree(folder / "dicom")
+    (folder / "dicom" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 99)
+    (folder / "manifest.csv").write_text("subject,ct\nS01,dicom/S01/CT\n")
+    for kind in ("cohort", "run", "prediction"):
+        claim(folder / kind, kind)
+    (folder / "a.nii.gz").write_bytes(b"\x1f\x8b")
+    return folder
+
+
+INDEX = "first: mmfusion index '{0}/dicom' --out manifest.csv"
+PREPARE = "first: mmfusion prepare '{0}/manifest.csv' --out cohort"
+TRAIN = "python -m monai.bundle run --config_file BUNDLE/configs/train.yaml --cohort '{0}/cohort' --run RUN"
+GO_ON = "give the one that it was made from, or go on with: "
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("check dicom", "is a folder of scans, and a manifest (CSV or TSV) is expected; " + INDEX),
+        ("check dicom/DICOMDIR", "is a scan, and a manifest (CSV or TSV) is expected; " + INDEX),
+        ("check a.nii.gz", "first: mmfusion index '{0}' --out manifest.csv"),
+        ("check run", GO_ON + "mmfusion predict '{0}/run' MANIFEST --out predictions"),
+        ("prepare dicom --out o", "is a folder of scans, and a manifest (CSV or TSV) is expected; " + INDEX),
+        ("prepare cohort --out o", "is a cohort folder, and a manifest (CSV or TSV) is expected; " + GO_ON + TRAIN),
+        ("predict cohort manifest.csv --out o", "and a run folder or a bundle is expected; first: " + TRAIN),
+        ("predict manifest.csv manifest.csv --out o", "and a run folder or a bundle is expected; " + PREPARE),
+        ("predict dicom manifest.csv --out o", "and a run folder or a bundle is expected; " + INDEX),
+        ("index manifest.csv --out o", "is a table, and a folder of scans is expected; " + GO_ON + PREPARE[7:]),
+        ("report manifest.csv", "and a cohort folder or a run folder or a bundle is expected; " + PREPARE),
+    ],
+)
+def test_what_is_given_in_place_of_another_is_named_with_its_command(places, tmp_path, capsys, command, said):
+    name, *given = command.split()
+    given = [word if word.startswith("--") or word == "o" else str(places / word) for word in given]
+    given = [str(tmp_path / word) if word == "o" else word for word in given]
+    assert main([name, *given]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {given[0]} is a") and said.format(places) in printed
+    assert printed.count("\n") == 1 and not (tmp_path / "o").exists()
+
+
+def test_what_python_is_given_in_place_of_another(places, tmp_path):
+    with pytest.raises(
+        CohortError, match="manifest.csv is a table, and a cohort folder is expected; first: mmfusion prep"
+    ):
+        open_cohort(places / "manifest.csv")
+    with pytest.raises(CohortError, match="run is a run folder, and a cohort folder is expected; give the one that"):
+        open_cohort(places / "run")
+    with pytest.raises(CohortError, match="it is not a finished cohort folder. Run: mmfusion prepare MANIFEST --out"):
+        open_cohort(places / "cohort")
+    assert misplaced(places / "manifest.csv", "manifest", "scans") == misplaced(places / "dicom", "scans") == ""
+    (tmp_path / "notes").mkdir()
+    assert misplaced(tmp_path / "notes", "manifest") == misplaced(tmp_path / "none", "manifest") == ""
 
 
 def test_check_of_a_good_study(manifest, capsys):

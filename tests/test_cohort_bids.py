@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bids_tree import write_root, write_scan
@@ -226,6 +228,47 @@ def test_trees_that_are_no_bids_or_hold_nothing(tmp_path: Path) -> None:
     assert table(root) == {"S1": {"ct": "ct"}}
     with pytest.raises(OptionError, match="label dx is a column of a label table; give the table with --labels"):
         build_index(root, label="dx")
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [(None, "there is no dataset_description.json"), ("{}", "dataset_description.json has no BIDSVersion")],
+)
+def test_a_tree_without_description_is_read_by_its_names(root: Path, text: str | None, note: str) -> None:
+    scans(root, "1/anat/T1w 1/pet/pet")
+    expected = table(root)
+    (root / "dataset_description.json").unlink()
+    if text:
+        (root / "dataset_description.json").write_text(text)
+    assert table(root) == expected != {}
+    assert f"{note}; folders and files are named as in BIDS, and read by its rules" in build_index(root).notes
+
+
+def test_what_lies_beside_the_rules_is_counted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans(root, "1/anat/T1w")
+    for name in ("sub-1/anat/._sub-1_T1w.nii.gz", "sub-1/anat/x.mgz", "P7/a", "sourcedata/b", "c.nii", ".git/d"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    (root / "sub-2" / "anat").mkdir(parents=True)
+    listing = os.listdir, os.scandir
+
+    def refusing(which: int) -> Any:
+        def listed(path: Path) -> Any:
+            if path == root / "sub-2" / "anat":
+                raise PermissionError
+            return listing[which](path)
+
+        return listed
+
+    monkeypatch.setattr(os, "listdir", refusing(0))
+    monkeypatch.setattr(os, "scandir", refusing(1))
+    index = build_index(root)
+    assert not index.others and index.notes == [
+        "1 files or folders cannot be read, the first is sub-2/anat; check their permissions",
+        "folders of the system are not looked into: 1 .git",
+        "not images: 1 ._, 1 .mgz",
+        "not looked into: P7 (1 files), other places (1 files), sourcedata (1 files)",
+    ]
 
 
 def test_from_a_bids_tree_to_a_cohort_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

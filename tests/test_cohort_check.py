@@ -8,8 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from io_dicom import circle, write_rtstruct
 
-from mmfusion.cohort import Problem, build_index, check_manifest, format_problems
+from mmfusion.cohort import Problem, build_index, check_manifest, doubtful_labels, format_problems
 from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.volume import Volume
 
@@ -87,6 +88,22 @@ def test_orientations_that_differ_are_a_note(tmp_path: Path) -> None:
     affine[:3, 3] = 16, 24, 0
     nifti(tmp_path / "a.nii", affine=affine)
     assert check(tmp_path, GOOD) == [("note", 2, "A", "", "ct LPS, mr RAS: reoriented")]
+
+
+def test_which_structure_of_a_mask_is_used(tmp_path: Path) -> None:
+    drawn = {"External": [circle(30, 0)], "GTV-1": [circle(9, 0)]}
+    write_rtstruct(tmp_path / "one.dcm", drawn, lambda n: "")
+    write_rtstruct(tmp_path / "two.dcm", {**drawn, "GTV-2": [circle(5, 0)]})
+    text = GOOD.replace("mr\n", "mr,mask,roi\n").replace("b.nii", "b.nii,one.dcm,").replace("d.nii", "d.nii,two.dcm,")
+    said = [
+        ("error", 3, "B", "mask", "mask holds 2 structures that can be the lesion: GTV-1, GTV-2"),
+        ("note", 2, "A", "mask", "GTV-1 is used, the only one that can be a lesion; beside it External"),
+        ("note", 2, "A", "mask", "1 contours of GTV-1 have no known ContourGeometricType and are taken as closed"),
+    ]
+    assert check(tmp_path, text) == said
+    two = ("note", 3, "B", "mask", "joined: GTV-1, GTV-2; beside it External")
+    assert check(tmp_path, text.replace("two.dcm,", "two.dcm,gtv*")) == [*said[1:], two]
+    assert check(tmp_path, text, roi=["gtv-?"])[-1] == two
 
 
 def test_spacing(tmp_path: Path) -> None:
@@ -169,6 +186,42 @@ def test_labels(tmp_path: Path, labels: str, expected: list[tuple[str, str]]) ->
     rows = [f"{'ABCDEF'[n]},{one.strip('-')},{n}a.nii,{n}b.nii" for n, one in enumerate(labels)]
     found = check(tmp_path, "\n".join(["subject,label,ct,mr", *rows]))
     assert [(one[0], one[4]) for one in found] == expected
+
+
+@pytest.mark.parametrize("word", ["NA", "N/A", "nan", "None", "NULL", "#N/A", "#NV", "-", "?", ".", "<NA>"])
+def test_labels_that_look_like_unknown_values(tmp_path: Path, word: str) -> None:
+    rows = [f"{n},{one},{n}a.nii,{n}b.nii" for n, one in enumerate(["0", word, "1", word, "0", "1"])]
+    problem = f"label {word!r} (2 rows) looks like an unknown value, and counts as a class"
+    assert check(tmp_path, "\n".join(["subject,label,ct,mr", *rows])) == [("warning", 0, "", "", problem)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ("AD ad CN CN ad", ["'AD' (1 row) and 'ad' (2 rows)"]),
+        ("1 0 1.0 0 01", ["'01' (1 row) and '1' (1 row) and '1.0' (1 row)"]),
+        ("Yes,no,YES,no", ["'YES' (1 row) and 'Yes' (1 row)"]),
+        ("mild AD,mild  ad,CN,CN", ["'mild  ad' (1 row) and 'mild AD' (1 row)"]),
+        ("\uff11 0 1 0", ["'1' (1 row) and '\uff11' (1 row)"]),  # the wide digit of Japanese keyboards
+        ("Caf\u00e9 0 Cafe\u0301 0", ["'Cafe\u0301' (1 row) and 'Caf\u00e9' (1 row)"]),
+        ("ER+ ER- ER+ ER-", []),
+        ("1 10 1 10", []),
+        ("IIa IIb Ia IIa", []),
+    ],
+)
+def test_spellings_of_one_label(labels: str, words: list[str]) -> None:
+    found = doubtful_labels(labels.split("," if "," in labels else " "))
+    spelled = [one.problem for one in found if "unknown" not in one.problem]
+    assert spelled == [f"labels {one} differ only in spelling" for one in words]
+
+
+def test_labels_that_are_named_as_classes_are_meant() -> None:
+    labels = ["AD", "ad", None, "NA", "CN"]
+    assert len(doubtful_labels(labels)) == 2
+    assert doubtful_labels(labels, ["NA", "CN", "AD", "ad"]) == doubtful_labels(labels, ["NA", "CN"]) == []
+    assert [one.problem for one in doubtful_labels(labels, ["AD", "CN"])] == [
+        "labels 'AD' (1 row) and 'ad' (1 row) differ only in spelling"
+    ]
 
 
 def test_leaks(tmp_path: Path) -> None:

@@ -71,10 +71,11 @@ def test_bad_voxels_are_named_one_after_another_and_headers_do_not_show_them(tmp
     (tmp_path / "C_ct.nii.gz").write_bytes(whole[: len(whole) // 2])
     assert check_manifest(manifest) == []
     not_finite = "1 of 990 voxels are not finite (NaN or infinite); export the scan again or drop this modality"
+    by_option = "; with --nan background they count as air or zero"
     constant = "every voxel is 3; an empty or constant scan cannot be used, export it again or leave the cell empty"
     cut = "ct cannot be read: Compressed file ended before the end-of-stream marker was reached"
     assert deep(manifest) == [
-        ("error", "A", "ct", f"ct: {not_finite}", ""),
+        ("error", "A", "ct", f"ct: {not_finite}{by_option}", ""),
         ("error", "B", "pet", f"pet: {constant}", ""),
         ("error", "B", "mr", f"mr: {not_finite}", ""),
         ("error", "C", "ct", cut, "Copy or export it again."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from mmfusion.cohort import build_index, read_manifest
 from mmfusion.errors import ManifestError, ReadError
 from mmfusion.io import load_volume
 from mmfusion.io.dicom_write import save_dicom_series
+from mmfusion.prepare.sources import case_key, case_stamp, source_digests
 from mmfusion.volume import Volume
 
 FRAME = "1.2.3.4"
@@ -79,9 +81,21 @@ def test_written_index_is_a_manifest(tmp_path: Path) -> None:
     index.write(tmp_path / "manifest.csv")
     assert (tmp_path / "manifest.csv").read_text() == "subject,label,ct\nA,1,A/x\n"
     assert read_manifest(tmp_path / "manifest.csv")[0].images == index.cases[0].images
-    assert index.notes == ["1 of labels.csv are not in the study: Z"]
+    assert index.notes == ["not images: 1 .csv", "1 of labels.csv are not in the study: Z"]
     with pytest.raises(ManifestError, match=r"labels.csv has columns subject, label; no column dx"):
         build_index(tmp_path, labels=tmp_path / "labels.csv", label="dx")
+
+
+def test_labels_that_are_hardly_meant_are_noted(tmp_path: Path) -> None:
+    for subject in "ABC":
+        series(tmp_path / subject / "x", "CT", subject)
+    (tmp_path / "labels.csv").write_text(",subject,label\n0,A,NA\n1,B,AD\n2,C,ad\n")
+    assert build_index(tmp_path, labels=tmp_path / "labels.csv").notes == [
+        "not images: 1 .csv",
+        "labels.csv: the first column has no name and numbers the rows; left out",
+        "label 'NA' (1 row) looks like an unknown value, and counts as a class",
+        "labels 'AD' (1 row) and 'ad' (1 row) differ only in spelling",
+    ]
 
 
 def test_mr_of_several_kinds_is_named_by_kind_in_every_row(tmp_path: Path) -> None:
@@ -134,9 +148,6 @@ def test_what_is_no_volume_is_listed(tmp_path: Path) -> None:
     series(tmp_path / "few", "MR", slices=2)
     series(tmp_path / "us", "MR", Modality="US")
     series(tmp_path / "shot", "CT", Modality="OT")
-    series(tmp_path / "torn" / "1", "PT")
-    (tmp_path / "torn" / "2").mkdir()
-    (tmp_path / "torn" / "1" / "0001.dcm").rename(tmp_path / "torn" / "2" / "0001.dcm")
     assert table(tmp_path) == {"A": {"ct": "ct"}}
     assert reasons(tmp_path) == {
         "scout": "a scout",
@@ -144,7 +155,6 @@ def test_what_is_no_volume_is_listed(tmp_path: Path) -> None:
         "few": "2 images are no volume",
         "us": "modality US is not used",
         "shot": "not a volume",
-        "torn": "its files lie in 2 folders; put them into one",
     }
 
 
@@ -159,6 +169,73 @@ def test_series_that_share_a_folder_are_named_by_uid_and_load(tmp_path: Path) ->
     for name, path in case.images.items():
         assert path.name.startswith("all#")
         assert load_volume(path, modality=name).array.shape == (5, 6, 4)
+
+
+def test_a_series_in_two_folders_is_one_cell_that_loads(tmp_path: Path) -> None:
+    uid = series(tmp_path / "A#1.5" / "DIR000", "CT")
+    whole = load_volume(tmp_path / "A#1.5" / "DIR000").array
+    (tmp_path / "A#1.5" / "DIR001").mkdir()
+    for name in ("0001.dcm", "0003.dcm"):
+        (tmp_path / "A#1.5" / "DIR000" / name).rename(tmp_path / "A#1.5" / "DIR001" / name)
+    series(tmp_path / "A#1.5" / "MR#2", "MR")
+    index = build_index(tmp_path)
+    assert "subject A: the files of ct lie in 2 folders, and are read as one series" in index.notes
+    index.write(tmp_path / "manifest.csv")
+    (case,) = read_manifest(tmp_path / "manifest.csv")
+    assert case.images == {"ct": tmp_path / f"A#1.5#{uid}", "mr": tmp_path / "A#1.5" / "MR#2"}
+    np.testing.assert_array_equal(load_volume(case.images["ct"], modality="ct").array, whole)
+    assert load_volume(case.images["mr"], modality="mr").array.shape == (5, 6, 4)
+    before = case_stamp(case, {}), case_key(case, {}, source_digests(case))
+    file = tmp_path / "A#1.5" / "DIR001" / "0003.dcm"
+    file.write_bytes(file.read_bytes() + b"\0\0")
+    assert case_stamp(case, {}) != before[0] and case_key(case, {}, source_digests(case)) != before[1]
+
+
+def test_a_copy_of_a_series_is_not_used(tmp_path: Path) -> None:
+    series(tmp_path / "ct", "CT")
+    shutil.copytree(tmp_path / "ct", tmp_path / "saved")
+    assert table(tmp_path) == {"A": {"ct": "ct"}}
+    assert build_index(tmp_path).notes == ["subject A: 4 files of ct are copies of others, and not used"]
+
+
+def test_nothing_in_the_tree_is_left_out_without_a_word(tmp_path: Path) -> None:
+    root, store = tmp_path / "root", tmp_path / "store"
+    series(store / "ct", "CT", "B")
+    series(root / ".anon" / ".ct", "CT")
+    (root / "B").symlink_to(store)
+    (root / ".anon" / "gone.dcm").symlink_to("/not/fetched")
+    (root / "again").symlink_to(root)
+    for name in (".git/x", "B/deep/er/pet.nii.gz", "a.nii", "Meier.hans", "t.txt", ".anon/._ct.nii.gz"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"\0\5\x16\7")
+    (root / "run").mkdir()
+    (root / "run" / ".mmfusion.json").write_text('{"kind": "run"}')
+    assert table(root) == {"A": {"ct": ".anon/.ct"}, "B": {"ct": "B/ct"}}
+    assert build_index(root).notes == [
+        "1 links lead nowhere, the first is .anon/gone.dcm; put back what they stand for, or fetch it first (datalad "
+        "get)",
+        "1 links to folders lead to what is read already, or around the tree, the first is again",
+        "1 folders were written by mmfusion and are not looked into, the first is run",
+        "2 volume files lie neither at <subject>/<modality>.nii.gz nor alone in <subject>/<modality>/, the first is "
+        "a.nii",
+        "folders of the system are not looked into: 1 .git",
+        "not images: 1 .hans, 1 .txt, 1 ._",
+    ]
+    hidden = build_index(root, pseudonymize=tmp_path / "key").notes
+    assert hidden[-1] == "not images: 1 others, 1 .txt, 1 ._" and not any("anon" in note for note in hidden)
+
+
+def test_without_a_case_it_is_told_what_was_left_out(tmp_path: Path) -> None:
+    series(tmp_path / "few", "MR", slices=2, SeriesDescription="mine")
+    (tmp_path / "x.txt").touch()
+    with pytest.raises(ReadError) as refused:
+        build_index(tmp_path)
+    assert str(refused.value).endswith(
+        ". Found: 1 left out (subject A: MR 'mine': 2 images are no volume). not images: 1 .txt."
+    )
+    with pytest.raises(ReadError) as refused:
+        build_index(tmp_path, pseudonymize=tmp_path.parent / f"{tmp_path.name}.key")
+    assert "mine" not in str(refused.value) and "2 images are no volume" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +294,37 @@ def test_mask_refers_to_a_series_or_shares_its_frame(tmp_path: Path) -> None:
     assert found == {"frame": "mask is 'tumor'", "elsewhere": "refers to no series of a row"}
 
 
+def test_a_mask_of_the_reference_comes_before_one_of_another_scan(tmp_path: Path) -> None:
+    uids = {modality: series(tmp_path / modality, modality) for modality in ("MR", "CT", "PT")}
+    for number, modality in enumerate(("PT", "MR", "CT")):
+        contour(tmp_path / "m" / f"{modality}.dcm", refers=uids[modality], number=number)
+    assert build_index(tmp_path).cases[0].mask == tmp_path / "m" / "CT.dcm"
+    (tmp_path / "m" / "CT.dcm").unlink()
+    assert build_index(tmp_path).cases[0].mask == tmp_path / "m" / "MR.dcm"
+
+
+@pytest.mark.parametrize("one_series", [False, True])
+def test_masks_that_fit_equally_well_are_left_to_a_person(tmp_path: Path, one_series: bool) -> None:
+    uid = series(tmp_path / "s" / "Zimmermann" / "ct", "CT")
+    paths = [contour(tmp_path / "s" / "Zimmermann" / "m" / name, refers=uid) for name in ("a.dcm", "b.dcm")]
+    if one_series:
+        first, second = map(pydicom.dcmread, paths)
+        second.SeriesInstanceUID = first.SeriesInstanceUID
+        second.save_as(paths[1])
+    index = build_index(tmp_path / "s")
+    assert index.cases[0].mask is None
+    assert index.notes == [
+        "subject A: 2 masks fit equally well and none is used; write the path of the right one into column mask: "
+        "Zimmermann/m/a.dcm, Zimmermann/m/b.dcm"
+    ]
+    assert {one.path: one.reason for one in index.others} == dict.fromkeys(paths, "2 masks fit equally well")
+    hidden = build_index(tmp_path / "s", pseudonymize=tmp_path / "key")
+    assert "index once without --pseudonymize to see them" in hidden.notes[0]
+    assert "Zimmermann" not in " ".join([*hidden.notes, *map(str, hidden.others)])
+    paths[1].write_bytes(paths[0].read_bytes())  # a copy is no other mask
+    assert build_index(tmp_path / "s").cases[0].mask == paths[0]
+
+
 def test_subject_without_patient_id_is_its_folder(tmp_path: Path) -> None:
     series(tmp_path / "P7" / "x" / "ct", "CT", "")
     series(tmp_path / "P7" / "pt", "PT", "")
@@ -238,17 +346,26 @@ def test_one_patient_id_for_all_is_pointed_out(tmp_path: Path) -> None:
 def test_nifti_beside_dicom_joins_its_subject(tmp_path: Path) -> None:
     series(tmp_path / "S1" / "CT", "CT", "S1")
     series(tmp_path / "S2" / "CT", "CT", "id-2")
-    for file in ["S1/mr.nii.gz", "S1/mask.nii", "S2/PET/any.mha", "S3/T1/brain.nii", "S3/flair_b.nrrd"]:
+    for file in [
+        "S1/mr.nii.gz",
+        "S3/pd.hdr",
+        "S3/pd.img",
+        "S1/._mr.nii.gz",
+        "S1/mask.nii",
+        "S2/PET/any.mha",
+        "S3/T1/brain.nii",
+        "S3/flair_b.nrrd",
+    ]:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     assert table(tmp_path) == {
         "S1": {"ct": "S1/CT", "mr": "S1/mr.nii.gz"},
         "id-2": {"ct": "S2/CT", "pet": "S2/PET/any.mha"},
-        "S3": {"t1": "S3/T1/brain.nii", "flair_b": "S3/flair_b.nrrd"},
+        "S3": {"t1": "S3/T1/brain.nii", "flair_b": "S3/flair_b.nrrd", "pd": "S3/pd.hdr"},
     }
     index = build_index(tmp_path)
     assert {case.id: case.mask for case in index.cases}["S1"] == tmp_path / "S1" / "mask.nii"
-    assert index.modalities == ["ct", "pet", "mr", "t1", "flair_b"]
+    assert index.modalities == ["ct", "pet", "mr", "t1", "flair_b", "pd"]
 
 
 def test_nifti_that_fits_nowhere_is_listed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmfusion.cohort import Case, join_labels, order_modalities, read_manifest, write_manifest
+from mmfusion.cohort.manifest import parse_manifest
 from mmfusion.errors import ManifestError, ReadError
 
 
@@ -56,6 +57,62 @@ def test_separators_byte_order_mark_blank_lines_and_quotes(tmp_path: Path, separ
     cases = read_manifest(study(tmp_path, text, "p.nii"))
     assert [case.covariates["note"] for case in cases] == [f"a{separator} b\nc", "d"]
     assert [case.line for case in cases] == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "line", "notes"),
+    [
+        ("subject,label,ct,,\nA,NA,d/c.nii,,\nB,1,,,\n", "utf-8-sig", 2, []),
+        ("subject,,label,ct\nA,,NA,d/c.nii\nB,,1\n", "utf-8", 2, []),
+        (",subject,label,ct\n7,A,NA,d/c.nii\n0,B,1,\n", "utf-8", 2, ["the first column has"]),
+        ('"","subject","label","ct"\n"1","A","NA","d/c.nii"\n"2","B","1",""\n', "utf-8", 2, ["the first column has"]),
+        ("sep=;\r\nsubject;label;ct\r\n\r\nA;NA;d/c.nii\r\nB;1\r\n", "utf-8-sig", 4, []),
+        ('"sep=|"\nsubject|label|ct\nA|NA|"d/c.nii"\nB|1\n', "utf-8", 3, []),
+        ("subject\tlabel\tct\nA\tNA\td/c.nii\nB\t1\n", "utf-16", 2, []),
+        ("subject\tlabel\tct\r\nA\tNA\td/c.nii\r\nB\t1\r\n", "utf-16-be", 2, []),
+        ("subject,label,ct\nA,NA,d\\c.nii\nB,1,\n", "utf-8", 2, ["backslashes in the path are read as /"]),
+    ],
+    ids=["ends", "middle", "pandas", "R", "sep", "quoted sep", "utf-16", "big-endian", "backslashes"],
+)  # fmt: skip
+def test_tables_as_spreadsheets_write_them(
+    tmp_path: Path, text: str, encoding: str, line: int, notes: list[str]
+) -> None:
+    study(tmp_path, "", "d/c.nii")
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "manifest.csv").write_bytes((mark + text).encode(encoding))
+    cases, modalities, found = parse_manifest(tmp_path / "manifest.csv", None)
+    found = [one for one in found if one.level == "note"]  # without a scan, B is a problem of its own
+    assert [(case.subject, case.label, case.line) for case in cases] == [("A", "NA", line), ("B", "1", line + 1)]
+    assert cases[0].images == {"ct": tmp_path / "d" / "c.nii"} and modalities == ["ct"]
+    assert not any(case.covariates for case in cases)
+    assert len(found) == len(notes) and all(
+        one.problem.startswith(note) for one, note in zip(found, notes, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (",subject,ct\n001,A,c.nii\n", "a column has no name"),  # no program numbers rows so
+        (",subject,ct\n3,A,c.nii\n3,B,c.nii\n", "a column has no name"),
+        ("subject,,ct\nA,0,c.nii\n", "a column has no name"),
+        ("subject,ct\nA,x\\c.nii\n", r"ct file x\c.nii does not exist"),
+    ],
+)
+def test_what_may_be_meant_in_a_table_is_not_left_out(tmp_path: Path, text: str, message: str) -> None:
+    assert message in problems(study(tmp_path, text, "c.nii"))
+
+
+def test_a_name_with_a_backslash_that_exists_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "d\\c.nii").touch()
+    path = study(tmp_path, "subject,ct\nA,d\\c.nii\n", "d/c.nii")
+    assert read_manifest(path)[0].images == {"ct": tmp_path / "d\\c.nii"} and not parse_manifest(path).problems
+
+
+def test_utf_16_without_its_mark_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes("subject,ct\nA,c.nii\n".encode("utf-16-le"))
+    with pytest.raises(ReadError, match=r"m.csv is no table, it holds zero bytes; .* Save it as CSV in UTF-8"):
+        read_manifest(tmp_path / "m.csv")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +173,7 @@ def test_missing_column_with_the_nearest(tmp_path: Path) -> None:
         ("subject,ct\n", "manifest.csv has no case, only a header"),
         ("subject,age\nA,1\n", "manifest.csv has columns subject, age; none of them is a modality"),
         ("subject,ct,ct\nA,c.nii,c.nii\n", "column ct appears 2 times (manifest.csv line 1). Rename or delete"),
-        (",subject,ct\n0,A,c.nii\n", "a column has no name (manifest.csv line 1). Name it or delete it."),
+        (",subject,ct\nx,A,c.nii\n", "a column has no name (manifest.csv line 1). Name it or delete it."),
         ("subject,ct\nA,c.nii,d\n", "the row has 3 cells, the header has 2 (manifest.csv line 2). Put cells"),
         ("subject,ct\n,c.nii\n", "the row has no subject (manifest.csv line 2)"),
         ("subject,ct,pet\nA,,\n", "subject A: the row has no modality (none of ct, pet) (manifest.csv line 2)"),
@@ -144,11 +201,11 @@ def test_what_is_not_a_table(tmp_path: Path) -> None:
     with pytest.raises(ReadError, match=r"nope.csv does not exist or is not a file"):
         read_manifest(tmp_path / "nope.csv")
     (tmp_path / "excel.csv").write_bytes(b"PK\x03\x04\xff\xfe\x00")
-    with pytest.raises(ReadError, match=r"excel.csv is not a text table in UTF-8; save it as"):
+    with pytest.raises(ReadError, match=r"excel.csv is not text in UTF-8 .*\(in Excel 'CSV UTF-8'\)"):
         read_manifest(tmp_path / "excel.csv")
     with pytest.raises(ReadError, match=r"empty.csv is empty; a header line"):
         read_manifest(study(tmp_path, " \n\n", name="empty.csv"))
-    with pytest.raises(ReadError, match=r"huge.csv is not a text table: field larger"):
+    with pytest.raises(ReadError, match=r"huge.csv is no table \(field larger.*, line 2\)"):
         read_manifest(study(tmp_path, "subject,ct\nA," + "x" * 200_000, name="huge.csv"))
 
 
@@ -171,6 +228,20 @@ def test_a_series_of_a_folder_exists_if_the_folder_does(tmp_path: Path) -> None:
 def test_zip_files_of_dicom_are_volumes(tmp_path: Path) -> None:
     path = study(tmp_path, "subject,ct,amyloid\nA,a.zip#1.2.3,b.ZIP\n", "a.zip b.ZIP")
     assert read_manifest(path)[0].images == {"ct": tmp_path / "a.zip#1.2.3", "amyloid": tmp_path / "b.ZIP"}
+
+
+def test_a_structure_of_a_mask_is_named_in_one_place(tmp_path: Path) -> None:
+    text = 'subject,ct,mask,roi\nA,c.nii,m.dcm#GTV-1,\nB,c.nii,m.dcm,"GTV*,n?"\nC,c.nii,,\n'
+    cases = read_manifest(study(tmp_path, text, "c.nii m.dcm"))
+    assert [(case.mask, case.roi) for case in cases] == [
+        (tmp_path / "m.dcm#GTV-1", ""), (tmp_path / "m.dcm", "GTV*,n?"), (None, ""),
+    ]  # fmt: skip
+    write_manifest(cases, tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_text() == text
+    both = study(tmp_path, "subject,ct,mask,roi\nA,c.nii,m.dcm#GTV-1,GTV-2\n", "c.nii m.dcm")
+    assert "the mask names a structure behind #, and column roi names one" in problems(both)
+    gone = study(tmp_path, "subject,ct,mask\nA,c.nii,gone.dcm#GTV-1\n", "c.nii")
+    assert "mask path gone.dcm#GTV-1 does not exist" in problems(gone)
 
 
 def test_written_is_read_back(tmp_path: Path) -> None:

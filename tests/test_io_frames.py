@@ -51,14 +51,14 @@ def test_frames_are_told_apart_by_a_tag_and_one_is_chosen(tmp_path, tag, values,
     assert header.frames == 3 and header.shape == (7, 5, 6)
     value = told.split(", ")[-1]
     assert header.notes == (f"3 frames: frame 2 ({tag} {value}) is used",)
-    assert read_header(tmp_path, frame="mean").notes == ("3 frames: their mean is used",)
+    assert read_header(tmp_path, frame="mean").notes == ("3 frames: their mean is used, unweighted",)
 
 
 def test_a_frame_that_does_not_exist_is_named(tmp_path):
     write_dynamic(tmp_path, "EchoTime", (4, 5, 6))
     with pytest.raises(ReadError, match="has 3 frames, numbered from 0; frame 3 does not exist"):
         read_header(tmp_path, frame=3)
-    with pytest.raises(OptionError, match="first, last, mean or a number from 0, found 'middle'"):
+    with pytest.raises(OptionError, match="frame is first, last, mean, a number from 0, .*, found 'middle'"):
         read_header(tmp_path, frame="middle")
 
 

@@ -1,5 +1,7 @@
 """Finding series in a tree of files."""
 
+import shutil
+
 import pytest
 from io_dicom import new_file, save, voxels, write_series
 from pydicom import Dataset
@@ -7,7 +9,7 @@ from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, Segmentat
 
 from mmfusion.cohort import build_index
 from mmfusion.errors import ReadError
-from mmfusion.io import find_series
+from mmfusion.io import Unread, find_series
 
 
 def structure_set(**tags):
@@ -51,10 +53,12 @@ def test_other_files_are_skipped_and_counted(tmp_path):
     (tmp_path / "empty.dcm").write_bytes(b"")
     (tmp_path / "bad.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 50)
     (tmp_path / ".hidden").write_text("x")
-    (tmp_path / "DICOMDIR").write_text("x")
-    calls, damaged = [], []
-    assert len(find_series(tmp_path, progress=lambda *counts: calls.append(counts), damaged=damaged)) == 1
-    assert calls == [(5, 3)] and damaged == [tmp_path / "bad.dcm", tmp_path / "empty.dcm"]
+    (tmp_path / "._a").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "scan.nii").write_text("x")
+    calls, unread = [], Unread()
+    assert len(find_series(tmp_path, progress=lambda *counts: calls.append(counts), unread=unread)) == 1
+    assert calls == [(8, 6)] and unread.damaged == [tmp_path / "bad.dcm", tmp_path / "empty.dcm"]
+    assert unread.endings == {".txt": 1, "": 1, "._": 1} and unread.volumes == [tmp_path / "scan.nii"]
 
 
 def test_progress_is_told_on_the_way(tmp_path):
@@ -96,6 +100,33 @@ def test_no_name_gets_out_and_a_missing_folder_is_named(tmp_path):
         find_series(tmp_path / "nope")
 
 
+def test_series_without_uid_are_those_of_a_folder(tmp_path):
+    for place, number in (("a", 1), ("a", 2), ("b", 1)):
+        write_series(
+            tmp_path / "new", voxels((7, 5, 3)), SeriesNumber=number, edit=lambda d, _: d.pop("SeriesInstanceUID")
+        )
+        (tmp_path / place).mkdir(exist_ok=True)
+        for path in (tmp_path / "new").iterdir():
+            path.rename(tmp_path / place / f"{number}_{path.name}")
+    found = find_series(tmp_path)
+    assert {(one.folder.name, one.series_uid, one.count) for one in found} == {
+        ("a", "CT-1-1.2.840.1-1.2.3", 3), ("a", "CT-2-1.2.840.1-1.2.3", 3), ("b", "CT-1-1.2.840.1-1.2.3", 3),
+    }  # fmt: skip
+
+
+def test_copies_count_once_and_lie_in_one_folder_if_it_holds_all(tmp_path):
+    write_series(tmp_path / "b", voxels())
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    (tmp_path / "a").mkdir()
+    shutil.copy(tmp_path / "b" / "000_0.dcm", tmp_path / "a" / "x.dcm")
+    (found,) = find_series(tmp_path)
+    assert (found.folder, found.count, len(found.copies)) == (tmp_path / "b", 6, 7)
+    (tmp_path / "b" / "005_1.dcm").unlink()
+    (tmp_path / "c" / "000_0.dcm").unlink()
+    (found,) = find_series(tmp_path)
+    assert (found.folder, found.count, len(found.copies)) == (tmp_path, 6, 5)
+
+
 def test_damaged_files_are_left_out_and_counted(tmp_path):
     write_series(tmp_path, voxels(), series_uid="1.2.840.5")
     write_series(tmp_path / "all", voxels((7, 5, 3)), series_uid="1.2.840.7")
@@ -103,8 +134,8 @@ def test_damaged_files_are_left_out_and_counted(tmp_path):
     for path in bad:  # the number of rows has one byte
         raw = path.read_bytes()
         path.write_bytes(raw.replace(b"\x28\x00\x10\x00US\x02\x00", b"\x28\x00\x10\x00US\x01\x00"))
-    damaged = []
-    (found,) = find_series(tmp_path, damaged=damaged)
-    assert (found.series_uid, found.count, damaged) == ("1.2.840.5", 5, bad)
+    unread = Unread()
+    (found,) = find_series(tmp_path, unread=unread)
+    assert (found.series_uid, found.count, unread.damaged) == ("1.2.840.5", 5, bad)
     notes = build_index(tmp_path).notes
     assert "4 DICOM files are damaged and left out, the first is 000_0.dcm; copy or export them again" in notes

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from nibabel.orientations import aff2axcodes
 
+from mmfusion.cohort.files import files_of
 from mmfusion.errors import GeometryError, OptionError, OrientationError, ReadError, UnitsError, VoxelError
-from mmfusion.io import kind_of, load_volume, read_header, save_volume
+from mmfusion.io import kind_of, load_volume, read_header, save_volume, sidecar_of
 from mmfusion.volume import Transform, Volume
 
 OBLIQUE = Transform.rigid((20, -10, 35), (4, -7, 12)).matrix @ np.diag([-1.5, 2.0, 3.5, 1.0])
@@ -126,6 +127,20 @@ def test_assumed_orientation_must_name_three_directions(tmp_path, code):
         read_header(path, assume_orientation=code)
 
 
+@pytest.mark.parametrize(("size", "named"), [(1.515, False), (1.8, True), (0.0, False)])
+def test_an_sform_whose_voxels_are_not_as_large_as_pixdim_says_is_named(tmp_path, size, named):
+    def edit(header):
+        header["qform_code"], header["pixdim"][0, 1] = 0, size
+
+    path = write(tmp_path / "a.nii", noise(), edit=edit)
+    doubts = (
+        "voxels are 1.5 x 2 x 3.5 by the sform, which is used, but 1.8 x 2 x 3.5 by pixdim. Compare the size with the "
+        "original scan, and correct the one that is wrong",
+    )
+    assert read_header(path).doubts == (doubts if named else ())
+    np.testing.assert_allclose(np.sort(load_volume(path).spacing), [1.5, 2, 3.5], atol=1e-5)
+
+
 def test_disagreeing_sform_and_qform_use_the_sform_with_a_note(tmp_path):
     def edit(header):
         header["qform_code"], header["qoffset_x"] = 1, header["qoffset_x"] + 25
@@ -239,6 +254,27 @@ def test_nan_and_constant_volumes_are_refused_by_name(tmp_path):
         load_volume(write(tmp_path / "b.nii", np.full((4, 5, 6), 7.0, np.float32)))
 
 
+@pytest.mark.parametrize(("modality", "fill"), [("t1", 0), ("ct", -1024), ("pet", 0)])
+def test_nan_is_background_by_option(tmp_path, modality, fill):
+    array = np.abs(noise()) + 1
+    array[:, :3, 5] = np.nan
+    volume = load_volume(write(tmp_path / "a.nii", array, np.eye(4)), modality=modality, nan="background")
+    np.testing.assert_array_equal(volume.array, np.where(np.isnan(array), fill, array))
+    assert volume.meta["notes"] == [f"33 of 2431 voxels are NaN and count as background ({fill})"]
+    array[1, 2, 3] = np.inf
+    with pytest.raises(VoxelError, match=r"1 of 2431 voxels are not finite \(NaN or infinite\); .* this modality$"):
+        load_volume(write(tmp_path / "a.nii", array, np.eye(4)), nan="background")
+    with pytest.raises(OptionError, match="unknown nan 'zero'"):
+        read_header(tmp_path / "a.nii", nan="zero")
+
+
+def test_nan_does_not_hide_becquerel(tmp_path):
+    array = np.abs(noise()) * 5000
+    array[0] = np.nan
+    with pytest.raises(UnitsError, match="looks like Bq/mL"):
+        load_volume(write(tmp_path / "p.nii", array), modality="pet", nan="background")
+
+
 def test_units_follow_the_name_of_the_modality(tmp_path):
     path = write(tmp_path / "a.nii", noise())
     for modality, units in {"ct": "HU", "CT_2": "HU", "pet": "SUVbw", "mr_t1": "a.u.", "flair": "a.u."}.items():
@@ -266,7 +302,7 @@ def test_broken_injection_details_are_named_with_the_file(tmp_path):
         load_volume(path, modality="pet", pet=good | {"injection_time": "nine"})
     with pytest.raises(UnitsError, match=r"p\.nii: weight_kg must be a positive number, found '-3'"):
         load_volume(path, modality="pet", pet=good | {"weight_kg": -3})
-    with pytest.raises(UnitsError, match=r"p\.nii: injection_time lies more than 10 half-lives"):
+    with pytest.raises(UnitsError, match=r"p\.nii: the injection lies more than 10 half-lives"):
         load_volume(path, modality="pet", pet=good | {"acquisition_time": "08:50"})
 
 
@@ -318,3 +354,68 @@ def test_a_sheared_volume_survives_saving(tmp_path):
     affine[0, 1] = 0.3
     save_volume(Volume(noise(), affine), tmp_path / "a.nii")
     np.testing.assert_allclose(load_volume(tmp_path / "a.nii").affine, affine, atol=1e-6)
+
+
+@pytest.mark.parametrize(("header", "voxels"), [("", ""), (".gz", ".gz"), ("", ".gz"), (".gz", "")])
+@pytest.mark.parametrize("given", [".hdr", ".img"])
+def test_pairs_are_read_packed_or_not(tmp_path, header, voxels, given):
+    array, packing = noise(), {".hdr": header, ".img": voxels}
+    nib.save(nib.Nifti1Pair(array, OBLIQUE), tmp_path / "a.img")
+    for ending, packed in packing.items():
+        if packed:
+            (tmp_path / f"a{ending}.gz").write_bytes(gzip.compress((tmp_path / f"a{ending}").read_bytes()))
+            (tmp_path / f"a{ending}").unlink()
+    path = tmp_path / f"a{given}{packing[given]}"
+    volume = load_volume(path)
+    nib.save(nib.Nifti1Image(array, OBLIQUE), tmp_path / "whole.nii")
+    np.testing.assert_array_equal(volume.array, load_volume(tmp_path / "whole.nii").array)
+    assert set(files_of(path)) == {tmp_path / f"a{ending}{packed}" for ending, packed in packing.items()}
+    assert sidecar_of(path) == tmp_path / "a.json"
+
+
+def test_analyze_and_files_that_are_packed_by_name_only_are_named(tmp_path):
+    nib.save(nib.AnalyzeImage(noise(), np.eye(4)), tmp_path / "a.img")
+    with pytest.raises(OrientationError, match=r"a\.hdr is Analyze 7.5, which does not say left and right"):
+        load_volume(tmp_path / "a.img")
+    write(tmp_path / "b.nii", noise()).rename(tmp_path / "b.nii.gz")
+    with pytest.raises(ReadError, match=r"as its name says: it is not compressed\. Call it b\.nii if"):
+        load_volume(tmp_path / "b.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["a.mgh", "a.mgz"])
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.uint8, np.int32])
+def test_volumes_of_freesurfer_are_read_as_nibabel_reads_them(tmp_path, name, dtype):
+    array = (50 * noise() + 100).clip(0, 255).astype(dtype)
+    for one in {name, "a.mgz"}:
+        nib.save(nib.MGHImage(array, OBLIQUE), tmp_path / one)
+    volume = load_volume(tmp_path / name)
+    image = nib.as_closest_canonical(nib.load(tmp_path / "a.mgz"))  # nibabel leaves a.mgh open
+    np.testing.assert_allclose(volume.affine, image.affine, atol=1e-4)
+    np.testing.assert_array_equal(volume.array, image.get_fdata(dtype=np.float32))
+    assert read_header(tmp_path / name).grid.same_as(volume.grid)
+
+
+def test_volumes_of_freesurfer_that_cannot_be_used(tmp_path):
+    path = tmp_path / "a.mgz"
+
+    def written(array=None, **fields):
+        image = nib.MGHImage(noise() if array is None else array, OBLIQUE)
+        nib.save(image, tmp_path / "a.mgh")
+        raw = bytearray((tmp_path / "a.mgh").read_bytes())
+        for place, value in fields.values():
+            raw[place : place + len(value)] = value
+        path.write_bytes(gzip.compress(raw))
+        return path
+
+    with pytest.raises(OrientationError, match="its directions are not known"):
+        load_volume(written(flag=(28, b"\0\0")))
+    with pytest.raises(ReadError, match="holds voxels of type 9"):
+        load_volume(written(type=(20, b"\0\0\0\x09")))
+    with pytest.raises(ReadError, match="is not an MGH file of FreeSurfer"):
+        load_volume(written(version=(0, b"\0\0\0\2")))
+    with pytest.raises(ReadError, match="the header promises"):
+        load_volume(written(size=(4, b"\0\1\0\0")))
+    with pytest.raises(ReadError, match="2 frames"):
+        load_volume(written(np.stack([noise(), noise(seed=1)], -1)))
+    two = load_volume(path, frame="last")
+    np.testing.assert_array_equal(two.array, load_volume(written(noise(seed=1))).array)

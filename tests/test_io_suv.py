@@ -165,7 +165,7 @@ def test_a_series_in_other_suv_says_so(tmp_path):
     volume = load_volume(tmp_path / "bq", suv="lbm")
     assert volume.units == read_header(tmp_path / "bq", suv="lbm").units == "SUVlbm"
     np.testing.assert_allclose(volume.array[::-1, ::-1], stored * 45.1970e3 / 175e6, rtol=1e-4)
-    assert volume.meta["notes"] == ["Bq/mL to SUVlbm by 0.0002583 per Bq/mL"]
+    assert volume.meta["notes"] == ["Bq/mL to SUVlbm by 0.0002583 per Bq/mL, 1.0 h after the injection"]
     write_series(tmp_path / "gml", stored, **(pet_tags() | {"Units": "GML", "SUVType": "LBM"}))
     assert "SUVlbm as it was exported, by a formula" in load_volume(tmp_path / "gml", suv="lbm").meta["notes"][0]
     with pytest.raises(OptionError, match="unknown suv 'mass'. Known: bw, lbm, bsa"):
@@ -253,7 +253,7 @@ def test_the_time_of_another_maker_is_not_believed():
         ({"DecayCorrection": None}, {}, "is '' and CorrectedImage .* has DECY"),
         ({"Units": None}, {}, r"DICOM lacks Units \(0054,1001\)"),
         ({"Units": "PROPCPS"}, {}, "is PROPCPS; BQML, GML, CM2ML or CNTS"),
-        ({}, {"RadionuclideTotalDose": 350}, "350 Bq, which cannot be"),
+        ({}, {"RadionuclideTotalDose": 350}, r"RadionuclideTotalDose \(0018,1074\) is 0\.00035 MBq; 1 to 10000 MBq is"),
         ({"SeriesTime": "085000", "AcquisitionTime": "085000"}, {}, "more than 10 half-lives"),
     ],
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """ITK transform files: SimpleITK resamples through them as we do."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -147,8 +148,73 @@ def test_an_image_of_displacements_is_a_transform(tmp_path, name):
     assert np.array_equal(found.matrix, np.eye(4))
     np.testing.assert_allclose(found.apply(some_points()), some_points() + field.at(some_points()), atol=1e-5)
     sitk.WriteImage(sitk.Image([4, 5, 6], sitk.sitkFloat32), str(tmp_path / name))
-    with pytest.raises(ReadError, match="is an image of 1 values a voxel; a displacement field has 3"):
+    with pytest.raises(ReadError, match=r"is an image of .*; a displacement field has 3"):
         load_transform(tmp_path / name)
+
+
+AFFINE = TILT @ np.diag([2, 2.5, 3, 1.0])
+
+
+def write_field(path, values, code=1007, name="", p1=0.0, descrip="", shape=(11, 13, 17)):
+    image = nib.Nifti1Image(np.broadcast_to(values, (*shape, 3)).astype(np.float32)[:, :, :, None], AFFINE)
+    image.header["intent_code"], image.header["intent_name"], image.header["intent_p1"] = code, name, p1
+    image.header["descrip"] = descrip
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("program", ["ANTs", "NIfTI displacements", "NiftyReg places", "NiftyReg displacements", "SPM"])
+def test_fields_of_other_programs_by_their_intent(tmp_path, program):
+    """A field that moves by a known shift and stretch, in the numbers that each program stores."""
+    world = AFFINE[:3, :3] @ np.moveaxis(np.indices((11, 13, 17)), 0, -1)[..., None]
+    world = world[..., 0] + AFFINE[:3, 3]
+    moved = world * [1.1, 1, 0.9] + [4, -3, 2]
+    values, intent = {
+        "ANTs": ((moved - world) * [-1, -1, 1], {}),
+        "NIfTI displacements": (moved - world, {"code": 1006}),
+        "NiftyReg places": (moved, {"name": "NREG_TRANS"}),
+        "NiftyReg displacements": (moved - world, {"name": "NREG_TRANS", "p1": 1}),
+        "SPM": (moved, {"name": "Mapping", "descrip": "Deformation"}),
+    }[program]
+    path = write_field(tmp_path / "y.nii.gz", values, **intent)
+    points = world[2:9, 3:10, 4:12].reshape(-1, 3) + AFFINE[:3, :3] @ [0.3, 0.4, 0.2]
+    np.testing.assert_allclose(load_transform(path).apply(points), points * [1.1, 1, 0.9] + [4, -3, 2], atol=1e-4)
+    if program in ("ANTs", "NIfTI displacements"):  # which ITK reads, too
+        theirs = sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
+        np.testing.assert_allclose(load_transform(path).apply(points), by_itk(theirs, points), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("intent", "said"),
+    [
+        ({"code": 2006}, r"a warp of FSL \(intent 2006\).*wb_command"),
+        ({"code": 2016}, "a warp of FSL"),
+        ({"name": "NREG_TRANS", "p1": 2}, r"a spline or velocity grid of NiftyReg.*reg_transform -ref FIXED -def"),
+        ({"name": "NREG_VEL_STEP"}, "of NiftyReg"),
+        ({"name": "Velocity"}, "does not say that it holds displacements .*'Velocit'.*as 1Warp.nii.gz of ANTs"),
+        ({"descrip": "Flow field"}, "'Flow'"),
+    ],
+)
+def test_fields_that_hold_something_else_are_refused_with_a_remedy(tmp_path, intent, said):
+    with pytest.raises(ReadError, match=said):
+        load_transform(write_field(tmp_path / "a.nii", 0.5, **intent))
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "packed.mha", "packed.nrrd", "a.h5"])
+def test_a_field_that_was_cut_short_is_refused(tmp_path, name):
+    values = np.random.default_rng(0).uniform(-5, 5, (11, 13, 17, 3)).astype(np.float32)
+    if name.endswith((".nii", ".gz")):
+        write_field(tmp_path / name, values)
+    elif name.endswith("h5"):
+        save_transform(Transform(displacement=Displacement(values, Grid((11, 13, 17), AFFINE))), tmp_path / name)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(values, isVector=True), str(tmp_path / name), name[0] == "p")
+    whole = (tmp_path / name).read_bytes()
+    assert not load_transform(tmp_path / name).is_linear
+    for share in (0.4, 0.999) if name.endswith("h5") else (0.3, 0.5, 0.8, 0.97, 0.999):
+        (tmp_path / name).write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ReadError, match="cannot be read"):
+            load_transform(tmp_path / name)
 
 
 def test_what_cannot_be_used_is_named(tmp_path):

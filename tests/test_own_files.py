@@ -162,7 +162,7 @@ def test_a_table_that_a_spreadsheet_saved_works(cohort, change):
             "row 3 is damaged: file is '../../x/image.npy', not 'cases/S01/",
         ),
         (b"S01,S01", b"S00,S00", "row 3 is damaged: file is"),
-        (b",done,", b",fine,", "row 2 is damaged: status is 'fine', not one of done, doubtful, failed"),
+        (b",done,", b",fine,", "row 2 is damaged: status is 'fine', not one of done, doubtful, accepted, failed"),
         (b"ct pet mr", b"ct us", "row 2 is damaged: modalities are 'ct us', not some of ct, pet, mr"),
         (b"status", b"state", "has no column status"),
         (b"done", b"d\xf6ne", "cases.csv is not text in UTF-8 .*Save it as UTF-8"),

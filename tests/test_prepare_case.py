@@ -1,12 +1,14 @@
 """One case to one tensor: every voxel from one interpolation, in known units, whatever is missing."""
 
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from io_dicom import pet_tags, voxels, write_series
+from io_dicom import circle, pet_tags, voxels, write_rtstruct, write_series
 from registration_heads import error_mm, random_pose
 from registration_heads import scan as scan_head
 from small_scans import GRIDS, MIDDLE, scan, values
@@ -15,10 +17,12 @@ from mmfusion.cohort import Case
 from mmfusion.cohort.simulate import draw_subjects, native_grids, simulate_volumes, target_registration_error
 from mmfusion.errors import GeometryError, OptionError, ReadError, VoxelError
 from mmfusion.io import save_volume
+from mmfusion.options import resolve
 from mmfusion.prepare import case as room
-from mmfusion.prepare import choose_reference, load_case, prepare_case, prepare_volumes
+from mmfusion.prepare import check_reference, choose_reference, load_case, prepare_case, prepare_volumes
+from mmfusion.prepare.pictures import case_pictures
 from mmfusion.prepare.placing import Region, mask_and_owner
-from mmfusion.registration import brain_mask, register, template
+from mmfusion.registration import Alternative, brain_mask, register, template
 from mmfusion.volume import Displacement, Grid, Transform, Volume, foreground, mask_center, resample
 
 FLIP = np.diag([-1.0, -1, 1, 1])
@@ -185,6 +189,29 @@ def test_the_reference_is_the_first_preferred_one_that_is_there():
     assert prepare_volumes(scans, reference=["pet"], **SMALL).reference == "pet"
 
 
+@pytest.mark.parametrize(
+    ("reference", "modalities", "words"),
+    [
+        (["ct", "mr", "pet"], ["t1", "t2"], None),  # the default
+        ("mr", ["ct", "mr"], None),
+        (["mr", "ct"], ["ct", "pet"], None),  # a study without MR
+        (["t1", "t1gd"], ["t1gd", "ct"], None),
+        (["t1w"], ["t1", "ct"], "unknown reference 't1w'; did you mean 't1'? Known: t1, ct"),
+        (["ct", "PET_"], ["ct", "pet"], "unknown reference 'PET_'; did you mean 'pet'?"),
+        (["mr"], ["ct", "pet"], "unknown reference 'mr'. Known: ct, pet"),
+    ],
+)
+def test_a_reference_that_others_would_stand_in_for_is_refused(reference, modalities, words):
+    reference = resolve({"reference": reference}, "case")["reference"]
+    if words is None:
+        check_reference(reference, modalities)
+        return
+    with pytest.raises(OptionError, match=re.escape(words)):
+        check_reference(reference, modalities)
+    with pytest.raises(OptionError, match=re.escape(words)):
+        prepare_volumes({modalities[0]: scan("mr")}, reference=reference, modalities=modalities, **SMALL)
+
+
 def test_centers():
     scans = {"ct": scan("ct"), "pet": scan("pet")}
     whole = prepare_volumes(scans, center="volume", **SMALL).grid
@@ -249,6 +276,63 @@ def test_the_scan_that_a_mask_was_drawn_on():
     small = both["pet"].replace(array=both["pet"].array[8:10, 12:14, 10:12], affine=both["pet"].affine @ np.array(
         [[1, 0, 0, 8], [0, 1, 0, 12], [0, 0, 1, 10], [0, 0, 0, 1.0]]))  # fmt: skip
     assert mask_and_owner(drawn, {**both, "pet": small}, "ct")[1] == "mr"  # where it is whole
+
+
+def test_a_mask_of_unknown_frame_belongs_to_the_series_that_it_refers_to():
+    frames, series = {"ct": "1.2.ct", "mr": "1.2.mr"}, {"ct": "1.9.1", "mr": "1.9.2"}
+    scans = {n: scan(n).replace(meta={"frame_of_reference": frames[n], "series_uid": series[n]}) for n in frames}
+
+    def owner(frame, *refers):
+        def read(grid):
+            mask = ball(MIDDLE, frame)(grid)
+            return mask.replace(meta={**mask.meta, "referenced_series": refers})
+
+        return mask_and_owner(read, scans, "ct")[1]
+
+    assert (owner("9.9", "1.9.2"), owner("", "1.9.2"), owner("9.9", "1.9.2", "1.9.1")) == ("mr", "mr", "ct")
+    assert (owner("1.2.mr", "1.9.1"), owner("1.2.ct", "1.9.2"), owner("")) == ("mr", "ct", "ct")
+    with pytest.raises(GeometryError, match="the frame of reference of a scan that the case does not have"):
+        owner("9.9", "1.9.3")
+
+
+@pytest.mark.parametrize(
+    ("cell", "roi", "option", "center", "others"),
+    [
+        ("", "", None, 24, "External"),
+        ("#node", "", ["GTV"], -16, "External, GTV"),
+        ("", "node", ["GTV"], -16, "External, GTV"),
+        ("", "", ["N*"], -16, "External, GTV"),
+        ("", "", ["external"], 0, "GTV"),
+    ],
+)
+def test_a_structure_is_named_by_cell_column_or_option(tmp_path, cell, roi, option, center, others):
+    x, y, z = MIDDLE
+
+    def drawn(offset, radius):
+        return [circle(radius, z + height, (x + offset, y)) for height in (-8, -4, 0, 4, 8)]
+
+    structures = {"External": drawn(0, 60), "GTV": drawn(24, 9)}
+    if "node" in cell + roi or option == ["N*"]:
+        structures["node"] = drawn(-16, 7)
+    write_rtstruct(tmp_path / "rs.dcm", structures)
+    save_volume(scan("ct"), tmp_path / "ct.nii")
+    case = Case("001", images={"ct": tmp_path / "ct.nii"}, mask=tmp_path / f"rs.dcm{cell}", roi=roi)
+    result = prepare_case(case, center="mask", roi=option, **SMALL)
+    np.testing.assert_allclose(result.grid.center - MIDDLE, (center, 0, 0), atol=4)
+    assert result.facts["mask_others"] == others
+    assert result.facts["mask_roi"] in ("GTV", "node", "External") and "beside it" in result.facts["mask_notes"]
+
+
+def test_several_possible_lesions_stop_a_grid_that_is_centered_on_one_and_are_a_doubt_otherwise(tmp_path):
+    write_rtstruct(tmp_path / "rs.dcm", {"GTV-1": [circle(9, 0, (24, 0))], "GTV-2": [circle(9, 0, (-24, 0))]})
+    save_volume(scan("ct"), tmp_path / "ct.nii")
+    case = Case("001", images={"ct": tmp_path / "ct.nii"}, mask=tmp_path / "rs.dcm")
+    with pytest.raises(ReadError, match="holds 2 structures that can be the lesion: GTV-1, GTV-2"):
+        prepare_case(case, center="mask", **SMALL)
+    result = prepare_case(case, **SMALL)
+    assert result.status == "doubtful" and "mask_roi" not in result.facts
+    (reason,) = result.reasons
+    assert reason.startswith("mask: ") and "Name the one that is meant" in reason
 
 
 @pytest.mark.parametrize("center", ["mask", "foreground"])
@@ -341,6 +425,18 @@ def test_a_scan_that_shows_little_of_the_grid_makes_the_case_doubtful():
     assert result.facts["mr_coverage"] < 0.05 and prepare_volumes({"mr": slab}, **SMALL).status == "done"
 
 
+def test_every_doubt_has_its_cause():
+    """What a scan says of itself comes first, then its position, the mask, and what it saw of the grid."""
+    ct = scan("ct", doubts=["12 slices are missing."])
+    pet = scan("pet", Transform.rigid((0, 0, 0), (40, 0, 0)), frame_of_reference="1.2")
+    ct = ct.replace(meta=ct.meta | {"frame_of_reference": "1.2"})
+    grid = Grid.around(MIDDLE + (0, 0, 110), (12, 12, 12), (11, 13, 17))
+    result = prepare_volumes({"ct": ct, "pet": pet}, mask=ball(MIDDLE), grid=grid, register="none", pictures=False)
+    assert [doubt.cause for doubt in result.doubts] == ["reading", "registration", "mask"]
+    assert result.reasons[0] == "ct: 12 slices are missing." and result.status == "doubtful"
+    assert len(result.mask_digest) == 64
+
+
 def test_pictures_show_three_planes_before_and_after(registered):
     pictures = registered[1].pictures
     shapes = {name: picture.shape for name, picture in pictures.items() if name.startswith("reference")}
@@ -351,6 +447,31 @@ def test_pictures_show_three_planes_before_and_after(registered):
         assert before.shape == after.shape and np.abs(before - after).max() > 0.1
     before, after = (pictures[f"histogram_{moment}_pet"] for moment in ("before", "after"))
     assert before.shape == (32, 32) and (after > 0).sum() < (before > 0).sum()  # sharper where aligned
+
+
+def test_a_position_that_was_not_taken_is_drawn_as_if_it_had_been():
+    """Of a modality and of the template, on a grid in the template's world."""
+    scans, grid = {name: scan(name) for name in ("ct", "pet")}, Grid.around(MIDDLE, (9, 8, 7), (13, 15, 17))
+    here, taken = Transform.rigid((3, 4, 5), (2, -3, 4)), Transform.rigid((0, 6, 0), (5, 0, 0))
+    other, head = Transform.rigid((8, -5, 3), (10, 12, -7)), Transform.rigid((4, 0, 9), (-6, 3, 8))
+    found = {"pet": Alternative(other, "another"), "mni152": Alternative(head, "another")}
+
+    def drawn(pet, to_head, alternatives):
+        registrations = {name: SimpleNamespace(alternative=alternatives.get(name)) for name in found}
+        scalings = dict.fromkeys(scans, lambda volume: (volume.array - volume.array.min()) / 1000)
+        transforms = {"ct": here, "pet": here.compose(pet)}
+        return case_pictures(scans, "ct", transforms, grid, scalings, "mni152", to_head, registrations)
+
+    pictures = drawn(taken, Transform(), found)
+    wanted = drawn(other, here.compose(head.inverse()), {})
+    for end in ("axial", "coronal", "sagittal"):
+        np.testing.assert_array_equal(pictures[f"other_pet_{end}"], wanted[f"after_pet_{end}"])
+        np.testing.assert_array_equal(pictures[f"other_mni152_{end}"], wanted[f"template_{end}"])
+        assert not np.array_equal(pictures[f"other_pet_{end}"], pictures[f"after_pet_{end}"])
+    np.testing.assert_array_equal(pictures["histogram_other_mni152"], wanted["histogram_template"])
+    assert not any(name.startswith("other") for name in wanted)
+    headers = {"pet": Alternative(Transform(), "the headers")}
+    assert drawn(taken, Transform(), headers).keys() == wanted.keys()  # they are shown before registration
 
 
 def test_facts_for_the_table(registered):

@@ -27,10 +27,10 @@ from mmfusion.cohort.simulate import (
     target_registration_error,
 )
 from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError
-from mmfusion.files import MARK, TEMPORARY
+from mmfusion.files import MARK, TEMPORARY, write_csv
 from mmfusion.io import load_transform, load_volume, save_volume
-from mmfusion.prepare import cohort as room
 from mmfusion.prepare import (
+    Doubt,
     damaged_files,
     open_cohort,
     prepare_case,
@@ -39,6 +39,7 @@ from mmfusion.prepare import (
     refuse_contradictions,
     write_case,
 )
+from mmfusion.prepare import cohort as room
 from mmfusion.prepare.exclusive import exclusive
 from mmfusion.prepare.folder import read_case
 from mmfusion.prepare.sources import case_key, source_digests
@@ -287,6 +288,8 @@ def test_the_one_file_that_is_meant_counts_and_its_neighbors_do_not(tmp_path):
         return case_key(case, {}, source_digests(case))
 
     assert len({key(image, mask) for image in "ab" for mask in "ab"}) == 4
+    one, other = (source_digests(Case("1", images={"ct": f"{flat}#1.2.{n}"}))["ct"] for n in (0, 1))
+    assert one != other  # which series is meant is part of what was looked at
     before = key("a", "a")
     (masks / "c.dcm").write_bytes(b"another patient's")
     assert key("a", "a") == before
@@ -315,7 +318,8 @@ def test_nifti_of_other_options_goes_and_values_must_fit(study, monkeypatch):
 
     def large(case, **options):
         result = prepare_case(case, **options)
-        return replace(result, image=result.image * 1e6, reasons=(f"mask: mask {case.images['pet']}: odd",))
+        doubt = Doubt("mask", f"mask: mask {case.images['pet']}: odd")
+        return replace(result, image=result.image * 1e6, doubts=(doubt,))
 
     monkeypatch.setattr(room, "prepare_case", large)
     rows = prepare(manifest, cohort.folder, dtype="float16")[0].rows
@@ -622,6 +626,28 @@ def test_modalities_select_and_order(made, tmp_path):
     np.testing.assert_array_equal(np.load(cohort.cases[0].file), whole[[2, 0]])
 
 
+def test_channels_follow_the_columns_not_the_order_of_rows(made, tmp_path):
+    with made[0].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert not rows[-1]["ct"]  # which now comes first
+    shuffled = [{**row, **{n: made[0].parent / row[n] for n in ("ct", "pet", "mr") if row[n]}} for row in rows[::-1]]
+    write_csv(shuffled, tmp_path / "m.csv", list(rows[0]))
+    cohort, _ = prepare(tmp_path / "m.csv", tmp_path / "cohort")
+    assert cohort.options == made[1].options and cohort.modalities == ("ct", "pet", "mr")
+    for one, other in zip(sorted(cohort.cases, key=lambda c: c.case.id), made[1].cases, strict=True):
+        np.testing.assert_array_equal(np.load(one.file), np.load(other.file))
+
+
+def test_a_cohort_keeps_the_order_that_it_has(study):
+    manifest, cohort = study
+    prepare(manifest, cohort.folder, modalities=["mr", "ct"])
+    again, steps = prepare(manifest, cohort.folder)
+    assert again.modalities == ("mr", "ct", "pet") and len(steps) == 3
+    assert prepare(manifest, cohort.folder)[1] == []
+    (cohort.folder / "options.json").write_text("[")
+    assert prepare(manifest, cohort.folder)[0].modalities == ("ct", "pet", "mr")
+
+
 def test_a_file_that_is_not_there_is_named_with_its_line(study):
     manifest, cohort = study
     (manifest.parent / "002_mr.nii.gz").unlink()
@@ -706,5 +732,5 @@ def test_a_case_without_registration_writes_no_transform(tmp_path):
 def test_a_reference_that_is_no_modality_is_refused(tmp_path):
     (tmp_path / "pet.nii.gz").touch()
     (tmp_path / "manifest.csv").write_text("subject,pet\n001,pet.nii.gz\n")
-    with pytest.raises(OptionError, match="reference CT names none of the modalities pet; give --reference one"):
+    with pytest.raises(OptionError, match="unknown reference 'CT'. Known: pet"):
         prepare_cohort(tmp_path / "manifest.csv", tmp_path / "cohort", reference=["CT"])

@@ -80,10 +80,12 @@ def test_a_head_that_moved_within_its_frame_is_followed(aligned):
 
 
 def test_a_long_motion_within_a_frame_is_not_believed(aligned):
-    moved = scan("mr", Transform.rigid((0, 0, 12), (20, 0, 0)), 3, frame_of_reference="1.2")
-    found = register(aligned["ct"], moved)
+    pose = Transform.rigid((0, 0, 12), (20, 0, 0))
+    found = register(aligned["ct"], scan("mr", pose, 3, frame_of_reference="1.2"))
     assert found.verdict == "doubtful" and found.fixed_to_moving.is_identity
     assert "too much to ignore, but is itself in doubt" in found.reasons[0]
+    assert error_mm(found.alternative.fixed_to_moving, STILL, pose) < 1
+    assert found.alternative.words == "the best position of the search, up to 50 mm away, turned by 12°"
 
 
 def test_the_way_back_is_the_inverse(aligned):
@@ -152,6 +154,22 @@ def test_low_overlap_is_doubtful(aligned):
     assert found.fixed_to_moving.is_identity
     assert found.verdict == "doubtful" and 0.2 < found.overlap < 0.4
     assert "the fields of view share only" in found.reasons[0]
+    assert found.alternative is None  # the search found the same place
+
+
+def test_the_headers_are_the_alternative_to_a_doubtful_motion(aligned):
+    pose = Transform.rigid((0, 0, 3), (14, -10, 5))
+    lower = aligned["ct"].replace(array=aligned["ct"].array[:, :, :25])
+    upper = scan("mr", pose, 3)
+    start = upper.affine @ np.array([0, 0, 20, 1])
+    upper = upper.replace(array=upper.array[:, :, 20:], affine=np.column_stack([upper.affine[:, :3], start]))
+    found = register(lower, upper)
+    assert found.verdict == "doubtful" and error_mm(found.fixed_to_moving, STILL, pose) < 3
+    assert found.alternative.fixed_to_moving.is_identity
+    assert found.alternative.words.startswith("the position of the headers, up to 2")
+    kept = register(lower, upper, init=pose)  # the wrong way round, and trusted
+    assert kept.verdict == "doubtful" and error_mm(kept.alternative.fixed_to_moving, STILL, pose) < 3
+    assert register(lower, upper, init=found.fixed_to_moving).alternative is None
 
 
 def test_noise_is_not_called_ok(aligned):
@@ -174,6 +192,9 @@ def test_a_body_bent_otherwise_is_doubtful():
     found = register(scan("ct", STILL, 8), bent, init="centers")
     assert found.verdict == "doubtful"
     assert any("halves of the body" in reason for reason in found.reasons)
+    assert any("another position is nearly as good" in reason for reason in found.reasons)
+    assert found.alternative.words.startswith("the second best position of the search, ")
+    assert distance(found.alternative.fixed_to_moving, found.fixed_to_moving, left) > 6
 
 
 def test_unknown_words(aligned):

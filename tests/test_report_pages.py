@@ -10,7 +10,7 @@ from report_folders import write_cohort, write_csv, write_run
 from report_reader import Page, in_browser
 
 from mmfusion.errors import CohortError, ReadError
-from mmfusion.files import MARK
+from mmfusion.files import MARK, read_rows
 from mmfusion.report import write_qc, write_report
 from mmfusion.report.page import Html, element, text, void
 from mmfusion.report.result import read_result
@@ -67,10 +67,35 @@ def test_report_says_what_it_is_in_words(run, report):
 
 
 def test_report_tells_the_flow_of_patients(report):
-    assert "24 cases in the cohort 6 failed in preparation, left out 6 with a doubtful registration" in report.text
+    assert "24 cases in the cohort 6 failed in preparation, left out 6 doubtful 4 cases" in report.text
     assert "4 cases for training 4 cases for validation 16 cases for test" in report.text
     assert "c003_1: subject <b>017</b>: ct file" in report.text
     assert "part cases subjects label 0 label 1 without ct without pet" in report.text
+
+
+def test_report_counts_doubtful_cases_and_shows_the_auc_without_them(tmp_path):
+    cohort = write_cohort(tmp_path / "cohort", cases=24)
+    rows = read_rows(cohort / "cases.csv")
+    doubtful = [row for row in rows if row["status"] == "doubtful"]
+    causes = ("registration", "registration mask", "coverage", "", "mask", "reading")
+    for row, words in zip(doubtful, causes, strict=True):
+        row["causes"] = words
+    doubtful[-1] |= {"status": "accepted", "accepted": "2026-01-02T03:04:05+00:00"}
+    write_csv(cohort / "cases.csv", rows)
+    split = read_rows(write_run(tmp_path / "a", cohort) / "split.csv")
+    tested = {row["case"] for row in split if row["part"] == "test"}
+    sure = [row["case"] for row in doubtful[:-1] if row["case"] in tested]
+    auc = {"value": 0.8126, "low": 0.5, "high": 0.9, "n": 12}
+    for named, outdated in ((sure, False), (sure[:1], True)):
+        entry = {"doubtful": named, "auc": auc}
+        page = Page(write_report(write_run(tmp_path / "a", cohort, without_doubtful=entry)))
+        assert "Doubtful cases" in page.headings and "5 doubtful 1 doubtful, and accepted by a person" in page.text
+        table = page.text.split("in doubt for cohort")[1].split("AUC value")[0]
+        shown = "registration|mask|coverage|not recorded|all doubtful cases|by a person"
+        found = re.findall(rf"({shown}) (\d) \d \d \d", table)
+        assert [int(count) for _, count in found] == [2, 2, 1, 1, 5, 1] and "reading" not in table
+        assert f"without the {len(named)} doubtful 0.813 0.500 to 0.900 12 –" in page.text
+        assert ("Evaluate again" in page.text) == outdated
 
 
 def test_report_shows_the_worst_and_the_median_registration(report):

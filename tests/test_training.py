@@ -15,6 +15,7 @@ from tiny_cohort import GRID, MODALITIES, write_scans, write_tiny_cohort
 from mmfusion.bundle import run_config
 from mmfusion.errors import CohortError, LeakageError, ManifestError, MmfusionError, NetworkError, OptionError
 from mmfusion.evaluation import choose_threshold
+from mmfusion.files import write_csv
 from mmfusion.networks import build
 from mmfusion.options import GROUPS
 from mmfusion.predict import PrepareFusionBatch, infer, load_model, probabilities, read_predictions
@@ -439,6 +440,26 @@ def test_metrics_compare_with_single_modalities(tiny_run, tmp_path):
     assert json.loads((run / "metrics.json").read_text())["simulated"] is True
 
 
+def test_metrics_with_and_without_the_doubtful_cases(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    rows = read_predictions(run / "predictions.csv")
+
+    def measured(statuses):
+        write_csv([row | {"status": one} for row, one in zip(rows, statuses, strict=True)], run / "predictions.csv")
+        return write_metrics(run, resamples=100)
+
+    assert "without_doubtful" not in measured(["done", "accepted", "done", "accepted", "done"])
+    found = measured(["doubtful", "done", "done", "accepted", "done"])
+    label = [row["label"] == "malignant" for row in rows[1:]]
+    auc = found["without_doubtful"]["auc"]
+    assert found["without_doubtful"]["doubtful"] == [rows[0]["case"]] and (auc["n"], found["n"]) == (4, 5)
+    assert auc["value"] == pytest.approx(roc_auc_score(label, [float(row["p_malignant"]) for row in rows[1:]]))
+    one_class = ["done" if row["label"] == "benign" else "doubtful" for row in rows]
+    few = measured(one_class)["without_doubtful"]["auc"]
+    assert few["value"] is None and few["reason"].startswith("one class only")
+    assert measured(["doubtful"] * 5)["without_doubtful"]["auc"]["reason"] == "every case is doubtful"
+
+
 def test_metrics_need_labels(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     text = (run / "predictions.csv").read_text()
@@ -516,6 +537,18 @@ def test_cases_without_label_take_no_part(tmp_path):
     cohort = write_tiny_cohort(tmp_path / "cohort", ["no", "yes", ""] * 8)
     study = open_study(tmp_path / "run", cohort=cohort.folder)
     assert len(study.parts) == 16 and study.classes == ("no", "yes")
+
+
+def test_labels_in_doubt_are_refused_unless_they_are_named(tmp_path):
+    cohort = write_tiny_cohort(tmp_path / "cohort", ["no", "yes", "NA", "No"] * 6).folder
+    words = r"cohort has labels in doubt .*\n  label 'NA' \(6 rows\) .*\n  labels 'No' \(6 rows\) and 'no' "
+    with pytest.raises(ManifestError, match=words):
+        open_study(tmp_path / "run", cohort=cohort)
+    with pytest.raises(ManifestError, match="'No' .* and 'no' .* differ only in spelling"):
+        open_study(tmp_path / "run", cohort=cohort, classes=["no", "yes"])
+    assert not (tmp_path / "run").exists()
+    named = ["yes", "no", "No", "NA"]
+    assert list(open_study(tmp_path / "run", cohort=cohort, classes=named).classes) == named
 
 
 def test_a_manifest_is_prepared_first(tmp_path):

@@ -193,6 +193,56 @@ def test_each_step_does_its_part(files):
     np.testing.assert_allclose(ClipSUVd("pet", 4)(loaded)["pet"].numpy(), np.clip(loaded["pet"].numpy() / 4, 0, 1))
 
 
+def test_the_reference_that_is_named_is_taken(files):
+    out = RegisterToReferenced(KEYS, reference="mr", kind="none")(LoadVolumed(KEYS)(files[1]))
+    assert out["ct"].meta["reference"] == "mr"
+    for make in (RegisterToReferenced, PrepareCased):
+        with pytest.raises(OptionError, match=r"unknown reference 'ct1'; did you mean 'ct'\? Known: ct, pet, mr"):
+            make(KEYS, reference=["mr", "ct1"])
+        make(["t1", "t2"])  # of the default, none
+
+
+@pytest.mark.parametrize(
+    ("step", "key", "words"),
+    [
+        (WindowCTd, "pet", "WindowCTd: pet is in SUVbw, and HU is expected; take pet from its keys"),
+        (ClipSUVd, "mr", "ClipSUVd: mr is in a.u., and SUVbw or SUVlbm or SUVbsa is expected"),
+        (NormalizeMRd, "ct", "NormalizeMRd: ct is in HU, and a.u. is expected"),
+    ],
+)
+def test_values_are_scaled_by_their_own_step_and_once(files, step, key, words):
+    loaded = LoadVolumed(KEYS)(files[1])
+    with pytest.raises(OptionError, match=words):
+        step([key])(loaded)
+    own = {WindowCTd: "ct", ClipSUVd: "pet", NormalizeMRd: "mr"}[step]
+    scaled = step([own])(loaded)
+    assert (scaled[own].meta["units"], from_meta_tensor(scaled[own]).units) == ("normalized", "normalized")
+    assert loaded[own].meta["units"] != "normalized"
+    moved = ResampleToGridd(KEYS, **GRID, center="volume")(scaled)  # and they know it still
+    for data in (scaled, moved):
+        with pytest.raises(OptionError, match=f"{step.__name__}: {own} was normalized before; leave out one"):
+            step([own])(data)
+
+
+def test_mr_is_scaled_by_its_native_scan(files):
+    moved = ResampleToGridd(["mr"], **GRID)(LoadVolumed(["mr"])(files[1]))
+    with pytest.raises(OptionError, match=r"NormalizeMRd: mr was resampled before.*put NormalizeMRd before ResampleTo"):
+        NormalizeMRd(["mr"])(moved)
+
+
+@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI warns of an optional reader
+def test_units_that_are_unknown_are_believed(files):
+    """MONAI's loader does not say what it loads."""
+    load = LoadImaged(["ct", "mr"], ensure_channel_first=True)
+    by_monai, ours = load(files[1]), LoadVolumed(["ct", "mr"])(files[1])
+    assert from_meta_tensor(by_monai["ct"]).units == ""
+    steps = Compose([NormalizeMRd(["mr"]), WindowCTd(["ct"])])
+    for key in ("ct", "mr"):
+        np.testing.assert_allclose(steps(by_monai)[key].numpy(), steps(ours)[key].numpy(), atol=1e-4)
+    with pytest.raises(OptionError, match="ct was normalized before"):
+        WindowCTd(["ct"])(steps(by_monai))
+
+
 def test_a_transform_is_followed_and_its_verdict_kept():
     pose = Transform.rigid((8, -5, 12), (20, -15, 9), MIDDLE)
     ct, pet = to_meta_tensor(scan("ct")), to_meta_tensor(scan("pet", pose), fixed_to_moving=pose.matrix, verdict="ok")

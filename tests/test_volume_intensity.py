@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mmfusion.errors import OptionError, VoxelError
-from mmfusion.volume import Volume, clip_suv, correct_bias, foreground, normalize, normalize_mr, window_ct
+from mmfusion.volume import NORMALIZED, Volume, clip_suv, correct_bias, foreground, normalize, normalize_mr, window_ct
 
 
 def ball(radius, shape=(31, 27, 35)):
@@ -50,6 +50,12 @@ def test_foreground_is_the_largest_part_with_its_holes(units, inside, outside):
 def test_no_foreground_is_named():
     with pytest.raises(VoxelError, match="ct: no foreground found"):
         foreground(Volume(np.full((5, 6, 7), -1000.0), np.eye(4), "ct", "HU"))
+
+
+def test_normalized_values_are_not_normalized_again():
+    volume = Volume(np.zeros((2, 3, 4), np.float32), np.eye(4), "pet", NORMALIZED)
+    with pytest.raises(VoxelError, match="pet was normalized before; give the scan in its own units"):
+        normalize(volume)
 
 
 def test_normalize_goes_by_units():

@@ -3,11 +3,13 @@
 from mmfusion.cohort.check import check_manifest, format_problems
 from mmfusion.cohort.found import Index, Unused
 from mmfusion.cohort.index import build_index, is_input
-from mmfusion.cohort.labels import join_labels
+from mmfusion.cohort.inputs import misplaced
+from mmfusion.cohort.labels import doubtful_labels, join_labels
 from mmfusion.cohort.manifest import (
     Case,
     order_modalities,
     read_manifest,
+    read_study,
     write_manifest,
 )
 from mmfusion.cohort.splits import fold_parts, folds, leakage, refuse_leakage, split_cases
@@ -16,13 +18,16 @@ from mmfusion.cohort.table import Problem
 __all__ = [
     "Case",
     "read_manifest",
+    "read_study",
     "write_manifest",
     "order_modalities",
     "join_labels",
+    "doubtful_labels",
     "Index",
     "Unused",
     "build_index",
     "is_input",
+    "misplaced",
     "Problem",
     "check_manifest",
     "format_problems",

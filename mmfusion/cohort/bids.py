@@ -7,16 +7,19 @@ words: ``sub-X/[ses-Y/]ct/*_ct.nii.gz`` and ``derivatives/<any>/sub-X/[ses-Y/]<d
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.bids_tables import session_facts
-from mmfusion.cohort.found import Index, Unused, why_first
+from mmfusion.cohort.found import Index, Unused, told_instead, why_first
 from mmfusion.cohort.manifest import Case
+from mmfusion.cohort.unread import unread_notes
 from mmfusion.errors import ReadError
-from mmfusion.files import is_special, read_json
+from mmfusion.files import is_special, is_there, read_json
+from mmfusion.io import Unread, ending_of, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +41,9 @@ _KINDS = {  # datatype to suffix to (column, kind)
     "ct": {"ct": ("ct", "")},
 }
 _MASKS = ("_mask", "_dseg")
+_VOLUMES = (".nii", ".nii.gz")
+_FACTS = (".json", ".tsv", ".tsv.gz", ".bval", ".bvec")  # what BIDS has beside volumes
+_OWN_FOLDERS = ("sourcedata", "code", "phenotype", "stimuli")
 _NOT_FETCHED = "its content is not here; fetch it first (datalad get)"  # a link of git-annex that leads nowhere yet
 _SPECIAL = "it is a pipe, a socket or a device"
 _TISSUES = ("gm", "wm", "csf")  # of BIDS' common labels
@@ -81,16 +87,25 @@ class _File:
 
 
 def is_bids(root: Path) -> bool:
-    """Whether ``root`` has a ``dataset_description.json`` with a ``BIDSVersion``.
+    """Whether ``root`` has a ``dataset_description.json`` with a ``BIDSVersion``, or volumes at the places of BIDS.
 
     Raises:
         ReadError: there is such a file, but it is not JSON.
     """
+    return not _lacking(root) or any(
+        re.match(r"sub-[a-zA-Z0-9]+_(\w+-\w+_)*\w+\.nii(\.gz)?$", path.name)
+        for visit in _visits(root)
+        for path in _volumes(visit, (*_KINDS, "func"))
+    )
+
+
+def _lacking(root: Path) -> str:
+    """What of its description a BIDS tree lacks; empty if nothing."""
     path = root / "dataset_description.json"
     if not path.is_file():
-        return False
+        return "there is no dataset_description.json"
     found = read_json(path, "the description of a BIDS tree")
-    return isinstance(found, dict) and "BIDSVersion" in found
+    return "" if isinstance(found, dict) and "BIDSVersion" in found else "dataset_description.json has no BIDSVersion"
 
 
 def index_bids(root: Path, *, label: str | None = None, named: Callable[[str], str] = str) -> Index:
@@ -121,6 +136,8 @@ def index_bids(root: Path, *, label: str | None = None, named: Callable[[str], s
         ManifestError: a table has no such column, or names a subject or session twice.
     """
     index = Index()
+    if lacking := _lacking(root):
+        index.notes.append(f"{lacking}; folders and files are named as in BIDS, and read by its rules")
     rows: dict[Row, list[_File]] = defaultdict(list)
     for visit in _visits(root):
         _list_the_rest(visit, index.others)
@@ -130,8 +147,12 @@ def index_bids(root: Path, *, label: str | None = None, named: Callable[[str], s
                 index.others.append(_unused(file, reason))
             else:
                 rows[file.row].append(file)
+    index.notes += _rest(root, plain=named is not str)
     if not rows:
-        raise ReadError(f"{root} is a BIDS tree without a usable scan: no volume in sub-*/[ses-*/] anat, pet or ct.")
+        raise ReadError(
+            f"{root} is a BIDS tree without a usable scan: no volume in sub-*/[ses-*/] anat, pet or ct"
+            + told_instead(index)
+        )
     images = _columns(rows, index.others)
     masks = _masks(root, list(rows), index.others)
     facts = session_facts(root, list(rows), label, index.notes, named)
@@ -148,13 +169,35 @@ def _visits(root: Path) -> Iterator[Path]:
 
 
 def _folders(folder: Path, prefix: str) -> list[Path]:
-    return sorted(path for path in folder.glob(f"{prefix}*") if path.is_dir() and path.name[0] != ".")
+    return [path for path in _inside(folder) if path.name.startswith(prefix) and is_there(path, Path.is_dir)]
 
 
 def _volumes(visit: Path, datatypes: Iterable[str]) -> Iterator[Path]:
-    for folder in (visit / name for name in datatypes):
-        if folder.is_dir():
-            yield from sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz")))
+    for name in datatypes:
+        yield from (path for path in _inside(visit / name) if path.name.endswith(_VOLUMES))
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What lies in a folder, in order; nothing if it is not there, or may not be read (:func:`_rest` says so)."""
+    with suppress(OSError):
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return []
+
+
+def _rest(root: Path, *, plain: bool) -> list[str]:
+    """Notes of what lies in the tree and no rule of BIDS looks at; ``plain``: without names that are not BIDS' own."""
+    unread, beside = Unread(), Counter[str]()
+    for path in walk(root, unread):
+        top, *below = path.relative_to(root).parts
+        if top.startswith("sub-") and (path.name.startswith("._") or not path.name.endswith((*_VOLUMES, *_FACTS))):
+            unread.endings["._" if path.name.startswith("._") else ending_of(path.name)] += 1
+        elif not top.startswith(("sub-", "derivatives")) and (below or path.name.endswith(_VOLUMES)):
+            beside[top if below and (top in _OWN_FOLDERS or not plain) else "other places"] += 1
+    notes = unread_notes(unread, root, [], plain=plain)
+    if beside:
+        counts = (f"{name} ({count} files)" for name, count in sorted(beside.items()))
+        notes.append(f"not looked into: {', '.join(counts)}")
+    return notes
 
 
 def _list_the_rest(visit: Path, others: list[Unused]) -> None:

@@ -48,18 +48,21 @@ def session_facts(
         ReadError: a table or its JSON cannot be read.
         ManifestError: no table has the column of the class, or a table names somebody twice.
     """
-    people = _read(root / "participants.tsv", "participants.tsv", "participant_id", "sub-", root)
+    people = _read(root / "participants.tsv", "participants.tsv", "participant_id", "sub-", root, notes)
     visits = {
         subject: _read(
             root / f"sub-{subject}" / f"sub-{subject}_sessions.tsv",
             f"sessions.tsv of subject {named(subject)}",
-            *("session_id", "ses-", root),
+            *("session_id", "ses-", root, notes),
         )
         for subject in dict.fromkeys(subject for subject, _ in rows)
     }
     header = list(dict.fromkeys([*people.header, *(name for visit in visits.values() for name in visit.header)]))
     if label is not None and label not in header:
-        raise ManifestError(listed([no_column(label, header, "participants.tsv")], "participants.tsv"))
+        if not header:
+            raise ManifestError(f"the tree has no participants.tsv with a column {label}; give a table with --labels")
+        other = "Choose one with --label, or give another table with --labels."
+        raise ManifestError(listed([no_column(label, header, "participants.tsv", other)], "participants.tsv"))
     out = {}
     for subject, session in rows:
         values: dict[str, str] = {}
@@ -76,11 +79,12 @@ def session_facts(
     return out
 
 
-def _read(path: Path, title: str, key: str, prefix: str, root: Path) -> _Table:
+def _read(path: Path, title: str, key: str, prefix: str, root: Path, notes: list[str]) -> _Table:
     """A table of the tree; an empty one if it is not there."""
     if not path.is_file():
         return _Table()
-    header, lines = read_table(path)
+    header, lines, left_out = read_table(path)
+    notes += [f"{title}: {one.problem}" for one in left_out]
     if key not in header:
         raise ManifestError(listed([no_column(key, header, title)], title))
     table, at = _Table([name for name in header if name != key]), dict[str, int]()

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.cohort.copies import copies, same_files
+from mmfusion.cohort.labels import doubtful_labels
 from mmfusion.cohort.manifest import Case, parse_manifest
 from mmfusion.cohort.scans import header_problems, voxel_problems
 from mmfusion.cohort.splits import LEAK_REMEDY, leakage
@@ -27,6 +28,7 @@ def check_manifest(
     *,
     deep: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    roi: Sequence[str] | None = None,
     **reading: Any,
 ) -> list[Problem]:
     """Everything that is wrong, doubtful or worth knowing about a study; never stops at the first problem.
@@ -43,6 +45,7 @@ def check_manifest(
         modalities: columns to read as modalities; see :func:`~mmfusion.cohort.manifest.read_manifest`.
         deep: read the voxels.
         progress: called with the number of rows done and of all rows.
+        roi: the structures of masks, in rows that name none; see :func:`mmfusion.io.load_mask`.
         reading: options of :func:`mmfusion.io.read_header`, such as ``assume_orientation``.
 
     Returns:
@@ -51,11 +54,11 @@ def check_manifest(
     Raises:
         ReadError: the manifest itself does not exist or is not text.
     """
-    cases, problems = parse_manifest(path, modalities)
+    cases, _, problems = parse_manifest(path, modalities)
     problems += _labels(cases) + _parts(cases) + _subjects(cases) + _modalities(cases)
     digests: list[tuple[Case, str, str]] = []
     for done, case in enumerate(cases, 1):
-        found = header_problems(case, reading)
+        found = header_problems(case, reading, roi)
         problems += found
         if deep:
             problems += voxel_problems(case, reading, found, digests)
@@ -110,6 +113,7 @@ def _labels(cases: Sequence[Case]) -> list[Problem]:
         for case in cases
         if case.label is None
     ]
+    out += doubtful_labels(case.label for case in cases)
     if len(subjects) == 1:
         problem = f"every label is {next(iter(subjects))!r}"
         out.append(Problem("error", 0, "", "", problem, "Training needs at least two classes."))

@@ -4,25 +4,46 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import replace
 from glob import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.io import sidecar_of, split_series, voxels_file_of
+from mmfusion.io import sidecar_of, split_series, voxels_file_of, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from mmfusion.cohort.manifest import Case
 
-_WHOLE = (".nii", ".nii.gz", ".mha", ".nrrd", ".zip")  # one file holds the whole scan
-_HEADERS = (".mhd", ".nhdr", ".hdr", ".img")  # two files of one stem do
+_WHOLE = (".nii", ".nii.gz", ".mgh", ".mgz", ".mha", ".nrrd", ".zip")  # one file holds the whole scan
+_HEADERS = (".mhd", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz")  # two files of one stem do
 
 
 def scans_of(case: Case) -> dict[str, Path]:
-    """The file or folder of each scan by modality, and of the mask as ``mask``."""
+    """The file or folder of each scan by modality, of the mask as ``mask``, and of a label map of PET."""
     scans = {name: split_series(cell)[0] for name, cell in sorted(case.images.items())}
-    return scans | ({"mask": case.mask} if case.mask else {})
+    region = {"reference_region": split_series(case.reference_region)[0]} if case.reference_region else {}
+    return scans | ({"mask": split_series(case.mask)[0]} if case.mask else {}) | region
+
+
+def with_region(case: Case, suvr: str | None) -> Case:
+    """The case with the reference region that the option ``suvr`` means: that of its row, or else of the option.
+
+    ``FILE#LABEL`` may have ``{subject}`` and ``{session}`` in it; ``manifest`` means the rows alone.
+    """
+    if suvr is None or suvr == "manifest" or case.reference_region:
+        return case if suvr else replace(case, reference_region=None)
+    path = suvr.replace("{subject}", case.subject).replace("{session}", case.session)
+    return replace(case, reference_region=Path(path).absolute())
+
+
+def region_of(case: Case, suvr: str | None) -> str | None:
+    """The ``suvr`` of :func:`mmfusion.io.load_volume` for a case of :func:`with_region`.
+
+    Where the rows alone are to say it and this one does not, that is ``manifest``, which is refused when PET is read.
+    """
+    return str(case.reference_region) if suvr and case.reference_region else suvr
 
 
 def inputs_of(cases: Iterable[Case]) -> tuple[list[Path], list[Path]]:
@@ -41,15 +62,31 @@ def files_of(path: Path) -> list[Path]:
     """What a scan is read from: a header brings its voxels, a sidecar its facts, a DICOM slice all of its folder."""
     found: Iterable[Path] = [path, sidecar_of(path)]
     if path.is_dir():
-        found = path.rglob("*")
-    elif path.suffix.lower() in _HEADERS:
+        found = walk(path)
+    elif path.name.lower().endswith(_HEADERS):
         named = {voxels_file_of(path)} if path.suffix.lower() in (".mhd", ".nhdr") else set()
-        found = {*path.parent.glob(f"{escape(path.stem)}.*"), *named}
+        found = {*path.parent.glob(f"{escape(_stem(path))}.*"), *named}
     elif not path.name.lower().endswith(_WHOLE):
         found = path.parent.iterdir()
     with suppress(OSError):  # a folder that is gone
         return sorted(file for file in found if file.is_file() or file == path)
     return [path]
+
+
+def _stem(path: Path) -> str:
+    """The name without its ending, and without the one of its packing."""
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+
+
+def is_scan_file(path: Path) -> bool:
+    """Whether a file is a volume by its name, or DICOM (a DICOMDIR, too) by its content."""
+    if path.name.lower().endswith((*_WHOLE, *_HEADERS)):
+        return True
+    with suppress(OSError):
+        if path.is_file():  # a pipe would be waited for
+            with path.open("rb") as stream:
+                return stream.read(132)[128:] == b"DICM"
+    return False
 
 
 def without_paths(message: str, case: Case) -> str:

@@ -11,6 +11,8 @@ from mmfusion.cohort.manifest import Case, order_modalities, write_manifest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_MOST_TOLD = 5
+
 
 @dataclass(frozen=True)
 class Unused:
@@ -50,6 +52,15 @@ class Index:
     def write(self, path: str | Path) -> None:
         """Write the rows as a manifest."""
         write_manifest(self.cases, path, self.modalities)
+
+
+def told_instead(index: Index) -> str:
+    """The end of the sentence that there is no case: what was found instead, and why it is not used."""
+    kinds = dict.fromkeys(str(one) for one in index.others)
+    left_out = f"{len(index.others)} left out ({'; '.join(list(kinds)[:_MOST_TOLD])}" if index.others else ""
+    left_out += ("; ...)" if len(kinds) > _MOST_TOLD else ")") if left_out else ""
+    found = [*filter(None, [left_out]), *index.notes]
+    return f". Found: {'. '.join(found)}." if found else "."
 
 
 def why_first(words: Sequence[str], best: Sequence[Any], other: Sequence[Any]) -> str:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.bids import index_bids, is_bids
-from mmfusion.cohort.labels import join_labels
+from mmfusion.cohort.inputs import misplaced
+from mmfusion.cohort.labels import doubtful_labels, join_labels
 from mmfusion.cohort.pseudonyms import read_pseudonyms
 from mmfusion.cohort.tree import index_tree
 from mmfusion.cohort.visits import SESSION_DAYS
-from mmfusion.errors import OptionError
+from mmfusion.errors import OptionError, ReadError
 from mmfusion.files import is_there
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def build_index(
         OptionError: ``label`` without a table that could have it, or a key inside ``root``; ``subject_from``
             for a BIDS tree, or one that names nothing.
     """
+    if is_there(Path(root), Path.is_file):
+        raise ReadError(misplaced(root, "scans") or f"{root} is a file, and a folder of scans is expected")
     root = Path(root).absolute()
     if labels is not None and pseudonymize is not None and Path(labels).resolve() == Path(pseudonymize).resolve():
         raise OptionError(f"{labels} is given as label table and as key file; give the key a file of its own")
@@ -70,6 +73,7 @@ def build_index(
     if labels is not None:
         index.cases, found = join_labels(index.cases, labels, label or "label", named=named)
         index.notes += found
+    index.notes += [one.problem for one in doubtful_labels(case.label for case in index.cases)]
     return index
 
 

@@ -1,8 +1,11 @@
-"""Labels from another table, joined by identifier and never by order."""
+"""Labels: from another table, joined by identifier and never by order; and those that are hardly meant as classes."""
 
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +15,12 @@ from mmfusion.errors import ManifestError
 from mmfusion.io import folded, normal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mmfusion.cohort.manifest import Case
+
+_LIKE_NONE = ("na", "n/a", "nan", "none", "null", "nil", "<na>", "nat", ".", "-", "--", "?")
+"""What programs and people write for an unknown value, in small letters; so are errors of Excel (``#N/A``)."""
 
 
 def join_labels(
@@ -46,8 +52,9 @@ def join_labels(
             subject contradict each other, a case already has another label, or no subject matches.
     """
     path = Path(labels_file)
-    header, rows = read_table(path)
-    missing = [no_column(name, header, path.name) for name in (subject_column, column) if name not in header]
+    header, rows, left_out = read_table(path)
+    needed = {subject_column: "", column: "Choose one with --label."}
+    missing = [no_column(name, header, path.name, remedy) for name, remedy in needed.items() if name not in header]
     if missing:
         raise ManifestError(listed(missing, path.name))
     by_session = "session" in header and any(case.session for case in cases)
@@ -81,12 +88,43 @@ def join_labels(
             f"no subject of the study is in column {subject_column} of {path.name}: the study has "
             f"{few(unlabeled, spare)}; the table has {few(spare)}"
         )
-    notes = []
+    notes = [f"{path.name}: {one.problem}" for one in left_out]
     if unlabeled:
         notes.append(f"{path.name} has no {column} for {len(unlabeled)}: {few(unlabeled, spare)}")
     if spare:
         notes.append(f"{len(spare)} of {path.name} are not in the study: {few(spare, unlabeled)}")
     return joined, notes
+
+
+def doubtful_labels(labels: Iterable[str | None], classes: Sequence[str] | None = None) -> list[Problem]:
+    """Warnings of labels that are hardly meant as classes of their own: words for "unknown", and spellings of one.
+
+    Args:
+        labels: that of each row, None if it has none.
+        classes: the labels that were named as classes. These are meant, and others take no part; only another spelling
+            of one of them is then in doubt.
+    """
+    count = Counter(label for label in labels if label is not None)
+    found, spellings = [], defaultdict(list)
+    for label, rows in sorted(count.items()):
+        spellings[_spelling(label)].append(f"{label!r} ({rows} row{'s' * (rows != 1)})")
+        if classes is None and (label.casefold() in _LIKE_NONE or label.startswith("#")):
+            problem = f"label {spellings[_spelling(label)][-1]} looks like an unknown value, and counts as a class"
+            remedy = "Leave the cell empty if it is unknown; if it is a class, name all classes in training (classes)."
+            found.append(Problem("warning", 0, "", "", problem, remedy))
+    meant = Counter(_spelling(label) for label in classes or () if label in count)
+    for spelling, words in spellings.items():
+        if len(words) > 1 and (classes is None or 0 < meant[spelling] < len(words)):
+            problem = f"labels {' and '.join(words)} differ only in spelling"
+            remedy = "Spell one class one way; if they are several, name all classes in training (classes)."
+            found.append(Problem("warning", 0, "", "", problem, remedy))
+    return found
+
+
+def _spelling(label: str) -> str:
+    """A label without case, width and repeated spaces; a number without zeros that mean nothing."""
+    text = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+    return repr(float(text.replace(",", "."))) if re.fullmatch(r"[+-]?\d+([.,]\d*)?", text) else text
 
 
 def few(names: Sequence[str], candidates: Sequence[str] = (), most: int = 10) -> str:

@@ -18,12 +18,13 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from mmfusion.cohort.inputs import misplaced
 from mmfusion.cohort.table import MISSING, Problem, header_problems, listed, no_column, read_table, too_long
-from mmfusion.errors import ManifestError
+from mmfusion.errors import ManifestError, ReadError
 from mmfusion.files import is_special, is_there, write_csv
-from mmfusion.io import split_series
+from mmfusion.io import VOLUMES, split_series
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 MODALITIES = ("ct", "pet", "mr", "spect", "t1", "t1gd", "t1ce", "t2", "flair", "pd", "adc", "dwi", "swi")
 """Column names that always are modalities, also with ``_`` and something behind them, in the order of writing."""
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".zip")
+VOLUME_SUFFIXES = (*VOLUMES, ".dcm")
 """How the names of volume files end."""
 
 PARTS = ("train", "validation", "test")
@@ -42,7 +43,7 @@ LONGEST_ID, LONGEST_NAME = 150, 60
 
 _FILE_NAME = re.compile(rf"\w[\w.+-]{{,{LONGEST_NAME - 1}}}")
 
-RESERVED = ("subject", "session", "label", "mask", "site", "split", "fold")
+RESERVED = ("subject", "session", "label", "mask", "roi", "reference_region", "site", "split", "fold")
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,16 @@ class Case:
         session: the visit; empty if there is only one.
         label: the class as text, None if unknown.
         images: the modalities that are present, each a path as :func:`mmfusion.io.split_series` reads it.
-        mask: a mask (NIfTI, RTSTRUCT or SEG) that belongs to the images.
+        mask: a mask (NIfTI, RTSTRUCT or SEG) that belongs to the images, a path as in ``images``: with ``#NAME`` if
+            one of its structures is meant.
         site: where the scans were made.
         split: ``train``, ``validation``, ``test`` or empty.
         fold: number of the cross-validation fold as text, or empty.
         covariates: every other column, as text; empty where unknown.
         line: line in the file, from 1; 0 if the case comes from no file.
+        roi: which structures of the mask are meant, if its path does not say it; as in
+            :func:`mmfusion.io.load_mask`.
+        reference_region: label map and label (``FILE#LABEL``) that PET is to be a ratio to, with ``suvr``.
     """
 
     subject: str
@@ -72,6 +77,8 @@ class Case:
     fold: str = ""
     covariates: dict[str, str] = field(default_factory=dict)
     line: int = 0
+    roi: str = ""
+    reference_region: Path | None = None
 
     @property
     def id(self) -> str:
@@ -83,13 +90,13 @@ class Case:
 def read_manifest(
     path: str | Path, modalities: Sequence[str] | None = None, *, files_must_exist: bool = True
 ) -> list[Case]:
-    """Read a manifest (CSV; tabs or semicolons instead of commas and a byte order mark are understood).
+    """Read a manifest: CSV, also as spreadsheets and pandas write it, see :func:`~mmfusion.cohort.table.read_table`.
 
     Which columns are modalities: those named in ``modalities``. If None, of the columns that have no meaning of
-    their own (``subject``, ``session``, ``label``, ``mask``, ``site``, ``split``, ``fold``) and whose name does not
-    end in ``mask`` or ``seg``: those with a known key (:data:`MODALITIES`, in any case), those that begin with a
-    known key and ``_`` unless they hold numbers, and those whose cells all look like paths (the ending of a volume
-    file, or the name of an existing file or folder). The rest are covariates.
+    their own (:data:`RESERVED`) and whose name does not end in ``mask`` or ``seg``: those with a known key
+    (:data:`MODALITIES`, in any case), those that begin with a known key and ``_`` unless they hold numbers, and those
+    whose cells all look like paths (the ending of a volume file, or the name of an existing file or folder). The rest
+    are covariates.
 
     Args:
         path: the manifest.
@@ -100,25 +107,42 @@ def read_manifest(
         ReadError: the manifest does not exist or is not text.
         ManifestError: anything wrong in it; all problems are listed, with their lines.
     """
-    cases, problems = parse_manifest(path, modalities, files_must_exist=files_must_exist)
-    if problems:
-        raise ManifestError(listed(problems, Path(path).name))
-    return cases
+    return read_study(path, modalities, files_must_exist=files_must_exist)[0]
+
+
+def read_study(
+    path: str | Path, modalities: Sequence[str] | None = None, *, files_must_exist: bool = True
+) -> tuple[list[Case], list[str]]:
+    """As :func:`read_manifest`, with the modalities that some case has, in the order of the columns (or as given)."""
+    manifest = parse_manifest(path, modalities, files_must_exist=files_must_exist)
+    if errors := [problem for problem in manifest.problems if problem.level == "error"]:
+        raise ManifestError(listed(errors, Path(path).name))
+    return manifest.cases, [name for name in manifest.modalities if any(name in one.images for one in manifest.cases)]
+
+
+class Manifest(NamedTuple):
+    """What a manifest holds: the cases that could be read, the modality columns in order, problems and notes."""
+
+    cases: list[Case]
+    modalities: list[str]
+    problems: list[Problem]
 
 
 def parse_manifest(
     path: str | Path, modalities: Sequence[str] | None = None, *, files_must_exist: bool = True
-) -> tuple[list[Case], list[Problem]]:
-    """As :func:`read_manifest`, but the problems are returned beside the cases that could be read.
+) -> Manifest:
+    """As :func:`read_manifest`, but problems are returned, not raised.
 
     Raises:
         ReadError: the manifest does not exist or is not text.
     """
     path = Path(path)
-    header, rows = read_table(path)
-    problems = _header_problems(header, path.name)
+    if words := misplaced(path, "manifest"):
+        raise ReadError(words)
+    header, rows, notes = read_table(path)
+    problems = _header_problems(header, path.name) + notes
     if "subject" not in header:
-        return [], problems
+        return Manifest([], [], problems)
     width = len(header)
     problems += too_long(rows, width)
     table = [
@@ -145,7 +169,7 @@ def parse_manifest(
         if case.subject:
             cases.append(case)
     problems += _duplicates(cases)
-    return cases, sorted(problems, key=lambda problem: problem.line)
+    return Manifest(cases, modalities, sorted(problems, key=lambda problem: problem.line))
 
 
 def write_manifest(cases: Iterable[Case], path: str | Path, modalities: Sequence[str] | None = None) -> None:
@@ -163,14 +187,18 @@ def write_manifest(cases: Iterable[Case], path: str | Path, modalities: Sequence
         modalities = order_modalities(name for case in cases for name in case.images)
     optional = [name for name in ("session", "label", "site", "split", "fold") if any(getattr(c, name) for c in cases)]
     covariates = list(dict.fromkeys(name for case in cases for name in case.covariates))
-    mask = ["mask"] if any(case.mask for case in cases) else []
+    files = [name for name in ("mask", "reference_region") if any(getattr(case, name) for case in cases)]
+    roi = ["roi"] if any(case.roi for case in cases) else []
     folder = path.parent.absolute()
+    header = ["subject", *optional, *modalities, *files, *roi, *covariates]
     rows = []
     for case in cases:
         row = {"subject": case.subject, **{name: getattr(case, name) or "" for name in optional}}
         row |= {name: _relative(file, folder) for name, file in case.images.items() if name in modalities}
-        rows.append(row | ({"mask": _relative(case.mask, folder)} if case.mask else {}) | case.covariates)
-    write_csv(rows, path, ["subject", *optional, *modalities, *mask, *covariates])
+        row |= {name: _relative(file, folder) for name in files if (file := getattr(case, name))}
+        row |= dict.fromkeys(roi, case.roi)
+        rows.append(row | case.covariates)
+    write_csv(rows, path, header)
 
 
 def order_modalities(names: Iterable[str]) -> list[str]:
@@ -209,8 +237,21 @@ def _is_modality(name: str, table: Sequence[tuple[int, dict[str, str]]], folder:
 
 
 def _looks_like_path(cell: str, folder: Path) -> bool:
-    path = split_series(cell)[0]
-    return path.name.lower().endswith(VOLUME_SUFFIXES) or (not _is_number(cell) and is_there(folder / path))
+    path = split_series(_path(cell, folder))[0]
+    return path.name.lower().endswith(VOLUME_SUFFIXES) or (not _is_number(cell) and is_there(path))
+
+
+def _path(cell: str, folder: Path) -> Path:
+    """The path in a cell of a manifest in ``folder``; one of Windows with ``/`` for backslashes, if that exists."""
+
+    def located(text: str) -> Path:
+        path = Path(text)
+        with suppress(RuntimeError):  # nobody is called as it says behind ~
+            path = path.expanduser()
+        return folder.absolute() / path
+
+    path, plain = located(cell), located(cell.replace("\\", "/"))
+    return plain if not is_there(split_series(path)[0]) and is_there(split_series(plain)[0]) else path
 
 
 def _is_number(cell: str) -> bool:
@@ -242,10 +283,9 @@ def _case(
     def located(name: str, otherwise: str) -> Path | None:
         if not value(name):
             return None
-        path = Path(value(name))
-        with suppress(RuntimeError):  # nobody is called as it says behind ~
-            path = path.expanduser()
-        path = folder.absolute() / path
+        path = _path(value(name), folder)
+        if "\\" in value(name) and "\\" not in str(path):
+            problems.append(Problem("note", line, _short(subject), name, "backslashes in the path are read as /"))
         if files_must_exist and not is_there(split_series(path)[0]):
             kind = "file" if value(name).lower().endswith(VOLUME_SUFFIXES) else "path"
             wrong(name, f"{name} {kind} {_short(value(name))} does not exist", otherwise)
@@ -276,12 +316,16 @@ def _case(
         label=value("label") or None,
         images=images,
         mask=located("mask", "Fix the path or leave the cell empty."),
+        roi=value("roi"),
+        reference_region=located("reference_region", "Fix the path or leave the cell empty."),
         site=value("site"),
         split=split,
         fold=str(int(fold)) if fold.isdecimal() else fold,
         covariates={name: value(name) for name in covariates},
         line=line,
     )
+    if case.roi and case.mask and split_series(case.mask)[1]:
+        wrong("mask", "the mask names a structure behind #, and column roi names one", "Name it in one place.")
     if len(case.id) > LONGEST_ID:
         wrong("", f"subject and session have {len(case.id)} characters, more than {LONGEST_ID}", "Shorten them.")
     return case, problems

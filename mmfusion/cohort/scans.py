@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.cohort.copies import voxel_digest
-from mmfusion.cohort.files import without_paths
+from mmfusion.cohort.files import region_of, with_region, without_paths
 from mmfusion.cohort.table import Problem
 from mmfusion.cohort.visits import SESSION_DAYS
 from mmfusion.errors import MmfusionError, VoxelError
 from mmfusion.files import is_special, is_there
-from mmfusion.io import load_volume, read_header, split_series
+from mmfusion.io import load_volume, open_mask, read_header, split_series
 from mmfusion.volume import foreground, overlap
 
 if TYPE_CHECKING:
@@ -45,9 +45,10 @@ def _is_there(cell: Path) -> bool:
     return is_there(path) and not is_special(path)
 
 
-def header_problems(case: Case, reading: Mapping[str, Any]) -> list[Problem]:
-    """The headers of one row, one by one and against each other."""
+def header_problems(case: Case, reading: Mapping[str, Any], roi: Sequence[str] | None = None) -> list[Problem]:
+    """The headers of one row, one by one and against each other; ``roi`` names its structures if the row does not."""
     out, headers = [], dict[str, "Header"]()
+    case, reading = _with_region(case, reading)
 
     def say(level: str, modality: str, problem: str, remedy: str = "") -> None:
         out.append(Problem(level, case.line, case.subject, modality, problem, remedy))
@@ -70,6 +71,16 @@ def header_problems(case: Case, reading: Mapping[str, Any]) -> list[Problem]:
         if low < _NARROW or high > _WIDE:
             sizes = " x ".join(f"{size:.3g}" for size in grid.spacing)
             say("warning", name, f"spacing {sizes} mm is unusual", "Check the header's units and slice gap.")
+    if case.mask is not None and _is_there(case.mask):
+        try:
+            mask = open_mask(case.mask, roi=case.roi or roi, assume_orientation=reading.get("assume_orientation"))
+        except Exception as error:
+            say("error", "mask", *_failure(error, case))
+        else:
+            for note in mask.notes:
+                say("note", "mask", note)
+            for doubt in mask.doubts:
+                say("warning", "mask", *_halves(doubt))
     found = {name: header.orientation for name, header in headers.items()}
     if len(set(found.values())) > 1:
         say("note", "", f"{', '.join(f'{name} {axes}' for name, axes in found.items())}: reoriented")
@@ -96,6 +107,7 @@ def voxel_problems(
 ) -> list[Problem]:
     """What the voxels of one row add to what was found in its headers; the digests of its scans are added."""
     out = []
+    case, reading = _with_region(case, reading)
     unreadable = {one.modality for one in found if one.level == "error"}
     told = {(one.modality, one.problem) for one in found}
     for name, path in case.images.items():
@@ -131,6 +143,13 @@ def _values(volume: Volume) -> Iterator[tuple[str, str, str]]:
     except VoxelError:
         problem = "no foreground: nothing stands out from the background"
         yield "error", problem, "Export the scan again or leave the cell empty."
+
+
+def _with_region(case: Case, reading: Mapping[str, Any]) -> tuple[Case, dict[str, Any]]:
+    """The case and the options of reading with its own reference region."""
+    suvr = reading.get("suvr")
+    case = with_region(case, suvr)
+    return case, {**reading, "suvr": region_of(case, suvr)}
 
 
 def _pet(case: Case) -> dict[str, str]:

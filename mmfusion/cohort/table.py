@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
+import re
 from collections import Counter
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mmfusion.errors import ManifestError, ReadError, printable
-from mmfusion.files import is_there, plain_cell
+from mmfusion.files import is_there, plain_cell, read_cells
+from mmfusion.options import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,35 +56,55 @@ def listed(problems: Sequence[Problem], file: str) -> str:
     return "\n  ".join([f"{printable(file)} has {len(sentences)} problems:", *sentences])
 
 
-def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header and (line, cells) of every row that is not blank, all stripped text; the separator by the header.
+class Table(NamedTuple):
+    """A table as text.
+
+    Attributes:
+        header: names of the columns.
+        rows: line in the file, from 1, and cells of every row that is not blank.
+        notes: what was left out of it.
+    """
+
+    header: list[str]
+    rows: list[tuple[int, list[str]]]
+    notes: list[Problem]
+
+
+def read_table(path: Path) -> Table:
+    """A table as people and programs write it (:func:`mmfusion.files.read_cells`), all cells stripped.
+
+    Columns without a name are left out if no row has anything there, as a spreadsheet adds them; the first also if it
+    numbers the rows, as pandas and R write them.
 
     An apostrophe that :func:`mmfusion.files.write_csv` put before a cell, so that no spreadsheet takes it for a
     formula, is taken away.
 
     Raises:
-        ReadError: the file does not exist, is not text, or is empty.
+        ReadError: the file does not exist, is no text table, or is empty.
     """
     if not is_there(path, Path.is_file):
         raise ReadError(f"{path} does not exist or is not a file; a CSV or TSV table is needed.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ReadError(f"{path} is not a text table in UTF-8; save it as 'CSV UTF-8'.") from error
-    first = text.split("\n", 1)[0]
-    delimiter = "\t" if "\t" in first else max(",;", key=first.count)
-    rows, start = [], 1
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append((start, [plain_cell(cell.strip()) for cell in cells]))
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise ReadError(f"{path} is not a text table: {error} (line {reader.line_num}).") from error
+    expected = "a CSV or TSV table (in Excel 'CSV UTF-8')"
+    rows = [(line, [plain_cell(cell.strip()) for cell in cells]) for line, cells in read_cells(path, expected)]
     if not rows:
         raise ReadError(f"{path} is empty; a header line with a column subject is needed.")
-    return rows[0][1], rows[1:]
+    (line, header), *rows = rows
+    columns = list(zip_longest(*(cells for _, cells in rows), fillvalue=""))
+    spare = {n for n, name in enumerate(header) if not name and (n >= len(columns) or not any(columns[n]))}
+    notes = []
+    if columns and not header[0] and _are_numbers(columns[0]):
+        spare.add(0)
+        notes.append(Problem("note", line, "", "", "the first column has no name and numbers the rows; left out"))
+
+    def kept(cells: list[str]) -> list[str]:
+        return [cell for n, cell in enumerate(cells) if n not in spare]
+
+    return Table(kept(header), [(line, kept(cells)) for line, cells in rows], notes)
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    """Whether these number the rows: whole numbers, each once, also with gaps where rows were filtered or sorted."""
+    return len(set(cells)) == len(cells) and all(re.fullmatch("0|[1-9][0-9]*", cell) for cell in cells)
 
 
 def header_problems(header: Sequence[str], *, named: bool = True) -> list[Problem]:
@@ -123,13 +142,13 @@ def as_rows(
     return [(line, dict(zip_longest(header, cells[: len(header)], fillvalue=""))) for line, cells in rows]
 
 
-def no_column(name: str, header: Sequence[str], file: str) -> Problem:
-    """The problem of a missing column, with the nearest one that is there."""
-    lower = {column.lower(): column for column in reversed(header)}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+def no_column(name: str, header: Sequence[str], file: str, otherwise: str = "") -> Problem:
+    """The problem of a missing column, with the nearest one that is there, or what to do ``otherwise``."""
+    near = nearest(name, reversed(header))
     if name == "subject":
-        near = [column for column in ("subject", *_OTHER_NAMES) if column in lower][:1] or near
-    remedy = f"Did you mean '{lower[near[0]]}'?" if near else f"Add a column {name}."
+        lower = {column.lower(): column for column in reversed(header)}
+        near = next((lower[one] for one in ("subject", *_OTHER_NAMES) if one in lower), near)
+    remedy = f"Did you mean '{near}'?" if near else otherwise or f"Add a column {name}."
     if near and name == "subject":
-        remedy = f"Did you mean '{lower[near[0]]}'? Rename it to subject."
+        remedy = f"Did you mean '{near}'? Rename it to subject."
     return Problem("error", 0, "", "", f"{file} has columns {', '.join(header)}; no column {name}", remedy)

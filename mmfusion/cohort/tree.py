@@ -8,15 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.cohort.found import Index, Unused, why_first
-from mmfusion.cohort.manifest import MODALITIES, VOLUME_SUFFIXES, Case, is_modality_key
+from mmfusion.cohort.found import Index, Unused, told_instead, why_first
+from mmfusion.cohort.index_masks import join_masks
+from mmfusion.cohort.manifest import MODALITIES, Case, is_modality_key
 from mmfusion.cohort.subjects import by_subject, mixed, top_folder
+from mmfusion.cohort.unread import unread_notes
 from mmfusion.cohort.visits import SESSION_DAYS, visits
 from mmfusion.errors import ReadError
-from mmfusion.io import find_series, normal
+from mmfusion.io import VOLUMES, Unread, find_series, normal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
 
     from mmfusion.cohort.pseudonyms import Pseudonyms
     from mmfusion.io import Series
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _COLUMNS = {"CT": "ct", "PT": "pet", "MR": "mr", "NM": "spect"}
 _MASKS = ("RTSTRUCT", "SEG")
 _LEAST_IMAGES = 3
+_HEADERS, _VOXELS = (".hdr", ".hdr.gz"), (".img", ".img.gz")
 _SEQUENCES = (  # the first that matches names an MR series; T2 FLAIR is FLAIR, an ADC map is not DWI
     ("flair", r"flair|dark.?fluid"),
     ("adc", r"(?<![a-z])adc|apparent.?diff"),
@@ -84,9 +87,10 @@ def index_tree(
     description itself. Where several series of a session want one column, the best has it: attenuation corrected
     before not, ORIGINAL\\\\PRIMARY before derived, then most images, then lowest series number. Scouts,
     attenuation maps, screenshots, reports, series of fewer than 3 images and everything else that is not a
-    volume stay out. All that stays out is listed in ``others``.
+    volume stay out. All that stays out is listed in ``others``, or counted in ``notes``.
 
-    The mask is an RTSTRUCT or SEG that refers to a series of the row, or else shares its frame of reference.
+    The mask is an RTSTRUCT or SEG that refers to a series of the row (to CT before MR before PET), or else shares its
+    frame of reference. Where several fit equally well, none is taken and a note names them.
 
     NIfTI and other volume files count as ``root/<subject>/<modality>.nii.gz`` or
     ``root/<subject>/<modality>/<one file>``, where ``<modality>`` is a known key (or ``mask``) in any case;
@@ -103,18 +107,12 @@ def index_tree(
         ReadError: the folder does not exist or holds no usable scan.
         OptionError: ``subject_from`` is nothing that names subjects, or fits no folder.
     """
-    damaged: list[Path] = []
-    special: list[Path] = []
-    series = find_series(root, progress=progress, damaged=damaged, special=special)
+    unread = Unread()
+    series = find_series(root, progress=progress, unread=unread)
     named = pseudonyms or str
     if pseudonyms:
         series = [_plain(one) for one in series]
     index = Index()
-    if damaged:
-        where = "" if pseudonyms else f", the first is {damaged[0].relative_to(root)}"
-        index.notes.append(f"{len(damaged)} DICOM files are damaged and left out{where}; copy or export them again")
-    if special:
-        index.notes.append(f"{len(special)} files are pipes, sockets or devices and were not read")
     subjects = by_subject(series, root, subject_from=subject_from, named=named, notes=index.notes)
     blended = mixed(series)
     rows: dict[str, list[_Row]] = {}
@@ -124,12 +122,13 @@ def index_tree(
         usable = [one for one in alone if _usable(one, subject, index.others)]
         if usable:
             rows[subject] = [_Row(subject, scans) for scans in visits(usable, subject, session_days, index.notes)]
-    in_folder = Counter(folder for one in series if one.is_image for folder in _folders(one))
-    _fill(rows, in_folder, index.others)
+    in_folder = Counter(folder for one in series if one.is_image for folder in _folders(one, copies=True))
+    _fill(rows, in_folder, index.others, index.notes)
     for subject, members in subjects.items():
         masks = [one for one in members if one.modality in _MASKS]
-        _join_masks(rows.get(subject, []), masks, subject, index.others)
-    _join_files(rows, subjects, root, named, index.others)
+        join_masks(rows.get(subject, []), masks, subject, None if pseudonyms else root, index)
+    deeper = _join_files(rows, subjects, root, named, unread.volumes, index.others)
+    index.notes += unread_notes(unread, root, deeper, plain=pseudonyms is not None)
     for subject in sorted(rows):
         sessions = [row for row in rows[subject] if row.images]
         for number, row in enumerate(sessions, 1):
@@ -138,7 +137,7 @@ def index_tree(
     if not index.cases:
         raise ReadError(
             f"{root} holds no usable scan: no DICOM series of CT, PT or MR, and no <subject>/<modality>.nii.gz"
-            + (f", but {len(damaged)} damaged DICOM files; copy or export them again" if damaged else ".")
+            + told_instead(index)
         )
     return index
 
@@ -157,7 +156,9 @@ def _usable(series: Series, subject: str, others: list[Unused]) -> bool:
     reason = ""
     if series.modality in _MASKS:
         return False
-    if not series.is_image:
+    if series.unusable:
+        reason = series.unusable
+    elif not series.is_image:
         reason = "not a volume"
     elif series.is_localizer:
         reason = "a scout"
@@ -167,14 +168,12 @@ def _usable(series: Series, subject: str, others: list[Unused]) -> bool:
         reason = "an attenuation map"
     elif series.count < _LEAST_IMAGES:
         reason = f"{series.count} images are no volume"
-    elif len(_folders(series)) > 1:
-        reason = f"its files lie in {len(_folders(series))} folders; put them into one"
     if reason:
         others.append(_unused(series, subject, reason))
     return not reason
 
 
-def _fill(rows: dict[str, list[_Row]], in_folder: Counter[Path], others: list[Unused]) -> None:
+def _fill(rows: dict[str, list[_Row]], in_folder: Counter[Path], others: list[Unused], notes: list[str]) -> None:
     """Give each session's series their columns."""
     every = [row for sessions in rows.values() for row in sessions]
     several = any(len({_kind(one) for one in row.series if one.modality == "MR"}) > 1 for row in every)
@@ -186,10 +185,21 @@ def _fill(rows: dict[str, list[_Row]], in_folder: Counter[Path], others: list[Un
         for column, candidates in sorted(wanted.items()):
             best, *rest = sorted(candidates, key=_rank)
             row.images[column] = _cell(best, in_folder)
+            notes += _notes_of(best, column, row.subject)
             row.chosen.append(best)
             for one in rest:
                 name = best.description or f"series {best.series_number}"
                 others.append(_unused(one, row.subject, f"{column} is {name!r}, {_better(best, one)}"))
+
+
+def _notes_of(series: Series, column: str, subject: str) -> list[str]:
+    """What is unusual about where the files of a chosen series lie."""
+    notes, folders = [], len(_folders(series))
+    if series.copies:
+        notes.append(f"subject {subject}: {len(series.copies)} files of {column} are copies of others, and not used")
+    if folders > 1:
+        notes.append(f"subject {subject}: the files of {column} lie in {folders} folders, and are read as one series")
+    return notes
 
 
 def _rank(series: Series) -> tuple[bool, bool, int, int, str]:
@@ -203,8 +213,8 @@ def _better(best: Series, other: Series) -> str:
     return why_first(words, _rank(best), _rank(other))
 
 
-def _folders(series: Series) -> set[Path]:
-    return {file.parent for file in series.files}
+def _folders(series: Series, *, copies: bool = False) -> set[Path]:
+    return {file.parent for file in (*series.files, *(series.copies if copies else ()))}
 
 
 def _uncorrected(series: Series) -> bool:
@@ -225,64 +235,50 @@ def _sequence(series: Series) -> str:
     return ""
 
 
-def _join_masks(rows: Sequence[_Row], masks: Sequence[Series], subject: str, others: list[Unused]) -> None:
-    """Give each row of a subject the mask that refers to its series, else one in its frame of reference."""
-
-    def refers(mask: Series, row: _Row) -> bool:
-        return bool({one.series_uid for one in row.chosen} & set(mask.referenced_series))
-
-    taken: dict[str, str] = {}
-    for row in rows:
-        frames = {one.frame_of_reference for one in row.chosen} - {""}
-        fitting = [one for one in masks if refers(one, row) or one.frame_of_reference in frames]
-        fitting.sort(key=lambda one: (not refers(one, row), one.series_number or 0, one.series_uid))
-        if fitting:
-            row.mask = fitting[0].files[0]
-            taken[fitting[0].series_uid] = ""
-            for one in fitting[1:]:
-                taken.setdefault(one.series_uid, f"mask is {fitting[0].description or 'another series'!r}")
-    for one in masks:
-        reason = taken.get(one.series_uid, "refers to no series of a row")
-        if reason:
-            others.append(_unused(one, subject, reason))
-
-
 def _join_files(
     rows: dict[str, list[_Row]],
     subjects: dict[str, list[Series]],
     root: Path,
     named: Callable[[str], str],
+    files: Iterable[Path],
     others: list[Unused],
-) -> None:
-    """Add ``root/<subject>/<modality>.nii.gz`` and ``root/<subject>/<modality>/<one file>`` to the rows."""
+) -> list[Path]:
+    """Add ``root/<subject>/<modality>.nii.gz`` and ``root/<subject>/<modality>/<one file>`` to the rows.
+
+    Returns the files that lie elsewhere.
+    """
     within: dict[str, set[str]] = defaultdict(set)
     for subject, members in subjects.items():
         for one in members:
             within[top_folder(one.folder, root)].add(subject)
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        own = normal(folder.name)
-        subject = named(own)
-        if subject not in subjects and len(within[own]) == 1:
-            subject = next(iter(within[own]))
-        for name, path, count in _volume_files(folder):
-            sessions = rows.get(subject, [])
-            reason, known = "", name == "mask" or (is_modality_key(name) if named is str else _is_plain_key(name))
-            if not known:
-                reason = "its name is not a modality"
-            elif count > 1:
-                reason = f"{count} volumes where one is expected"
-            elif len(sessions) > 1:
-                reason = f"the subject has {len(sessions)} sessions; which one is unknown"
-            elif sessions and (sessions[0].mask if name == "mask" else name in sessions[0].images):
-                reason = f"{name} is already there"
-            if reason:
-                others.append(Unused(subject, path, name if known else "", "", reason))
-                continue
-            row = sessions[0] if sessions else rows.setdefault(subject, [_Row(subject)])[0]
-            if name == "mask":
-                row.mask = path
-            else:
-                row.images[name] = path
+    places, elsewhere = _volume_files(files, root)
+    for place, found in sorted(places.items()):
+        folder, name = place.relative_to(root).parts
+        folder = normal(folder)
+        name = _without_ending(name) if place in found else name.lower()
+        subject = named(folder)
+        if subject not in subjects and len(within[folder]) == 1:
+            subject = next(iter(within[folder]))
+        path = found[0] if len(found) == 1 else place
+        sessions = rows.get(subject, [])
+        reason, known = "", name == "mask" or (is_modality_key(name) if named is str else _is_plain_key(name))
+        if not known:
+            reason = "its name is not a modality"
+        elif len(found) > 1:
+            reason = f"{len(found)} volumes where one is expected"
+        elif len(sessions) > 1:
+            reason = f"the subject has {len(sessions)} sessions; which one is unknown"
+        elif sessions and (sessions[0].mask if name == "mask" else name in sessions[0].images):
+            reason = f"{name} is already there"
+        if reason:
+            others.append(Unused(subject, path, name if known else "", "", reason))
+            continue
+        row = sessions[0] if sessions else rows.setdefault(subject, [_Row(subject)])[0]
+        if name == "mask":
+            row.mask = path
+        else:
+            row.images[name] = path
+    return elsewhere
 
 
 def _is_plain_key(name: str) -> bool:
@@ -291,29 +287,33 @@ def _is_plain_key(name: str) -> bool:
     return key in MODALITIES and sequence in ("", *(word for word, _ in _SEQUENCES))
 
 
-def _volume_files(folder: Path) -> list[tuple[str, Path, int]]:
-    """(modality key, file, how many compete) of a subject's folder."""
-    out = []
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            found = [one for one in sorted(path.iterdir()) if _stem(one)]
-            out += [(path.name.lower(), found[0] if len(found) == 1 else path, len(found))] if found else []
-        elif stem := _stem(path):
-            out.append((stem, path, 1))
-    return out
+def _volume_files(files: Iterable[Path], root: Path) -> tuple[dict[Path, list[Path]], list[Path]]:
+    """The files at each place below a subject's folder, which is the file itself or the folder that holds it, and those
+    that lie elsewhere. Of a pair the header counts."""
+    places: dict[Path, list[Path]] = defaultdict(list)
+    elsewhere = []
+    headers = {path.with_name(_without_ending(path.name)) for path in files if path.name.lower().endswith(_HEADERS)}
+    for path in files:
+        depth = len(path.relative_to(root).parts)
+        if path.name.lower().endswith(_VOXELS) and path.with_name(_without_ending(path.name)) in headers:
+            continue
+        if depth in (2, 3):
+            places[path if depth == 2 else path.parent].append(path)
+        else:
+            elsewhere.append(path)
+    return places, elsewhere
 
 
-def _stem(path: Path) -> str:
-    """``mr`` for ``MR.nii.gz``; empty for what is no volume file (DICOM is found by content)."""
-    name = path.name.lower()
-    ending = next((end for end in VOLUME_SUFFIXES if name.endswith(end) and end != ".dcm"), None)
-    return name.removesuffix(ending) if ending and path.is_file() else ""
+def _without_ending(name: str) -> str:
+    """``mr`` for ``MR.nii.gz``."""
+    name = name.lower()
+    return name.removesuffix(next(ending for ending in VOLUMES if name.endswith(ending)))
 
 
 def _cell(series: Series, in_folder: Counter[Path]) -> Path:
-    """The path that :func:`mmfusion.io.split_series` reads: with the UID if the folder holds more."""
+    """The path that :func:`mmfusion.io.split_series` reads: with the UID if the folder holds more, or only a part."""
     folder = series.folder.absolute()
-    if in_folder[series.folder] == 1:
+    if in_folder[series.folder] == 1 and _folders(series) == {series.folder}:
         return folder
     return folder.with_name(f"{folder.name}#{series.series_uid}")
 

@@ -39,6 +39,8 @@ class CohortFolder:
     cases = _Place("cases")
     landmarks = _Place("landmarks")
     nifti = _Place("nifti")
+    accepted = _Place("accepted.json")
+    """What persons decided on doubtful cases."""
     page = _Place("qc.html")
     pictures = _Place("qc")
     """Of the page, where it has too many for itself."""

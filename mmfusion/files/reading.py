@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+import re
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,7 @@ from mmfusion.files.writing import plain_cell
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-_SEPARATORS = (",", ";", "\t")
+_SEPARATOR_SAID = re.compile('"?sep=(.)"?', re.IGNORECASE)  # no column of a table is called so
 _MISREAD = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What code raises that takes the content of a file for something else (torch says RuntimeError)."""
 
@@ -61,14 +64,16 @@ def refuse_special(path: Path) -> None:
 
 
 def read_text(path: Path, expected: str) -> str:
-    """The text in a file in UTF-8, without a byte order mark.
+    """The text in a file in UTF-8, or in UTF-16 with a byte order mark (Excel's "Unicode text"), without the mark.
 
     Raises:
-        ReadError: it cannot be read, is no regular file, or is not UTF-8.
+        ReadError: it cannot be read, is no regular file, or is in neither.
     """
     refuse_special(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as stream:
+            wide = stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        return path.read_text(encoding="utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ReadError(
             f"{path} is not text in UTF-8 ({error.reason}); {expected} is expected. Save it as UTF-8"
@@ -117,10 +122,43 @@ def optional_fields(path: Path, remedy: str = "") -> dict[str, Any]:
     return read_fields(path, "a file of mmfusion") if _is_wanted(path, remedy) else {}
 
 
+def read_cells(path: Path, expected: str) -> list[tuple[int, list[str]]]:
+    """Line (from 1) and cells of every row of a text table that is not blank; the first is the header.
+
+    Columns are separated as a first line ``sep=;`` says (Excel); else by tabs if the header has one, or by
+    commas or semicolons, whichever it has more of.
+
+    Args:
+        path: the file.
+        expected: what it should be, for messages.
+
+    Raises:
+        ReadError: see :func:`read_text`; or the text is no table.
+    """
+    text = read_text(path, expected)
+    if "\0" in text:
+        raise ReadError(f"{path} is no table, it holds zero bytes; {expected} is expected. Save it as CSV in UTF-8")
+    lines, before = io.StringIO(text, newline=""), 0
+    header = text.split("\n", 1)[0]
+    separator = "\t" if "\t" in header else max(",;", key=header.count)
+    if said := _SEPARATOR_SAID.fullmatch(header.rstrip(" \r")):
+        separator, before = said[1], 1
+        lines.readline()
+    rows, reader, line = [], csv.reader(lines, delimiter=separator), before + 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((line, cells))
+            line = before + reader.line_num + 1
+    except csv.Error as error:
+        raise ReadError(f"{path} is no table ({error}, line {line}); {expected} is expected. Write it again") from error
+    return rows
+
+
 def read_rows(path: Path, remedy: str = "", columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """The rows of a table of ours, as text; without a remedy the file is optional and may be absent.
 
-    A byte order mark, semicolons and tabs, as spreadsheets write them, are understood.
+    What spreadsheets make of it is understood, see :func:`read_cells`.
 
     Args:
         path: CSV.
@@ -133,25 +171,17 @@ def read_rows(path: Path, remedy: str = "", columns: Sequence[str] = ()) -> list
     """
     if not _is_wanted(path, remedy):
         return []
-    text = read_text(path, "a table of mmfusion")
-    if "\0" in text:
-        raise ReadError(f"{path} is no table, it holds zero bytes; write it again")
-    header = text.split("\n", 1)[0]
-    separator = max(_SEPARATORS, key=header.count)
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-        rows = [
-            {plain_cell(key.strip()): plain_cell(value or "") for key, value in row.items() if key} for row in reader
-        ]
-        names = [plain_cell(name.strip()) for name in reader.fieldnames or ()]
-    except csv.Error as error:
-        raise ReadError(f"{path} is no table ({error}); write it again") from error
+    header, *rows = [cells for _, cells in read_cells(path, "a table of mmfusion")] or [[]]
+    names = [plain_cell(name.strip()) for name in header]
     if missing := [name for name in columns if name not in names]:
         raise ReadError(
             f"{path} has no column {', '.join(missing)}: it is damaged, or was written by another program; "
             "put back the file as mmfusion wrote it, or run the command again that wrote it"
         )
-    return rows
+    return [
+        {name: plain_cell(cell) for name, cell in zip_longest(names, cells[: len(names)], fillvalue="") if name}
+        for cells in rows
+    ]
 
 
 def is_there(path: Path, kind: Callable[[Path], bool] = Path.exists) -> bool:

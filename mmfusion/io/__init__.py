@@ -3,16 +3,18 @@
 from mmfusion.io.dates import ScanDate
 from mmfusion.io.header import Header, kind_of
 from mmfusion.io.index import Series, find_series
-from mmfusion.io.load import load_volume, read_header
-from mmfusion.io.masks import load_mask
+from mmfusion.io.load import VOLUMES, load_volume, read_header
+from mmfusion.io.masks import load_mask, open_mask
 from mmfusion.io.nifti import check_volume_name, save_volume
 from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import sidecar_of
+from mmfusion.io.sniff import ending_of, is_common
 from mmfusion.io.spelling import ALIKE, folded, names_nobody, normal, persons
 from mmfusion.io.suv import PET_DETAILS
 from mmfusion.io.suv_dicom import suv_factor
 from mmfusion.io.text_headers import voxels_file_of
 from mmfusion.io.transform_files import check_transform_name, load_transform, save_transform
+from mmfusion.io.walk import Unread, walk
 
 __all__ = [
     "load_volume",
@@ -27,10 +29,16 @@ __all__ = [
     "names_nobody",
     "normal",
     "persons",
+    "Unread",
+    "walk",
+    "VOLUMES",
+    "is_common",
+    "ending_of",
     "split_series",
     "sidecar_of",
     "voxels_file_of",
     "load_mask",
+    "open_mask",
     "check_volume_name",
     "save_volume",
     "check_transform_name",

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from mmfusion.volume import Grid
 
 _SAME_PLANE_MM = 0.1
+_SAME_LINE_MM = 0.05
 _NEIGHBORS = 1.5  # planes farther apart than this many usual steps have nothing between them
+_LEAST_GAPS = 3  # of one spacing
 
 
 def inside_contours(contours: list[np.ndarray], grid: Grid) -> np.ndarray:
@@ -56,6 +58,32 @@ def inside_contours(contours: list[np.ndarray], grid: Grid) -> np.ndarray:
     return mask
 
 
+def without_repeats(contours: list[np.ndarray]) -> list[np.ndarray]:
+    """The contours ``[N, 3]`` (mm) without those that repeat the outline of an earlier one, from whichever point and
+    in whichever direction: by the even-odd rule, both together would enclose nothing."""
+    boxes = np.array([[points.min(0), points.max(0)] for points in contours if len(points)]).reshape(-1, 2, 3)
+    contours = [points for points in contours if len(points)]
+    kept: list[int] = []
+    for n, points in enumerate(contours):
+        near = (kept[m] for m in np.flatnonzero(np.abs(boxes[kept] - boxes[n]).max((1, 2)) <= _SAME_LINE_MM))
+        if not any(_away(points, contours[m]) <= _SAME_LINE_MM >= _away(contours[m], points) for m in near):
+            kept.append(n)
+    return [contours[n] for n in kept]
+
+
+def is_planar(points: np.ndarray) -> bool:
+    """True if points ``[N, 3]`` (mm) lie in one plane."""
+    return float(np.ptp(points @ _frame([points])[0])) <= _SAME_PLANE_MM
+
+
+def _away(points: np.ndarray, outline: np.ndarray) -> float:
+    """The largest distance of points ``[N, 3]`` from a closed line through ``outline [M, 3]``, mm."""
+    along = np.roll(outline, -1, axis=0) - outline
+    offset = points[:, None] - outline
+    share = np.clip((offset * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-12), 0, 1)
+    return float(np.linalg.norm(offset - share[..., None] * along, axis=-1).min(1).max())
+
+
 def _frame(contours: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unit normal of the planes and two unit vectors within, by the contour of largest area (Newell's formula)."""
     areas = [np.cross(points, np.roll(points, -1, axis=0)).sum(0) / 2 for points in (p - p.mean(0) for p in contours)]
@@ -73,11 +101,23 @@ def _distinct(heights: np.ndarray) -> np.ndarray:
 
 
 def _slabs(planes: np.ndarray, lone_thickness: float) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper end of each plane's slab, mm."""
+    """Lower and upper end of each plane's slab, mm.
+
+    A stack may go on in another spacing (head CT), where planes are as far apart as that.
+    """
     gaps = np.diff(planes)
     usual = float(np.median(gaps)) if len(gaps) else lone_thickness
-    half = np.where(gaps <= _NEIGHBORS * usual, gaps, usual) / 2
-    return planes - np.concatenate([[usual / 2], half]), planes + np.concatenate([half, [usual / 2]])
+    other = _other_spacing(gaps, usual)
+    half = np.where((gaps <= _NEIGHBORS * usual) | other, gaps, usual) / 2
+    first, last = (gaps[n] / 2 if len(gaps) and other[n] else usual / 2 for n in (0, -1))
+    return planes - np.concatenate([[first], half]), planes + np.concatenate([half, [last]])
+
+
+def _other_spacing(gaps: np.ndarray, usual: float) -> np.ndarray:
+    """Which gaps ``[N]`` between planes are no usual ones, but of a spacing that at least three in a row have."""
+    other = (gaps > _NEIGHBORS * usual) | (gaps < usual / _NEIGHBORS)
+    run = np.cumsum(np.abs(np.diff(gaps, prepend=gaps[:1])) > 0.1 * gaps)  # the number of the run of each gap
+    return other & (np.bincount(run)[run] >= _LEAST_GAPS)
 
 
 def _box(contours: list[np.ndarray], normal: np.ndarray, thickness: float, grid: Grid) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,24 +10,29 @@ import numpy as np
 
 from mmfusion.errors import MmfusionError, ReadError, UnitsError, first_line
 from mmfusion.io.dates import scan_date
-from mmfusion.io.frames import Frames, frames_of
-from mmfusion.io.header import Opened, chosen_frame, kind_of, settled_kind
+from mmfusion.io.frame_choice import FrameChoice, choose_frames
+from mmfusion.io.frames import Frames, frames_of, times_of
+from mmfusion.io.header import Opened, kind_of, settled_kind
+from mmfusion.io.image_kinds import of_one_kind, split_kind
+from mmfusion.io.lattice import Lattice, stack
 from mmfusion.io.metaimage import LPS_TO_RAS
+from mmfusion.io.pictures import hounsfield, named, without_pictures
 from mmfusion.io.pixels import plain_plane
-from mmfusion.io.series import one_series
-from mmfusion.io.slices import Slice, check_parallel, slices_of, stack
-from mmfusion.io.suv_dicom import earliest_acquisition, stored_suv, suv_factor
-from mmfusion.io.tags import IDENTITY, lenient_dicom, names_damage, read_tags
+from mmfusion.io.series import UID, one_series
+from mmfusion.io.slices import Slice, normal_of, parallel, slices_of, unusual_cosines
+from mmfusion.io.suv_dicom import earliest_acquisition, own_units, suv_factor
+from mmfusion.io.tags import IDENTITY, lenient_dicom, names_damage, read_tags, series_name
 from mmfusion.io.voxels import empty_voxels, fill, slabs
+from mmfusion.io.walk import Unread, walk
 from mmfusion.io.zipped import Archive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from pydicom import Dataset
-
     from mmfusion.io.zipped import DicomFile
+
+_PARALLEL = 0.99  # cosine between the normals of two slices
 
 
 @names_damage
@@ -35,9 +41,9 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
     """Read the headers of one series: in a folder, that of any file in a folder, or in a zip file.
 
     Args:
-        path: the folder or file.
+        path: the folder or file; a series whose UID is given may also lie in the folders below.
         series: which series is meant, see :func:`mmfusion.io.series.one_series`.
-        reading: ``modality``, ``frame``, ``suv`` and ``pet`` of :func:`mmfusion.io.load_volume`.
+        reading: ``modality``, ``frame``, ``suv``, ``weight_unit`` and ``pet`` of :func:`mmfusion.io.load_volume`.
 
     Raises:
         ReadError: no image series or several; slices that do not form a regular stack, or form several (frames) and
@@ -47,15 +53,26 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
     """
     if path.suffix.lower() == ".zip" and path.is_file():
         return _open_zip(path, series=series, **reading)
-    folder = path
+    folder, below = path, path.is_dir() and bool(re.fullmatch(UID, split_kind(series)[0] or ""))
     if not path.is_dir():
         folder = path.parent
         header = read_tags(path, IDENTITY)
         if header is None:
             raise ReadError(f"{path} is not a DICOM file, or is damaged")
-        series = series or str(header.get("SeriesInstanceUID", ""))
-    inside = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    return _open_series(inside, path, f"folder {folder}", series=series, **reading)
+        named, image_kind = split_kind(series)
+        named = named or series_name(header)
+        series = f"{named}:{image_kind}" if image_kind else named
+    unread = Unread()
+    inside = sorted((*walk(folder, unread, below=below), *unread.lost_links))
+    if folder in unread.closed:
+        raise ReadError(f"folder {folder} cannot be read; check its permissions")
+    opened = _open_series(inside, path, f"folder {folder}", series=series, **reading)
+    if unread.closed:
+        opened.doubts.append(
+            f"{len(unread.closed)} files or folders beside the slices may not be read, and may hold some. Check their "
+            "permissions."
+        )
+    return opened
 
 
 def _open_zip(path: Path, **reading: Any) -> Opened:
@@ -94,62 +111,94 @@ def _opened(
     frame: str | int | None = None,
     series: str | None = None,
     suv: str = "bw",
-    pet: Mapping[str, Any] | None = None,
+    **details: Any,
 ) -> Opened:
     notes: list[str] = []
-    files = one_series(inside, where, series=series, kind=kind_of(modality), settled=settled, notes=notes)
+    doubts: list[str] = []
+    files, image_kind = one_series(
+        inside, where, series=series, kind=kind_of(modality), settled=settled, notes=notes, doubts=doubts
+    )
+    files = without_pictures(files, inside, path, notes)
     slices = [piece for file, header in files for piece in slices_of(file, header)]
-    first = files[0][1]
+    slices, odd = parallel(of_one_kind(slices, image_kind, path, notes), path)
+    _name_odd(odd, slices[0], inside, notes, doubts)
+    notes += unusual_cosines(slices)
+    first = slices[0].header
     kind = settled_kind(modality, str(first.get("Modality", "")), path)
+    if kind == "ct":
+        headers = {id(piece.header): piece.header for piece in slices}.values()
+        in_hounsfield, *about = hounsfield(headers, modality, path)
+        kind = kind if in_hounsfield else ""
+        notes += about[0]
+        doubts += about[1]
     _refuse_unscaled(slices, kind, path)
-    check_parallel(slices, path)
     frames = frames_of(slices, path)
-    affine, ordered = _stacked(frames, frame, path, notes)
-    factors = [[1.0] * len(pieces) for pieces in ordered]
-    if kind == "pet":
-        # decay correction refers to the start of the series, so to its first slice, whichever frame is used
-        begin = earliest_acquisition(piece.header for piece in slices)
-        suv_of = partial(suv_factor, suv=suv, first_acquisition=begin, pet=pet, source=path)
-        factors = [[suv_of(piece.header) for piece in pieces] for pieces in ordered]
-        notes += _suv_notes(first, suv, factors[0][0])
+    values = [f"{frames.tag} {value}" for value in frames.values]
+    choice = choose_frames(frame, len(frames.sets), frames.summary, path, partial(times_of, frames), values)
+    notes += [choice.note] if choice.note else []
+    lattice, ordered = _stacked(frames, choice, path)
+    factors, units = [[1.0] * len(pieces) for pieces in ordered], ""
+    if kind == "pet" and suv != "none":
+        try:
+            factors, units = _suv_factors(slices, ordered, notes, doubts, suv=suv, source=path, **details), f"SUV{suv}"
+        except UnitsError as error:
+            if kind_of(modality) or not modality:
+                raise
+            reason = str(error).removeprefix(f"{path}: ").partition(". ")[0]
+            doubts.append(f"the values are not SUV: {reason}. Use --suv none if they are to be as stored for all cases")
+    if kind == "pet" and not units:
+        units = own_units(first, notes, doubts)
     columns, rows = slices[0].size
+    affine = LPS_TO_RAS @ lattice.affine
     return Opened(
         path,
-        (columns, rows, len(ordered[0])),
-        LPS_TO_RAS @ affine,
-        partial(_read_mean, ordered, factors, LPS_TO_RAS @ affine, path),
+        (columns, rows, lattice.depth),
+        affine,
+        partial(_read_stack, ordered, factors, choice.weights, lattice.weights, affine, path),
         kind=kind,
         frame_of_reference=str(first.get("FrameOfReferenceUID") or ""),
+        series_uid=str(first.get("SeriesInstanceUID") or ""),
         frames=len(frames.sets),
+        choice=choice,
         has_units=True,
-        notes=notes,
+        pet_units=units,
+        notes=[*notes, *lattice.notes],
+        doubts=[*doubts, *lattice.doubts],
         scanned=scan_date(first),
     )
 
 
-def _stacked(
-    frames: Frames, frame: str | int | None, path: Path, notes: list[str]
-) -> tuple[np.ndarray, list[list[Slice]]]:
-    """``[4, 4]`` index to LPS mm, and in order of place the slices of the chosen frame, or of all for their mean."""
-    index = chosen_frame(frame, len(frames.sets), frames.summary, path)
-    if len(frames.sets) > 1:
-        which = "their mean" if index is None else f"frame {index} ({frames.tag} {frames.values[index]})"
-        notes.append(f"{len(frames.sets)} frames: {which} is used")
-    used = frames.sets if index is None else frames.sets[index : index + 1]
+def _name_odd(odd: list[Slice], usual: Slice, inside: Sequence[DicomFile], notes: list[str], doubts: list[str]) -> None:
+    """Say which slices were left out: a picture across the others is none of them, one along them may be lost."""
+    across = [piece.path for piece in odd if abs(normal_of(piece.axes) @ normal_of(usual.axes)) < _PARALLEL]
+    along = [piece.path for piece in odd if piece.path not in across]
+    if across:
+        notes.append(f"{len(across)} images across the slices left out ({named(across, inside)})")
+    if along:
+        doubts.append(
+            f"{len(along)} slices of another size or direction left out ({named(along, inside)}): the stack may end "
+            "too early. Export the series again, or leave these files out"
+        )
+
+
+def _suv_factors(
+    slices: list[Slice], frames: list[list[Slice]], notes: list[str], doubts: list[str], **how: Any
+) -> list[list[float]]:
+    """What turns the values of each slice of each used frame into SUV."""
+    # decay correction refers to the start of the series, so to its first slice, whichever frame is used
+    how["first_acquisition"] = earliest_acquisition((piece.header for piece in slices), notes)
+    suv_factor(frames[0][0].header, notes=notes, doubts=doubts, **how)
+    return [[suv_factor(piece.header, **how) for piece in pieces] for pieces in frames]
+
+
+def _stacked(frames: Frames, choice: FrameChoice, path: Path) -> tuple[Lattice, list[list[Slice]]]:
+    """The lattice, and in order of place the slices of each frame that is used."""
+    used = [frames.sets[index] for index in choice.indices]
     lattices = [stack(pieces, path) for pieces in used]
-    affine = lattices[0][0]
-    if not all(np.allclose(other, affine, atol=0.02) for other, _ in lattices):
+    first = lattices[0]
+    if not all(one.depth == first.depth and np.allclose(one.affine, first.affine, atol=0.02) for one in lattices):
         raise ReadError(f"{path}: the frames do not lie at one place, so they have no mean; choose one with --frame")
-    return affine, [[pieces[n] for n in order] for pieces, (_, order) in zip(used, lattices, strict=True)]
-
-
-def _suv_notes(header: Dataset, suv: str, factor: float) -> list[str]:
-    units = str(header.get("Units")).upper()
-    if units == "BQML":
-        return [f"Bq/mL to SUV{suv} by {factor:.4g} per Bq/mL"]
-    if units == "GML" and stored_suv(header) == "LBM":
-        return ["SUVlbm as it was exported, by a formula for lean body mass that the DICOM does not name"]
-    return []
+    return first, [[pieces[n] for n in one.order] for pieces, one in zip(used, lattices, strict=True)]
 
 
 def _refuse_unscaled(slices: list[Slice], kind: str, source: object) -> None:
@@ -162,15 +211,39 @@ def _refuse_unscaled(slices: list[Slice], kind: str, source: object) -> None:
 
 @names_damage
 @lenient_dicom()
-def _read_mean(frames: list[list[Slice]], factors: list[list[float]], affine: np.ndarray, source: object) -> np.ndarray:
-    """``[columns, rows, slices]`` float32: the mean of the frames, each in the volume's units."""
+def _read_stack(
+    frames: list[list[Slice]],
+    factors: list[list[float]],
+    shares: Sequence[float],
+    weights: np.ndarray | None,
+    affine: np.ndarray,
+    source: object,
+) -> np.ndarray:
+    """``[columns, rows, slices]`` float32 of the lattice, in the volume's units: see :attr:`Lattice.weights`."""
+    stored = _read_mean(frames, factors, shares, affine, source)
+    if weights is None:
+        return stored
+    out = empty_voxels((*stored.shape[:2], weights.shape[1]), affine, source)
+    for plane, finer in zip(stored, out, strict=True):
+        finer[...] = plane @ weights
+    return out
+
+
+def _read_mean(
+    frames: list[list[Slice]],
+    factors: list[list[float]],
+    shares: Sequence[float],
+    affine: np.ndarray,
+    source: object,
+) -> np.ndarray:
+    """``[columns, rows, slices]`` float32: the mean of the frames by their shares, each in the volume's units."""
     out = empty_voxels((*frames[0][0].size, len(frames[0])), affine, source)
     decoded = lru_cache(maxsize=1)(pixels_of)  # one file may hold all frames
     one = out
-    for n, (slices, scales) in enumerate(zip(frames, factors, strict=True)):
+    for n, (slices, scales, share) in enumerate(zip(frames, factors, shares, strict=True)):
         if n == 1:
             one = np.empty_like(out)
-        _read_into(one, slices, np.asarray(scales) / len(frames), decoded)
+        _read_into(one, slices, np.asarray(scales) * share / sum(shares), decoded)
         if n:
             out += one
     return out

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfusion.errors import GeometryError, OptionError, ReadError
+from mmfusion.errors import GeometryError, ReadError
 from mmfusion.io.dates import ScanDate
+from mmfusion.io.frame_choice import ONLY_FRAME, FrameChoice
 from mmfusion.volume import Grid, spacing_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Header:
         orientation: directions of the axes as stored, as in ``LPS``.
         spacing: distance between voxel centers along (i, j, k) of the turned voxels, mm.
         modality: kind of the voxels: ``ct``, ``pet``, ``mr``, or empty if unknown.
-        units: what :func:`load_volume` will give: ``HU``, ``SUVbw`` (``SUVlbm``, ``SUVbsa``) or ``a.u.``.
+        units: what :func:`load_volume` will give, see :class:`mmfusion.volume.Volume`.
         frame_of_reference: DICOM's FrameOfReferenceUID, or empty.
         frames: frames in the file; one of them (or their mean) becomes the volume.
         notes: what is unusual and was accepted or repaired.
@@ -90,8 +91,10 @@ class Opened:
         shape, affine: of the axes as stored, RAS+ mm.
         read: gives the voxels ``[i, j, k]`` of the axes as stored; may append to ``notes``.
         kind: ``ct``, ``pet``, ``mr`` or empty.
+        choice: which of the frames are used.
+        series_uid: DICOM's SeriesInstanceUID, or empty.
         has_units: True if the values already have their physical unit, as those of DICOM.
-        suv: the kind of SUV that PET comes in: ``bw``, ``lbm`` or ``bsa``.
+        pet_units: what PET comes in: ``SUVbw`` (``SUVlbm``, ``SUVbsa``), ``SUVR``, or its own ``Bq/mL`` or ``stored``.
         notes, doubts, scanned: as of :class:`Header`.
 
     Raises:
@@ -104,9 +107,11 @@ class Opened:
     read: Callable[[], np.ndarray]
     kind: str = ""
     frame_of_reference: str = ""
+    series_uid: str = ""
     frames: int = 1
+    choice: FrameChoice = ONLY_FRAME
     has_units: bool = False
-    suv: str = "bw"
+    pet_units: str = "SUVbw"
     notes: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     scanned: ScanDate = field(default_factory=ScanDate)
@@ -123,7 +128,7 @@ class Opened:
     @property
     def units(self) -> str:
         """The units of the volume."""
-        return {"ct": "HU", "pet": f"SUV{self.suv}"}.get(self.kind, "a.u.")
+        return {"ct": "HU", "pet": self.pet_units}.get(self.kind, "a.u.")
 
 
 def shear_deg(affine: np.ndarray) -> float:
@@ -147,32 +152,3 @@ def static_shape(shape: tuple[int, ...], source: object) -> tuple[tuple[int, int
         raise ReadError(f"{source} has shape {shape}; three axes, or three and frames, are expected")
     i, j, k = shape[:3]
     return (i, j, k), more[0] if more else 1
-
-
-def chosen_frame(frame: str | int | None, frames: int, what: str, source: object) -> int | None:
-    """The index of the wanted frame; None for the mean of all.
-
-    Args:
-        frame: ``first``, ``last``, ``mean``, a number from 0, or None.
-        frames: how many there are.
-        what: what shows that there are several, as ``shape (3, 4, 5, 6)``.
-        source: what messages call the scan.
-
-    Raises:
-        ReadError: there are several frames and none was chosen, or the chosen one does not exist.
-        OptionError: ``frame`` is not first, last, mean or a number.
-    """
-    if frames == 1:
-        return 0
-    if frame is None:
-        raise ReadError(
-            f"{source} has {what}: {frames} frames; one static frame is needed. "
-            "Choose with --frame last or --frame mean"
-        )
-    if frame in ("first", "last", "mean"):
-        return {"first": 0, "last": frames - 1, "mean": None}[str(frame)]
-    if not str(frame).isdecimal():
-        raise OptionError(f"frame is first, last, mean or a number from 0, found '{frame}'")
-    if int(frame) >= frames:
-        raise ReadError(f"{source} has {frames} frames, numbered from 0; frame {frame} does not exist")
-    return int(frame)

@@ -12,10 +12,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfusion.errors import ReadError
-from mmfusion.files import is_special
 from mmfusion.io.dates import DATES, ScanDate, scan_date
+from mmfusion.io.load import VOLUMES
+from mmfusion.io.pictures import UNSPECIFIED, rescale_type, why_no_volume
+from mmfusion.io.sniff import ending_of
 from mmfusion.io.spelling import folded, names_nobody, normal
-from mmfusion.io.tags import IDENTITY, claims_dicom, is_image, is_localizer, lenient_dicom, listed, number, read_tags
+from mmfusion.io.tags import (
+    IDENTITY,
+    NUCLEAR,
+    claims_dicom,
+    image_kinds,
+    is_image,
+    is_localizer,
+    lenient_dicom,
+    listed,
+    number,
+    read_tags,
+    series_name,
+)
+from mmfusion.io.walk import Unread, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +40,8 @@ if TYPE_CHECKING:
 _TAGS = (
     *IDENTITY, *DATES, "PatientID", "ProtocolName", "SequenceName", "ImagePositionPatient",
     "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "PerFrameFunctionalGroupsSequence",
-    "ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence",
+    "SharedFunctionalGroupsSequence", "DetectorInformationSequence", "PhotometricInterpretation", "SamplesPerPixel",
+    "RescaleType", "ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence",
 )  # fmt: skip
 
 
@@ -35,11 +51,12 @@ class Series:
 
     Attributes:
         folder: the deepest folder that holds all its files.
-        files: sorted paths.
+        files: sorted paths, without copies.
         patient_id: the study's identifier of the subject (0010,0020), in Unicode's form NFC.
         spellings: all that its files have as PatientID, sorted.
         study_date: ``yyyymmdd`` or empty; for ordering only.
         scanned: when it was made.
+        series_uid: SeriesInstanceUID, or what :func:`mmfusion.io.tags.series_name` gives without one.
         modality: DICOM's word: ``CT``, ``PT``, ``MR``, ``RTSTRUCT``, ``SEG``, ...
         count: images (frames of a multi-frame object count).
         shape: ``(columns, rows, slices)`` of an image series, as stored.
@@ -47,6 +64,8 @@ class Series:
         referenced_series: series UIDs that a mask (RTSTRUCT, SEG) was drawn on.
         is_image: slices or multi-frame volumes of anatomy.
         is_localizer: all its images are scout images.
+        unusable: why its images are no volume of gray values in the units of their modality; empty if they are.
+        copies: paths of files that are copies of others, not among ``files``.
     """
 
     folder: Path
@@ -69,6 +88,8 @@ class Series:
     referenced_series: tuple[str, ...]
     is_image: bool
     is_localizer: bool
+    unusable: str = ""
+    copies: tuple[Path, ...] = ()
 
 
 @lenient_dicom()
@@ -76,94 +97,92 @@ def find_series(
     root: str | Path,
     *,
     progress: Callable[[int, int], None] | None = None,
-    damaged: list[Path] | None = None,
-    special: list[Path] | None = None,
+    unread: Unread | None = None,
 ) -> list[Series]:
     """All DICOM series under ``root``, ordered by patient, study date, series number and UID.
 
-    Files are told by content, not by name; only headers are read. Hidden files and DICOMDIR are left out.
+    Files are told by content, not by name; only headers are read. Those that have the ending of a volume (``.nii.gz``,
+    ``.zip``, ...) are not looked into. Files without a SeriesInstanceUID are one series if they lie in one folder and
+    agree in study, modality, number and frame of reference.
 
     Args:
-        root: folder to walk.
+        root: folder to walk, see :func:`mmfusion.io.walk.walk`.
         progress: called now and then, and at the end, with (files read so far, files that were not DICOM).
-        damaged: takes the files that are left out: DICOM with values that are none, or that says it is DICOM and is
-            not; and what cannot be read at all.
-        special: takes the pipes, sockets and devices, and the links to them, which are not opened.
+        unread: takes everything else that lies there.
 
     Raises:
-        ReadError: the folder does not exist.
+        ReadError: the folder does not exist, or may not be read.
     """
     root = Path(root)
     if not root.is_dir():
         raise ReadError(f"folder {root} does not exist")
-    groups: dict[tuple[str, str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
+    unread = Unread() if unread is None else unread
+    groups: dict[tuple[str, str, str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
     seen = skipped = 0
-    broken: list[Path] = []
-    for path in _walk(root):
-        if is_special(path):
-            if special is not None:
-                special.append(path)
-            continue
+    for path in walk(root, unread):
         seen += 1
-        header = _header(path, broken)
-        if header is None or not header.get("SeriesInstanceUID"):
+        found = _header(path, unread)
+        if found is None:
             skipped += 1
         else:
-            person = folded(_patient(header))  # anonymizers give several people the same UIDs
-            uids = str(header.get("StudyInstanceUID", "")), str(header.SeriesInstanceUID)
-            groups[*uids, person].append((path, header))
+            header, key = found
+            groups[key].append((path, header))
         if progress and seen % 200 == 0:
             progress(seen, skipped)
     if progress:
         progress(seen, skipped)
-    if damaged is not None:
-        damaged += broken
+    if root in unread.closed:
+        raise ReadError(f"folder {root} cannot be read; check its permissions")
     _join_nameless(groups)
-    found = []
+    series = []
     for members in _told_apart(groups):
         one, left_out = _sound_series(members)
-        found += [one] if one else []
-        if damaged is not None:
-            damaged += left_out
-    return sorted(found, key=lambda s: (s.patient_id, s.study_date, s.study_uid, s.series_number or 0, s.series_uid))
+        series += [one] if one else []
+        unread.damaged += left_out
+    return sorted(series, key=lambda s: (s.patient_id, s.study_date, s.study_uid, s.series_number or 0, s.series_uid))
 
 
-def _header(path: Path, broken: list[Path]) -> Dataset | None:
-    """The header of a DICOM file; what seems to be one and cannot be read is taken by ``broken``."""
+def _header(path: Path, unread: Unread) -> tuple[Dataset, tuple[str, str, str, str]] | None:
+    """The header of a DICOM file and what its series is known by; what is none goes where it belongs in ``unread``."""
+    name = path.name
+    companion = name.startswith("._")  # as macOS calls what it writes beside the file of that name
+    if name.lower().endswith(VOLUMES) and not companion:
+        unread.volumes.append(path)
+        return None
     try:
         header = read_tags(path, _TAGS)
-        if header is None and claims_dicom(path):
-            broken.append(path)
+        if header is not None:
+            with suppress(Exception):  # as in _sound_series
+                place = "" if header.get("SeriesInstanceUID") else str(path.parent)
+                person = folded(_patient(header))  # anonymizers give several people the same UIDs
+                return header, (str(header.get("StudyInstanceUID", "")), series_name(header), place, person)
+        if header is not None or claims_dicom(path):
+            unread.damaged.append(path)
+        else:
+            unread.endings["._" if companion else ending_of(name)] += 1
     except ReadError:
-        broken.append(path)
-        return None
-    return header
+        (unread.damaged if os.access(path, os.R_OK) else unread.closed).append(path)
+    return None
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and name.upper() != "DICOMDIR":
-                yield Path(folder, name)
-
-
-def _join_nameless(groups: dict[tuple[str, str, str], list[tuple[Path, Dataset]]]) -> None:
+def _join_nameless(groups: dict[tuple[str, str, str, str], list[tuple[Path, Dataset]]]) -> None:
     """Files without PatientID are of the one person whose files of the series lie in the same folder."""
-    people: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for study, series, person in groups:
-        people[study, series].append(person)
-    for (study, series), found in people.items():
+    people: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for *series, person in groups:
+        people[series[0], series[1], series[2]].append(person)
+    for (study, name, place), found in people.items():
         if len(found) == 2 and "" in found:
-            bare, named = (groups[study, series, person] for person in sorted(found))
+            bare, named = (groups[study, name, place, person] for person in sorted(found))
             if {path.parent for path, _ in bare} <= {path.parent for path, _ in named}:
-                named += groups.pop((study, series, ""))
+                named += groups.pop((study, name, place, ""))
                 named.sort(key=lambda member: member[0])
 
 
-def _told_apart(groups: dict[tuple[str, str, str], list[tuple[Path, Dataset]]]) -> Iterator[list[tuple[Path, Dataset]]]:
+def _told_apart(
+    groups: dict[tuple[str, str, str, str], list[tuple[Path, Dataset]]],
+) -> Iterator[list[tuple[Path, Dataset]]]:
     """The files of each series; without a PatientID that names somebody, scans of one place in two folders are two."""
-    for (_, _, person), members in groups.items():
+    for (*_, person), members in groups.items():
         folders: dict[Path, list[tuple[Path, Dataset]]] = defaultdict(list)
         for path, header in members:
             folders[path.parent].append((path, header))
@@ -201,10 +220,10 @@ def _patient(header: Dataset) -> str:
 def _sound_series(members: list[tuple[Path, Dataset]]) -> tuple[Series | None, list[Path]]:
     """The series without its damaged files, and these."""
     with suppress(Exception):  # pydicom converts a value when it is asked for, and raises nearly anything then
-        return _series(members), []
+        return _series(*_without_copies(members)), []
     sound = [member for member in members if _is_sound(member)]
     kept = {path for path, _ in sound}
-    return _series(sound) if sound else None, [path for path, _ in members if path not in kept]
+    return _series(*_without_copies(sound)) if sound else None, [path for path, _ in members if path not in kept]
 
 
 def _is_sound(member: tuple[Path, Dataset]) -> bool:
@@ -216,7 +235,7 @@ def _is_sound(member: tuple[Path, Dataset]) -> bool:
     return True
 
 
-def _series(members: list[tuple[Path, Dataset]]) -> Series:
+def _series(members: list[tuple[Path, Dataset]], copies: tuple[Path, ...] = ()) -> Series:
     """What the headers of a series say."""
     files = tuple(path for path, _ in members)
     first = members[0][1]
@@ -232,7 +251,7 @@ def _series(members: list[tuple[Path, Dataset]]) -> Series:
         study_uid=_text(first, "StudyInstanceUID"),
         study_date=_text(first, "StudyDate"),
         scanned=scan_date(first),
-        series_uid=_text(first, "SeriesInstanceUID"),
+        series_uid=series_name(first),
         series_number=None if series_number is None else int(series_number),
         modality=_text(first, "Modality"),
         description=_text(first, "SeriesDescription"),
@@ -242,10 +261,49 @@ def _series(members: list[tuple[Path, Dataset]]) -> Series:
         count=count,
         shape=shape,
         spacing=spacing,
-        referenced_series=tuple(sorted({uid for _, header in members for uid in _referenced(header)})),
+        referenced_series=tuple(sorted({uid for _, header in members for uid in referenced_series(header)})),
         is_image=bool(images),
         is_localizer=bool(images) and all(is_localizer(header) for header in images),
+        unusable=_unusable([header for _, header in members]),
+        copies=copies,
     )
+
+
+def _unusable(headers: list[Dataset]) -> str:
+    """Why no image of a series is a volume that its modality promises; empty if one is."""
+    reason = ""
+    for header in headers:
+        reason = why_no_volume(header)
+        if not reason and header.get("Modality") == "CT" and rescale_type(header) not in ("HU", UNSPECIFIED):
+            reason = (
+                f"not HU, but of RescaleType {rescale_type(header)}; a column without the word ct takes it as it is"
+            )
+        if not reason and header.get("SOPClassUID") == NUCLEAR and "TRANSMISSION" in image_kinds(header):
+            reason = "an attenuation map"
+        if not reason:
+            break
+    return reason
+
+
+def _without_copies(members: list[tuple[Path, Dataset]]) -> tuple[list[tuple[Path, Dataset]], tuple[Path, ...]]:
+    """Each object once, out of one folder if it holds them all, and the copies: they have the UID and place of another.
+
+    Without UIDs there are no copies.
+    """
+    uids = Counter(str(header.get("SOPInstanceUID") or "") for _, header in members)
+    if "" in uids or len(uids) == len(members):
+        return members, ()
+    objects: dict[tuple[str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
+    for path, header in members:
+        objects[str(header.SOPInstanceUID), str(header.get("ImagePositionPatient"))].append((path, header))
+    once = [same[0] for same in objects.values()]
+    for folder in dict.fromkeys(path.parent for path, _ in members):
+        here = [[one for one in same if one[0].parent == folder] for same in objects.values()]
+        if all(here):
+            once = [same[0] for same in here]
+            break
+    kept = {path for path, _ in once}
+    return once, tuple(path for path, _ in members if path not in kept)
 
 
 def _text(header: Dataset, tag: str) -> str:
@@ -266,7 +324,7 @@ def _extent(images: list[Dataset], count: int) -> tuple[tuple[int, int, int], tu
     return (int(first.Columns), int(first.Rows), count), (rows[1], rows[0], step)
 
 
-def _referenced(header: Dataset) -> Iterator[str]:
+def referenced_series(header: Dataset) -> Iterator[str]:
     """Series UIDs named by a SEG directly and by an RTSTRUCT through frame of reference and study."""
     for series in header.get("ReferencedSeriesSequence") or []:
         yield _text(series, "SeriesInstanceUID")

@@ -8,7 +8,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from mmfusion.errors import OrientationError, ReadError
-from mmfusion.io.header import Opened, chosen_frame, static_shape
+from mmfusion.io.frame_choice import choose_frames
+from mmfusion.io.header import Opened, static_shape
 from mmfusion.io.text_headers import check_text_header
 from mmfusion.io.voxels import empty_voxels, fill
 
@@ -37,7 +38,7 @@ def open_metaimage(path: Path, *, kind: str = "", frame: str | int | None = None
         raise ReadError(f"{path} cannot be read: {last_line(error)}") from None
     shape = tuple(int(n) for n in reader.GetSize())
     spatial, frames = static_shape(shape, path)
-    index = chosen_frame(frame, frames, f"shape {shape}", path)
+    choice = choose_frames(frame, frames, f"shape {shape}", path)
     if reader.GetNumberOfComponents() != 1:
         raise ReadError(
             f"{path} has {reader.GetNumberOfComponents()} values a voxel (a vector or color image); one is expected"
@@ -51,9 +52,6 @@ def open_metaimage(path: Path, *, kind: str = "", frame: str | int | None = None
     directions = np.asarray(reader.GetDirection()).reshape(n, n)[:3, :3]
     affine[:3, :3] = directions * np.asarray(reader.GetSpacing())[:3]
     affine[:3, 3] = reader.GetOrigin()[:3]
-    notes = []
-    if frames > 1:
-        notes.append(f"{frames} frames: " + ("their mean" if index is None else f"frame {index}") + " is used")
 
     def read() -> np.ndarray:
         try:
@@ -62,10 +60,12 @@ def open_metaimage(path: Path, *, kind: str = "", frame: str | int | None = None
             raise ReadError(f"{path} cannot be read: {last_line(error)}. Copy or export it again") from None
         array = sitk.GetArrayViewFromImage(image).reshape(frames, *spatial[::-1])
         out = empty_voxels(spatial, opened.affine, path)
-        fill(out, (array.mean(axis=0) if index is None else array[index]).T)
+        used = array[choice.indices[0] : choice.indices[-1] + 1]
+        fill(out, (used[0] if choice.single else np.average(used, axis=0, weights=choice.weights)).T)
         return out
 
-    opened = Opened(path, spatial, LPS_TO_RAS @ affine, read, kind=kind, frames=frames, notes=notes)
+    notes = [choice.note] if choice.note else []
+    opened = Opened(path, spatial, LPS_TO_RAS @ affine, read, kind=kind, frames=frames, choice=choice, notes=notes)
     return opened
 
 

@@ -6,6 +6,7 @@ import gzip
 import math
 import os
 import zlib
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -15,13 +16,16 @@ from isal import igzip, igzip_lib
 
 from mmfusion.errors import GeometryError, OptionError, OrientationError, ReadError, VoxelError
 from mmfusion.files import atomic_path
-from mmfusion.io.header import Opened, chosen_frame, static_shape
+from mmfusion.io.frame_choice import ONLY_FRAME, FrameChoice, FrameTimes, choose_frames
+from mmfusion.io.header import Opened, static_shape
 from mmfusion.io.voxels import empty_voxels, fill, refuse_bomb, slabs
 from mmfusion.volume import Grid
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from io import BufferedReader
 
+    from nibabel.freesurfer.mghformat import MGHHeader
     from nibabel.nifti1 import Nifti1Header
 
     from mmfusion.volume import Volume
@@ -30,45 +34,61 @@ _CHUNK_BYTES = 1 << 19  # inflated at once: what stays in the cache is compared 
 _DAMAGED = (OSError, EOFError, zlib.error, cast("type[Exception]", igzip_lib.IsalError))
 _QUATERNION_TOLERANCE = 1e-3
 _DISAGREE_MM = 1.0
+_DISAGREE_SIZE = 0.01  # of the size of a voxel
 _MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # xyzt_units: meter, millimeter, micrometer
 _DIRECTIONS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 
 
 def open_nifti(
-    path: Path, *, kind: str = "", frame: str | int | None = None, assume_orientation: str | None = None
+    path: Path,
+    *,
+    kind: str = "",
+    frame: str | int | None = None,
+    assume_orientation: str | None = None,
+    times: Callable[[], FrameTimes] = list,
 ) -> Opened:
-    """Read a NIfTI header (``.nii``, ``.nii.gz``, or a ``.hdr``/``.img`` pair).
+    """Read a NIfTI header (``.nii``, ``.nii.gz``, or a ``.hdr``/``.img`` pair); ``times`` gives those of its frames.
 
     Raises:
         ReadError: not NIfTI, truncated, voxels that are not plain numbers, or several frames.
         OrientationError: the quaternion is broken, or there is no orientation and none is assumed.
         GeometryError: a 2D image or a singular affine.
     """
-    header = _header(path)
+    header = nifti_header(path)
     shape = tuple(int(n) for n in header.get_data_shape())
     spatial, frames = static_shape(shape, path)
-    index = chosen_frame(frame, frames, f"shape {shape}", path)
+    choice = choose_frames(frame, frames, f"shape {shape}", path, times)
     if header.get_data_dtype().kind not in "iuf":
         raise ReadError(f"{path} holds {header.get_value_label('datatype')} voxels; plain numbers are expected")
     notes: list[str] = []
-    affine = _affine(header, spatial, path, assume_orientation, notes)
-    if frames > 1:
-        notes.append(f"{frames} frames: " + ("their mean" if index is None else f"frame {index}") + " is used")
+    doubts: list[str] = []
+    affine = _affine(header, spatial, path, assume_orientation, notes, doubts)
+    notes += [choice.note] if choice.note else []
 
-    image = path.with_suffix(".img") if path.suffix == ".hdr" else path
-    read = partial(_read_voxels, image, header, spatial, affine, frames, index)
-    return Opened(path, spatial, affine, read, kind=kind, frames=frames, notes=notes)
+    image = pair_of(path)[1]
+    read = partial(read_voxels, image, header, spatial, affine, frames, choice)
+    return Opened(path, spatial, affine, read, kind=kind, frames=frames, choice=choice, notes=notes, doubts=doubts)
 
 
-def _read_voxels(
+def read_voxels(
     path: Path,
-    header: Nifti1Header,
+    header: Nifti1Header | MGHHeader,
     shape: tuple[int, int, int],
     affine: np.ndarray,
     frames: int,
-    index: int | None,
+    choice: FrameChoice,
 ) -> np.ndarray:
-    """``[i, j, k]`` float32 of frame ``index``, or the mean of all frames if None."""
+    """``[i, j, k]`` float32 of the chosen frame, or the weighted mean of those chosen.
+
+    Args:
+        path: the file of the voxels, which lie with i fastest.
+        header: what says of which type they are, where they begin, and how they are scaled.
+        shape, frames: how many there are.
+        affine: ``[4, 4]`` index to RAS, mm.
+
+    Raises:
+        ReadError: they are not all there, or damaged.
+    """
     dtype, start = header.get_data_dtype(), int(header.get_data_offset())
     slope, intercept = header.get_slope_inter()
     slope, intercept = (1.0, 0.0) if slope is None else (slope, intercept)
@@ -78,15 +98,16 @@ def _read_voxels(
         refuse_bomb(path, math.prod(shape), size)
         out = empty_voxels(shape, affine, path)
         with _opened(path) as stream:
-            stream.seek(start + size * (index or 0))
-            if index is not None:
+            stream.seek(start + size * choice.indices[0])
+            if choice.single:
                 for part in slabs(shape, dtype.itemsize):
                     fill(out[:, :, part], _next(stream, out[:, :, part].shape, dtype), slope, intercept)
             else:
-                total = _next(stream, shape, dtype).astype(float)
-                for _ in range(frames - 1):
-                    total += _next(stream, shape, dtype)
-                fill(out, total / frames, slope, intercept)
+                total = np.zeros(shape, order="F")
+                for index, weight in zip(choice.indices, choice.weights, strict=True):
+                    stream.seek(start + size * index)
+                    total += weight * _next(stream, shape, dtype).astype(float)
+                fill(out, total / sum(choice.weights), slope, intercept)
             stream.read(1)  # behind the last voxel a packed file is compared with its checksum
     except _DAMAGED as error:
         raise ReadError(f"{path} cannot be read: {_reason(error)}. Copy or export it again") from None
@@ -94,7 +115,11 @@ def _read_voxels(
 
 
 def _opened(path: Path) -> BufferedReader:
-    return cast("BufferedReader", igzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
+    return cast("BufferedReader", igzip.open(path, "rb")) if _is_packed(path) else path.open("rb")
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() in (".gz", ".mgz")
 
 
 def _next(stream: BufferedReader, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -116,7 +141,7 @@ def _check_length(path: Path, needed: int) -> None:
         ReadError: the file is shorter.
     """
     held = path.stat().st_size
-    if path.suffix.lower() == ".gz":
+    if _is_packed(path):
         with path.open("rb") as packed:
             packed.seek(-4, os.SEEK_END)
             said = int.from_bytes(packed.read(4), "little")  # RFC 1952: the length, modulo 2**32
@@ -134,23 +159,28 @@ def _unpacked_length(path: Path, enough: int) -> int:
     return total
 
 
-def check_nifti_header(path: Path) -> None:
-    """Refuse what ITK does not survive: voxels that are no plain numbers, places that are none, and too few bytes.
+def read_vectors(path: Path, header: Nifti1Header) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of an image of them, ``[i, j, k, 3]`` float32 as stored, and its ``[4, 4]`` affine, RAS mm.
 
     Raises:
-        ReadError: not NIfTI, or such a header.
+        ReadError: damaged, cut short, or not of three values a voxel.
+        OrientationError: where the voxels lie is unknown.
     """
-    header = _header(path)
+    shape = tuple(int(n) for n in header.get_data_shape())
+    if len(shape) != 5 or shape[3] != 1 or shape[4] != 3 or min(shape) < 1:
+        raise ReadError(
+            f"transform {path} is an image of shape {shape}; a displacement field has 3 values a voxel, in NIfTI shape "
+            "(i, j, k, 1, 3)"
+        )
     if header.get_data_dtype().kind not in "iuf":
         raise ReadError(f"{path} holds {header.get_value_label('datatype')} voxels; plain numbers are expected")
-    places = [header[name] for name in ("pixdim", "srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z")]
-    if not np.isfinite(np.hstack(places)).all():
+    i, j, k = shape[:3]
+    affine = _affine(header, (i, j, k), path, None, [], [])
+    if not np.isfinite(affine).all():
         raise ReadError(f"{path} has a damaged NIfTI header: where its voxels lie is not finite")
-    needed = int(header.get_data_offset()) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
-    try:
-        _check_length(path, needed)
-    except _DAMAGED as error:
-        raise ReadError(f"{path} cannot be read: {_reason(error)}. Copy or export it again") from None
+    # the three values of a voxel lie a volume apart, as three volumes on top of each other
+    array = read_voxels(path, header, (i, j, 3 * k), affine, 1, ONLY_FRAME)
+    return np.moveaxis(array.reshape(i, j, 3, k), 2, 3), affine
 
 
 def _reason(error: Exception) -> str:
@@ -158,22 +188,57 @@ def _reason(error: Exception) -> str:
     return text.rstrip(". ")
 
 
-def _header(path: Path) -> Nifti1Header:
-    """The header without nibabel's own checks, which stop at headers that can be repaired."""
+def pair_of(path: Path) -> tuple[Path, Path]:
+    """Where the header and the voxels are: one file, or ``.hdr`` and ``.img``, each packed (``.gz``) or not."""
+    name = path.name.lower().removesuffix(".gz")
+    if not name.endswith((".hdr", ".img")):
+        return path, path
+
+    def part(ending: str) -> Path:
+        if name.endswith(ending):
+            return path
+        stem, packings = path.name[: len(name) - 4], ("", ".gz") if name == path.name.lower() else (".gz", "")
+        places = [path.with_name(f"{stem}{ending}{packing}") for packing in packings]
+        return next((place for place in places if place.exists()), places[0])
+
+    return part(".hdr"), part(".img")
+
+
+def first_bytes(path: Path, count: int, expected: str) -> bytes:
+    """The first bytes of a file, inflated if it is packed by its name.
+
+    Raises:
+        ReadError: it cannot be read, or is packed by its name only.
+    """
+    try:
+        with gzip.open(path) if _is_packed(path) else path.open("rb") as stream:
+            return stream.read(count)
+    except _DAMAGED as error:
+        with suppress(OSError), path.open("rb") as stream:
+            if _is_packed(path) and stream.read(2) != b"\x1f\x8b":
+                plain = path.with_suffix("" if path.suffix.lower() == ".gz" else ".mgh").name
+                raise ReadError(
+                    f"{path} is not {expected} as its name says: it is not compressed. Call it {plain} if it is one"
+                ) from None
+        raise ReadError(f"{path} is not {expected}, or is damaged: {_reason(error)}") from None
+
+
+def nifti_header(path: Path) -> Nifti1Header:
+    """The header of a NIfTI file, without nibabel's own checks, which stop at headers that can be repaired."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
     from nibabel.spatialimages import HeaderDataError
 
-    try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            block = stream.read(540)
-    except _DAMAGED as error:
-        raise ReadError(f"{path} is not a NIfTI file, or is damaged: {_reason(error)}") from None
+    block = first_bytes(path, 540, "a NIfTI file")
     if block[344:347] in (b"n+1", b"ni1") and block[347:348] == b"\0":
         kind, size = Nifti1Header, 348
     elif block[4:7] in (b"n+2", b"ni2") and len(block) == 540:
         kind, size = Nifti2Header, 540
     else:
+        if b"\x5c\x01\0\0" in (block[:4], block[3::-1]):  # the length of its header, 348
+            raise OrientationError(
+                f"{path} is Analyze 7.5, which does not say left and right. Export the scan as NIfTI or DICOM"
+            )
         raise ReadError(f"{path} is not a NIfTI file: its header does not say so")
     header = kind(block[:size], check=False)
     try:
@@ -187,7 +252,12 @@ def _header(path: Path) -> Nifti1Header:
 
 
 def _affine(
-    header: Nifti1Header, shape: tuple[int, int, int], path: Path, assumed: str | None, notes: list[str]
+    header: Nifti1Header,
+    shape: tuple[int, int, int],
+    path: Path,
+    assumed: str | None,
+    notes: list[str],
+    doubts: list[str],
 ) -> np.ndarray:
     """``[4, 4]`` voxel index to RAS mm: the sform if there is one, else the qform, else what is assumed."""
     unit = int(header["xyzt_units"]) & 7
@@ -207,6 +277,7 @@ def _affine(
         if apart > _DISAGREE_MM:
             notes.append(f"sform and qform disagree by up to {apart:.1f} mm; the sform is used")
     if sform is not None:
+        doubts += _contradiction(sform, pixdim)
         return scale @ sform
     if qform is not None:
         return scale @ qform
@@ -217,6 +288,19 @@ def _affine(
         )
     notes.append(f"no orientation in the file; {assumed.upper()} was assumed")
     return scale @ _assumed_affine(assumed, pixdim, shape)
+
+
+def _contradiction(sform: np.ndarray, pixdim: np.ndarray) -> list[str]:
+    """A sentence if the voxels of the sform are not as large as pixdim says."""
+    size = np.linalg.norm(sform[:3, :3], axis=0)
+    said = np.where(np.isfinite(pixdim) & (pixdim > 0), pixdim, size)
+    if np.abs(size / said - 1).max() <= _DISAGREE_SIZE:
+        return []
+    found, told = (" x ".join(f"{length:.4g}" for length in lengths) for lengths in (size, said))
+    return [
+        f"voxels are {found} by the sform, which is used, but {told} by pixdim. Compare the size with the original "
+        "scan, and correct the one that is wrong"
+    ]
 
 
 def _qform(header: Nifti1Header, pixdim: np.ndarray, path: Path, notes: list[str], needed: bool) -> np.ndarray | None:

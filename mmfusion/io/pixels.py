@@ -30,7 +30,7 @@ def plain_plane(path: DicomFile, header: Dataset, frame: int = 0) -> np.ndarray 
         Integers, signed or not as the header says; None if the pixels are of another kind or do not fit the header.
     """
     layout = _layout(header)
-    if layout is None:
+    if layout is None or path.suffix.lower() == ".gz":  # pydicom reads all frames of a packed file at once
         return None
     dtype, unused, shift = layout
     rows, columns = int(header.Rows), int(header.Columns)

@@ -11,6 +11,9 @@ from mmfusion.errors import ReadError
 from mmfusion.files import is_there
 from mmfusion.io.dates import DATES
 from mmfusion.io.header import settled_kind
+from mmfusion.io.image_kinds import kinds_of, split_kind
+from mmfusion.io.pictures import why_no_volume
+from mmfusion.io.sniff import pattern_of, stands_for_slice
 from mmfusion.io.spelling import folded, normal
 from mmfusion.io.tags import (
     FRAMES,
@@ -19,9 +22,11 @@ from mmfusion.io.tags import (
     PIXELS,
     VALUES,
     claims_dicom,
+    head_of,
     is_image,
     is_localizer,
     read_tags,
+    series_name,
 )
 from mmfusion.io.zipped import DicomFile
 
@@ -32,7 +37,9 @@ if TYPE_CHECKING:
 
 _SUV_DEPENDS_ON = ("ActualFrameDuration", "SUVType", "TimezoneOffsetFromUTC")  # absent, they mean something else
 _NEEDED = {*IDENTITY, *GEOMETRY, "RescaleSlope", "RescaleIntercept", *_SUV_DEPENDS_ON}
-_TELLING = ("ImagePositionPatient", *FRAMES, "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime")
+_TELLING = ("ImagePositionPatient", "ImageType", *FRAMES, "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime")
+UID = r"\d+(\.\d+)+"
+"""How a UID looks, or the end of one."""
 _Files = list[tuple[DicomFile, "Dataset"]]
 
 
@@ -40,40 +47,53 @@ def split_series(path: str | Path) -> tuple[Path, str | None]:
     """A path, and what of it is meant if it holds several things: a DICOM series, or a structure of a mask.
 
     ``scans/017`` is a file or folder; ``scans/017#1.2.840.113619.2.55`` is the one series of that folder with
-    that SeriesInstanceUID, or the end of one. What exists is meant as it is, with any ``#`` in it; else the part
-    behind the last ``#`` is a name if a UID stands there, or if what stands before it exists.
+    that SeriesInstanceUID, or the end of one; ``scans/017#water`` and ``scans/017#1.2.840.113619.2.55:water`` are its
+    images of one kind (:data:`mmfusion.io.image_kinds.IMAGE_KINDS`). What exists is meant as it is, with any ``#`` in
+    it; else the part behind the last ``#`` is a name if a UID stands there, or if what stands before it exists.
     """
     path = Path(path)
     before, mark, name = path.name.rpartition("#")
     if not (mark and before and name) or is_there(path):
         return path, None
     place = path.with_name(before)
-    return (place, name) if re.fullmatch(r"\d+(\.\d+)+", name) or is_there(place) else (path, None)
+    uid = split_kind(name)[0] or ""
+    return (place, name) if re.fullmatch(UID, uid) or is_there(place) else (path, None)
 
 
 def one_series(
-    files: Iterable[DicomFile], where: str, *, series: str | None, kind: str, settled: bool, notes: list[str]
-) -> _Files:
-    """The image files of the series that is meant, each object once, without localizers.
+    files: Iterable[DicomFile],
+    where: str,
+    *,
+    series: str | None,
+    kind: str,
+    settled: bool,
+    notes: list[str],
+    doubts: list[str],
+) -> tuple[_Files, str]:
+    """The image files of the series that is meant, each object once, without localizers; and the kind of image.
 
     Args:
         files: what lies there, DICOM or not.
         where: what messages call the place.
         series: a SeriesInstanceUID, a description (in any case), the end of a UID, or a part of a description; what
-            fits first counts. None: the only series.
+            fits first counts. A kind of image (:func:`~mmfusion.io.image_kinds.split_kind`) that some series hold
+            means these. None: the only series.
         kind: ``ct``, ``pet``, ``mr`` or empty. Among several series, the only one of this kind is meant.
         settled: convert all values at once, which takes long: those that cannot be converted are then absent, or named.
         notes: takes what was left out, and which series was chosen by its kind.
+        doubts: takes what lies beside the slices and may be one.
 
     Raises:
-        ReadError: there is no such series, or several, or it is of several people; a file says that it is DICOM, and
-            cannot be read.
+        ReadError: there is no such series, or several, or it is of several people; a file says that it is DICOM and
+            cannot be read, or stands in place of a slice.
     """
-    groups, others = _grouped(files, where, settled)
+    groups, others, strangers = _grouped(files, where, settled)
     if not groups:
+        _refuse_damaged([number for number, path in strangers if claims_dicom(path)], where)
         found = f" (found {', '.join(sorted(others))})" if others else ""
         raise ReadError(f"{where} holds no DICOM image with a position{found}; give the folder or a file of the series")
-    meant = _chosen(groups, where, series, kind, notes)
+    meant, image_kind = _chosen(groups, where, series, kind, notes)
+    _check_strangers(strangers, meant, where, doubts)
     _refuse_several_people(meant, where, notes)
     once = _without_copies(meant)
     if len(once) < len(meant):
@@ -81,7 +101,7 @@ def one_series(
     kept = [(path, header) for path, header in once if not is_localizer(header)]
     if kept and len(kept) < len(once):
         notes.append(f"{len(once) - len(kept)} localizer images left out")
-    return kept or once
+    return kept or once, image_kind
 
 
 def _refuse_several_people(files: _Files, where: str, notes: list[str]) -> None:
@@ -116,32 +136,63 @@ def _without_copies(files: _Files) -> _Files:
     return list(first.values())
 
 
-def _grouped(files: Iterable[DicomFile], where: str, settled: bool) -> tuple[dict[str, _Files], set[str]]:
-    """The images by SeriesInstanceUID, and the modalities of what else is DICOM.
-
-    Raises:
-        ReadError: files are damaged: each may be a slice, also the first or last, which nothing else would miss.
-    """
+def _grouped(
+    files: Iterable[DicomFile], where: str, settled: bool
+) -> tuple[dict[str, _Files], set[str], list[tuple[int, DicomFile]]]:
+    """The images by series, the modalities of what else is DICOM, and with its number each file that cannot be read."""
     groups: dict[str, _Files] = {}
     others: set[str] = set()
-    damaged: list[int] = []
+    strangers: list[tuple[int, DicomFile]] = []
     for number, path in enumerate(files, 1):
         header = read_tags(path, ("PatientID", *DATES, *IDENTITY, *GEOMETRY, *VALUES, *FRAMES, *PIXELS))
         if header is None:
-            damaged += [number] if claims_dicom(path) else []
+            strangers.append((number, path))
             continue
         if settled:
             _settle_values(header, path)
         if is_image(header):
-            groups.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
+            groups.setdefault(series_name(header), []).append((path, header))
         else:
-            others.add(str(header.get("Modality") or "no modality"))
-    if damaged:
+            others.add(why_no_volume(header) or str(header.get("Modality") or "no modality"))
+    return groups, others, strangers
+
+
+def _check_strangers(strangers: list[tuple[int, DicomFile]], meant: _Files, where: str, doubts: list[str]) -> None:
+    """See that no file is a slice that cannot be read: it may be the first or last, which nothing else would miss.
+
+    Raises:
+        ReadError: some are, among the files of the series.
+    """
+    folders = {path.parent for path, _ in meant}
+    patterns = {pattern_of(path.name) for path, _ in meant}
+    lost: list[int] = []
+    elsewhere = unclear = 0
+    for number, path in strangers:
+        if path.parent not in folders:
+            elsewhere += claims_dicom(path)
+        elif claims_dicom(path) or (like := stands_for_slice(path.name, head_of(path), patterns)) == "yes":
+            lost.append(number)
+        else:
+            unclear += like == "perhaps"
+    _refuse_damaged(lost, where)
+    if unclear:
+        doubts.append(
+            f"{unclear} files beside the slices are neither DICOM nor anything that is known, and may be slices that "
+            "were lost. Copy or export them again, or take them away."
+        )
+    if elsewhere:
+        doubts.append(
+            f"{elsewhere} damaged DICOM files lie in other folders, and may be slices. Copy or export them again, or "
+            "take them away."
+        )
+
+
+def _refuse_damaged(numbers: list[int], where: str) -> None:
+    if numbers:
         raise ReadError(
-            f"{where}: {len(damaged)} DICOM files are damaged, the first is number {damaged[0]} in order of name; copy "
+            f"{where}: {len(numbers)} DICOM files are damaged, the first is number {numbers[0]} in order of name; copy "
             "or export them again, or take them away if they belong to nothing"
         )
-    return groups, others
 
 
 def _settle_values(header: Dataset, path: DicomFile) -> None:
@@ -164,9 +215,15 @@ def _settle_values(header: Dataset, path: DicomFile) -> None:
         _settle_values(item, path)
 
 
-def _chosen(groups: dict[str, _Files], where: str, series: str | None, kind: str, notes: list[str]) -> _Files:
-    """The files of the series that is meant, by the rules of :func:`one_series`."""
-    found = _named(groups, series) if series else groups
+def _chosen(
+    groups: dict[str, _Files], where: str, series: str | None, kind: str, notes: list[str]
+) -> tuple[_Files, str]:
+    """The files of the series that is meant, and the kind of image, by the rules of :func:`one_series`."""
+    name, image_kind = split_kind(series)
+    holding = {uid: files for uid, files in groups.items() if image_kind and _holds(files, image_kind)}
+    if image_kind and not holding and not name:  # a word of a description, then
+        name, image_kind = series, ""
+    found = _named(groups, name) if name else holding or groups
     if not found:
         raise ReadError(f"{where} holds no DICOM image of series '{series}', but {_listed(groups)}; name one of these")
     if len(found) > 1 and kind:
@@ -181,7 +238,11 @@ def _chosen(groups: dict[str, _Files], where: str, series: str | None, kind: str
             "path, or keep each series in a folder of its own"
         )
     (chosen,) = found.values()
-    return chosen
+    return chosen, image_kind
+
+
+def _holds(files: _Files, image_kind: str) -> bool:
+    return any(image_kind in kinds_of(path, header) for path, header in files)
 
 
 def _named(groups: dict[str, _Files], series: str) -> dict[str, _Files]:
@@ -200,7 +261,7 @@ def _named(groups: dict[str, _Files], series: str) -> dict[str, _Files]:
 def _is_kind(files: _Files, kind: str) -> bool:
     first = files[0][1]
     found = settled_kind("", str(first.get("Modality", "")), files[0][0])
-    return found == kind and not all(is_localizer(header) for _, header in files)
+    return found == kind and not all(is_localizer(header) or why_no_volume(header) for _, header in files)
 
 
 def _listed(groups: dict[str, _Files]) -> str:

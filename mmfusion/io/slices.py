@@ -1,7 +1,8 @@
-"""DICOM planes and the regular lattice that they form."""
+"""The planes of pixels in DICOM files, from headers only."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import ReadError
-from mmfusion.io.tags import number, numbers
+from mmfusion.io.tags import number, numbers, tomography
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,9 +19,14 @@ if TYPE_CHECKING:
 
     from mmfusion.io.zipped import DicomFile
 
-_POSITION_TOLERANCE_MM = 0.02
-_POSITION_TOLERANCE = 0.01  # of the slice spacing
+SAME_POSITION_MM = 0.02
 _ORIENTATION_TOLERANCE = 1e-3
+_LENGTH_TOLERANCE = 1e-4  # of direction cosines, which have length 1
+_MOST_SHEAR = 0.087  # cosine of 85 degrees, between a row and a column
+_FEW = 0.1  # of all slices; what is more is no stray picture
+_A_STACK = 3  # slices of one kind
+_POSITION = "PlanePositionSequence", "ImagePositionPatient"
+_ORIENTATION = "PlaneOrientationSequence", "ImageOrientationPatient"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +39,7 @@ class Slice:
         spacing: along a row and down a column, mm.
         size: columns, rows.
         thickness: distance to the next slice as far as the header says, mm; 0 if it does not.
+        scale: length of the direction cosines as stored: of the one that is farther from 1.
     """
 
     path: DicomFile
@@ -43,6 +50,7 @@ class Slice:
     spacing: tuple[float, float]
     size: tuple[int, int]
     thickness: float
+    scale: float
     slope: float | None
     intercept: float | None
 
@@ -62,36 +70,85 @@ def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
             f"{path}: {len(frames)} frames are described, but NumberOfFrames is {told}; the file is damaged, copy or "
             "export it again"
         )
-    if not frames and (counted or 0) > 1:
+    detector = tomography(header) if counted and not frames else None
+    if not frames and not detector and (counted or 0) > 1:
         raise ReadError(
             f"{path} is a classic multi-frame object of {counted:g} frames, whose places the DICOM does not say "
             "(PerFrameFunctionalGroupsSequence (5200,9230) is missing). Export it as an enhanced multi-frame object, "
             "or as one file a slice"
         )
-    for n in range(len(frames or [None])):
+    offsets = _tomographic_offsets(path, header) if detector else [0.0] * len(frames or [None])
+    for n, offset in enumerate(offsets):
         tag = partial(frame_tag, path, header, n)
-        position = numbers(tag("PlanePositionSequence", "ImagePositionPatient"))
-        axes = numbers(tag("PlaneOrientationSequence", "ImageOrientationPatient"))
+        position = numbers(detector.get(_POSITION[1]) if detector else tag(*_POSITION))
+        cosines = numbers(detector.get(_ORIENTATION[1]) if detector else tag(*_ORIENTATION))
         spacing = numbers(tag("PixelMeasuresSequence", "PixelSpacing"))
-        if (len(position), len(axes), len(spacing)) != (3, 6, 2) or not header.get("Columns"):
+        if (len(position), len(cosines), len(spacing)) != (3, 6, 2) or not header.get("Columns"):
             raise ReadError(
                 f"{path}: DICOM lacks ImagePositionPatient (0020,0032), ImageOrientationPatient (0020,0037), "
                 "PixelSpacing (0028,0030) or Columns (0028,0011), or has something else than numbers there; where the "
                 "pixels lie cannot be known"
             )
+        axes, scale = _directions(path, cosines)
         step = tag("PixelMeasuresSequence", "SpacingBetweenSlices") or tag("PixelMeasuresSequence", "SliceThickness")
         yield Slice(
             path=path,
             header=header,
             frame=n,
-            position=np.asarray(position, float),
-            axes=np.asarray(axes, float).reshape(2, 3),
+            position=np.asarray(position, float) + (offset * normal_of(axes) if offset else 0.0),
+            axes=axes,
             spacing=(float(spacing[1]), float(spacing[0])),
             size=(int(header.Columns), int(header.Rows)),
             thickness=abs(number(step) or 0.0),
+            scale=scale,
             slope=number(tag("PixelValueTransformationSequence", "RescaleSlope")),
             intercept=number(tag("PixelValueTransformationSequence", "RescaleIntercept")),
         )
+
+
+def _tomographic_offsets(path: DicomFile, header: Dataset) -> list[float]:
+    """How far each frame of a reconstructed NM object lies from the first slice along the normal, mm.
+
+    The sign of SpacingBetweenSlices says to which side the slices are stacked (DICOM PS3.3, C.8.4.15).
+
+    Raises:
+        ReadError: the step, or the slice of a frame, is not known.
+    """
+    count = int(number(header.get("NumberOfFrames")) or 1)
+    step = number(header.get("SpacingBetweenSlices"))
+    slices = numbers(header.get("SliceVector"))
+    if not slices and number(header.get("NumberOfSlices")) in (None, count):
+        slices = [n + 1.0 for n in range(count)]
+    if not step or len(slices) != count:
+        raise ReadError(
+            f"{path}: DICOM lacks SpacingBetweenSlices (0018,0088), whose sign says to which side the slices are "
+            "stacked, or SliceVector (0054,0080) does not name the slice of each frame; export it again"
+        )
+    return [(n - 1) * step for n in slices]
+
+
+def _directions(path: DicomFile, cosines: list[float]) -> tuple[np.ndarray, float]:
+    """``[2, 3]`` unit vectors along a row and down a column, and their :attr:`Slice.scale`.
+
+    Raises:
+        ReadError: one has no length, or they are far from perpendicular.
+    """
+    row, column = cosines[:3], cosines[3:]
+    lengths = math.hypot(*row), math.hypot(*column)
+    shear = sum(a * b for a, b in zip(row, column, strict=True)) / max(math.prod(lengths), 1e-9)
+    if min(lengths) < 1e-3 or abs(shear) > _MOST_SHEAR:
+        raise ReadError(
+            f"{path}: ImageOrientationPatient (0020,0037) is {cosines}, but two perpendicular directions of length 1 "
+            "are expected; where the pixels lie cannot be known. Export the series again"
+        )
+    unit = [[value / lengths[0] for value in row], [value / lengths[1] for value in column]]
+    return np.array(unit), max(lengths, key=lambda length: abs(length - 1))
+
+
+def normal_of(axes: np.ndarray) -> np.ndarray:
+    """The unit vector ``[3]`` perpendicular to a plane of ``axes [2, 3]``, LPS."""
+    normal = np.cross(*axes)
+    return normal / np.linalg.norm(normal)
 
 
 def frame_tag(path: DicomFile, header: Dataset, frame: int, macro: str, name: str) -> Any:
@@ -111,102 +168,64 @@ def frame_tag(path: DicomFile, header: Dataset, frame: int, macro: str, name: st
         raise ReadError(f"{path}: {name} of frame {frame} is damaged. Copy or export the series again") from None
 
 
-def check_parallel(slices: list[Slice], source: object) -> None:
-    """Refuse planes that cannot belong to one lattice.
+def parallel(slices: list[Slice], source: object) -> tuple[list[Slice], list[Slice]]:
+    """The slices of one orientation, size and pixel spacing, and the few others.
+
+    Others are few if they are at most a tenth of all, and no three of them are alike, which would be a stack of its
+    own: a reference picture, say, that the scanner has put into the series.
 
     Raises:
-        ReadError: slices with different orientation, spacing or size.
+        ReadError: there are more others, so it is not clear which stack is meant.
     """
-    first = slices[0]
-    for other in slices[1:]:
-        if np.abs(other.axes - first.axes).max() > _ORIENTATION_TOLERANCE:
-            raise ReadError(f"{source}: the slices have different orientations; one parallel stack is needed")
-        if other.size != first.size or not np.allclose(other.spacing, first.spacing, rtol=1e-4):
-            raise ReadError(f"{source}: the slices have different sizes or pixel spacings; one stack is needed")
+    groups: list[list[Slice]] = []
+    for piece in slices:
+        same = next((group for group in groups if not _why_apart(group[0], piece)), None)
+        if same is not None:
+            same.append(piece)
+        elif are_few(len(groups), len(slices)) or not groups:
+            groups.append([piece])
+        else:
+            raise _several(groups[0][0], piece, source)
+    main, *others = sorted(groups, key=len, reverse=True)
+    odd = [piece for group in others for piece in group]
+    if odd and (not are_few(len(odd), len(slices)) or len(others[0]) >= _A_STACK):
+        raise _several(main[0], odd[0], source)
+    return main, odd
+
+
+def _several(one: Slice, other: Slice, source: object) -> ReadError:
+    return ReadError(
+        f"{source}: the slices have different {_why_apart(one, other)}; one parallel stack is needed. Keep each stack "
+        "in a folder of its own"
+    )
+
+
+def are_few(odd: int, every: int) -> bool:
+    """True if so many pictures of a series may be left out of it."""
+    return odd <= _FEW * every
+
+
+def _why_apart(one: Slice, other: Slice) -> str:
+    """In what two slices differ so that they cannot belong to one lattice; empty if in nothing."""
+    if np.abs(one.axes - other.axes).max() > _ORIENTATION_TOLERANCE:
+        return "orientations"
+    if one.size != other.size or any(abs(a - b) > 1e-4 * b for a, b in zip(one.spacing, other.spacing, strict=True)):
+        return "sizes or pixel spacings"
+    return ""
+
+
+def unusual_cosines(slices: list[Slice]) -> list[str]:
+    """A note if direction cosines were not of length 1."""
+    scale = max((piece.scale for piece in slices), key=lambda scale: abs(scale - 1))
+    if abs(scale - 1) <= _LENGTH_TOLERANCE:
+        return []
+    return [f"direction cosines have length {scale:.4g} instead of 1; only their direction is used"]
 
 
 def places(slices: list[Slice]) -> list[int]:
     """For each of parallel slices, the number from 0 of its position along their normal."""
-    along = np.asarray([piece.position for piece in slices]) @ np.cross(*slices[0].axes)
+    along = np.asarray([piece.position for piece in slices]) @ normal_of(slices[0].axes)
     order = np.argsort(along, kind="stable")
     numbers = np.empty(len(slices), int)
-    numbers[order] = np.cumsum(np.diff(along[order], prepend=along[order[0]]) >= _POSITION_TOLERANCE_MM)
+    numbers[order] = np.cumsum(np.diff(along[order], prepend=along[order[0]]) >= SAME_POSITION_MM)
     return numbers.tolist()
-
-
-def stack(slices: list[Slice], source: object) -> tuple[np.ndarray, list[int]]:
-    """The lattice that parallel slices (:func:`check_parallel`) form.
-
-    Args:
-        slices: in any order.
-        source: what messages call them.
-
-    Returns:
-        ``[4, 4]`` (column, row, slice) index to LPS mm, and the order of the slices along their normal. A gantry
-        tilt (slices shifted sideways by a constant step) gives a sheared affine.
-
-    Raises:
-        ReadError: missing or repeated slices, unequal steps, or a single slice of unknown thickness.
-    """
-    first = slices[0]
-    normal = np.cross(first.axes[0], first.axes[1])
-    positions = np.asarray([piece.position for piece in slices])
-    order = np.argsort(positions @ normal, kind="stable")
-    positions = positions[order]
-    if len(slices) > 1:
-        _check_complete(positions @ normal, source)
-        start, step = _even_steps(positions, normal, source)
-    elif first.thickness:
-        start, step = positions[0], normal * first.thickness
-    else:
-        raise ReadError(f"{source}: a single slice whose thickness the DICOM does not say (0018,0050)")
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = first.axes[0] * first.spacing[0], first.axes[1] * first.spacing[1]
-    affine[:3, 2], affine[:3, 3] = step, start
-    return affine, [int(n) for n in order]
-
-
-def _tolerance(spacing: float) -> float:
-    return max(_POSITION_TOLERANCE_MM, _POSITION_TOLERANCE * spacing)
-
-
-def _check_complete(along: np.ndarray, source: object) -> None:
-    """Refuse repeated and missing slices, by their sorted positions ``[N]`` along the normal, mm."""
-    gaps = np.diff(along)
-    repeated = int((gaps < _POSITION_TOLERANCE_MM).sum())
-    if repeated:
-        places = len(gaps) + 1 - repeated
-        raise ReadError(
-            f"{source}: {len(gaps) + 1} slices at {places} positions; each position may occur once. "
-            "If the series holds several frames (time, echo, b-value), no tag tells them apart; keep one of them"
-        )
-    usual = float(np.median(gaps))
-    steps = np.rint(gaps / usual)
-    if (np.abs(gaps - steps * usual) <= 2 * _tolerance(usual)).all() and (steps > 1).any():
-        where = along[int(np.argmax(steps > 1))]
-        raise ReadError(
-            f"{source}: {int((steps - 1).sum())} of {int(steps.sum()) + 1} slices are missing, the first after "
-            f"{where:.1f} mm along the slice axis (spacing {usual:.2f} mm). Copy or export the series again"
-        )
-
-
-def _even_steps(positions: np.ndarray, normal: np.ndarray, source: object) -> tuple[np.ndarray, np.ndarray]:
-    """First position and step, mm, of the straight line of even steps that fits sorted positions ``[N, 3]`` best."""
-    count = np.arange(len(positions)) - (len(positions) - 1) / 2
-    step = count @ positions / (count @ count)
-    start = positions.mean(0) + count[0] * step
-    away = positions - start - np.arange(len(positions))[:, None] * step
-    tolerance = _tolerance(float(np.linalg.norm(step)))
-    if np.abs(away @ normal).max() > tolerance:
-        gaps = np.diff(positions @ normal)
-        raise ReadError(
-            f"{source}: slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart; equal steps are needed. "
-            "Resample the series to even slices first"
-        )
-    sideways = float(np.linalg.norm(away, axis=1).max())
-    if sideways > tolerance:
-        raise ReadError(
-            f"{source}: slices are shifted sideways by up to {sideways:.2f} mm from a straight stack; "
-            "resample the series first"
-        )
-    return start, step

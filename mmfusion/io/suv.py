@@ -15,6 +15,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.errors import OptionError
+from mmfusion.io.pet_facts import HALF_LIVES_S, check_height, check_weight
 from mmfusion.io.tags import number
 from mmfusion.options import OPTIONS, unknown
 
@@ -24,19 +25,18 @@ if TYPE_CHECKING:
 PET_DETAILS = ("weight_kg", "height_cm", "sex", "dose_mbq", "injection_time", "acquisition_time", "half_life_s")
 """What a manifest may say about a PET scan; each overrides the header's value of its meaning."""
 
-F18_HALF_LIFE_S = 6586.2
+F18_HALF_LIFE_S = HALF_LIVES_S["F18"]
 _SIZED_BY = {"bw": ("weight_kg",), "lbm": ("weight_kg", "height_cm", "sex"), "bsa": ("weight_kg", "height_cm")}
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
-_HEIGHTS_CM = (30.0, 250.0)  # a height in meters or millimeters lies outside
 
 
 def checked_suv(suv: str) -> str:
-    """A name of a kind of SUV: ``bw``, ``lbm`` or ``bsa``.
+    """A name of a kind of SUV: ``bw``, ``lbm`` or ``bsa``; or ``none``.
 
     Raises:
         OptionError: another name.
     """
-    if suv not in _SIZED_BY:
+    if suv not in OPTIONS["suv"].choices:
         raise OptionError(unknown("suv", suv, OPTIONS["suv"].choices))
     return suv
 
@@ -95,9 +95,10 @@ def body_of(pet: Mapping[str, Any], header: Mapping[str, Any], suv: str) -> dict
         else:
             value = given(pet, name) or number(header.get(name))
             found[name] = value if value and value > 0 else None
-    height = found.get("height_cm")
-    if height and not _HEIGHTS_CM[0] <= height <= _HEIGHTS_CM[1]:
-        raise ValueError(f"a height of {height:g} cm cannot be (DICOM has meters); give height_cm in the manifest")
+    if found.get("weight_kg"):
+        check_weight(found["weight_kg"])
+    if found.get("height_cm"):
+        check_height(found["height_cm"])
     return found
 
 

@@ -10,10 +10,10 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.errors import UnitsError
+from mmfusion.io.pet_facts import KG_PER_UNIT, check_dose, nuclide_of, settled_half_life
 from mmfusion.io.suv import body_of, given, mean_decay, suv_per_bq
 from mmfusion.io.tags import listed, number, private
 from mmfusion.io.times import (
-    MAX_HALF_LIVES,
     clock,
     date_time,
     elapsed_s,
@@ -52,7 +52,10 @@ def suv_factor(
     suv: str = "bw",
     first_acquisition: datetime | timedelta | None = None,
     pet: Mapping[str, Any] | None = None,
+    weight_unit: str = "kg",
     source: object = "pet",
+    notes: list[str] | None = None,
+    doubts: list[str] | None = None,
 ) -> float:
     """What turns the (rescaled) values of a DICOM PET slice into SUV, g/mL (``bsa``: cm2/mL).
 
@@ -63,14 +66,24 @@ def suv_factor(
             corrected to the START refer to the series time, or to this if the series time is later (then it is
             the time of a post-processing).
         pet: manifest columns (:data:`mmfusion.io.PET_DETAILS`) that override or fill in tags.
+        weight_unit: what PatientWeight is in: ``kg`` as DICOM has it, ``g`` or ``lb``.
         source: what messages call the scan.
+        notes, doubts: where what was done, and what may be wrong, is added.
 
     Raises:
-        UnitsError: a tag is missing or contradicts the others, or the image is not attenuation corrected.
+        UnitsError: a tag is missing, cannot be (:mod:`mmfusion.io.pet_facts`) or contradicts the others, or the image
+            is not attenuation corrected.
     """
+    notes, doubts = [] if notes is None else notes, [] if doubts is None else doubts
     units = str(header.get("Units") or "").upper()
+    try:
+        half_life = _half_life(header, dict(pet or {}))
+    except ValueError as error:
+        raise UnitsError(f"{source}: SUV cannot be computed, {error}") from None
     if units in ("GML", "CM2ML"):
         _refuse_other_suv(stored_suv(header), suv, source)
+        if stored_suv(header) == "LBM":
+            notes.append("SUVlbm as it was exported, by a formula for lean body mass that the DICOM does not name")
         return 1.0
     to_bq = 1.0
     if units == "CNTS":
@@ -93,9 +106,35 @@ def suv_factor(
         found = f"Units (0054,1001) is {word}" if units else "DICOM lacks Units (0054,1001)"
         raise UnitsError(f"{source}: SUV cannot be computed, {found}; BQML, GML, CM2ML or CNTS is needed")
     try:
-        return to_bq * _bq_factor(header, suv, first_acquisition, dict(pet or {}), source)
+        factor, told = _bq_factor(header, suv, first_acquisition, half_life, dict(pet or {}), weight_unit, doubts)
     except ValueError as error:
         raise UnitsError(f"{source}: SUV cannot be computed, {error}") from None
+    if units == "BQML":
+        notes.append(f"Bq/mL to SUV{suv} by {factor:.4g} per Bq/mL{told}")
+    return to_bq * factor
+
+
+def _half_life(header: Dataset, pet: Mapping[str, Any]) -> float | None:
+    """The half-life of the tracer, s, by the manifest, the tag or the name of the radionuclide; None if unknown."""
+    tracer = (header.get("RadiopharmaceuticalInformationSequence") or [{}])[0]
+    code = (tracer.get("RadionuclideCodeSequence") or [{}])[0]
+    texts = (code.get("CodeValue"), code.get("CodeMeaning"), tracer.get("Radiopharmaceutical"))
+    return given(pet, "half_life_s") or settled_half_life(
+        nuclide_of(*(str(text or "") for text in texts)), number(tracer.get("RadionuclideHalfLife")),
+        _TAG_NAMES["half_life_s"],
+    )  # fmt: skip
+
+
+def own_units(header: Dataset, notes: list[str], doubts: list[str]) -> str:
+    """The units of PET whose values are taken as they are: ``Bq/mL``, or ``stored`` for all others."""
+    word = str(header.get("Units") or "").upper()
+    notes.append(f"values as they are stored, not SUV (Units {word if word in _UNITS else 'unknown'})")
+    if "ATTN" not in {str(one).upper() for one in listed(header.get("CorrectedImage"))}:
+        doubts.append(
+            "CorrectedImage (0028,0051) lacks ATTN: the scan may not be corrected for attenuation. Give the corrected "
+            "reconstruction"
+        )
+    return "Bq/mL" if word == "BQML" else "stored"
 
 
 def stored_suv(header: Dataset) -> str:
@@ -129,77 +168,84 @@ def _philips_factor(header: Dataset, element: int, source: object) -> float:
 
 
 def _bq_factor(
-    header: Dataset, suv: str, first_acquisition: datetime | timedelta | None, pet: dict[str, Any], source: object
-) -> float:
+    header: Dataset,
+    suv: str,
+    first_acquisition: datetime | timedelta | None,
+    half_life: float | None,
+    pet: dict[str, Any],
+    weight_unit: str,
+    doubts: list[str],
+) -> tuple[float, str]:
+    """SUV per Bq/mL, and the uptake time as the end of a sentence.
+
+    Raises:
+        ValueError: it cannot be computed, and why.
+    """
     corrected = {str(word).upper() for word in listed(header.get("CorrectedImage"))}
     decay = str(header.get("DecayCorrection") or "").upper()
     if "ATTN" not in corrected:
-        raise UnitsError(
-            f"{source}: SUV cannot be computed, CorrectedImage (0028,0051) lacks ATTN: the scan is not corrected for "
-            "attenuation. Give the corrected reconstruction"
+        raise ValueError(
+            "CorrectedImage (0028,0051) lacks ATTN: the scan is not corrected for attenuation. Give the corrected "
+            "reconstruction"
         )
     if decay not in ("START", "ADMIN", "NONE") or ("DECY" in corrected) != (decay != "NONE"):
         word = f"'{decay}'" if decay in ("", "START", "ADMIN", "NONE") else "no word of DICOM"
-        raise UnitsError(
-            f"{source}: SUV cannot be computed, DecayCorrection (0054,1102) is {word} and CorrectedImage "
-            f"(0028,0051) {'has' if 'DECY' in corrected else 'lacks'} DECY; it cannot be known to which time the "
-            "values refer. Export the scan again"
+        raise ValueError(
+            f"DecayCorrection (0054,1102) is {word} and CorrectedImage (0028,0051) "
+            f"{'has' if 'DECY' in corrected else 'lacks'} DECY; it cannot be known to which time the values refer. "
+            "Export the scan again"
         )
     tracer = (header.get("RadiopharmaceuticalInformationSequence") or [{}])[0]
-    dose_bq = number(tracer.get("RadionuclideTotalDose"))
-    height_m = number(header.get("PatientSize"))
+    dose_bq, height_m = number(tracer.get("RadionuclideTotalDose")), number(header.get("PatientSize"))
+    weight = number(header.get("PatientWeight"))
     tags = {
-        "weight_kg": header.get("PatientWeight"), "sex": header.get("PatientSex"),
+        "weight_kg": weight and weight * KG_PER_UNIT[weight_unit], "sex": header.get("PatientSex"),
         "height_cm": height_m and height_m * 100,
     }  # fmt: skip
     body = body_of(pet, tags, suv)
-    dose = given(pet, "dose_mbq") or (dose_bq or 0.0) / 1e6
-    half_life = given(pet, "half_life_s") or number(tracer.get("RadionuclideHalfLife")) or 0.0
+    dose, own_dose = (dose_bq or 0.0) / 1e6, given(pet, "dose_mbq")
     missing = [name for name, value in body.items() if not value]
-    missing += [name for name, value in (("dose_mbq", dose), ("half_life_s", half_life)) if value <= 0]
-    elapsed: float | None = 0.0
+    missing += [name for name, value in (("dose_mbq", own_dose or dose), ("half_life_s", half_life or 0)) if value <= 0]
+    scan: datetime | timedelta | None = None
+    injections: list[datetime | timedelta | None] = []
     if decay != "ADMIN":
-        own = _acquired(header)
-        scan = own if decay == "NONE" else _reference_time(header, first_acquisition or own)
-        told = parse_time(pet.get("acquisition_time"))
-        scan = scan if told is None else told
-        injections = [parse_time(pet.get("injection_time"))]
-        if injections[0] is None:
-            injections = [
-                _moment(header, tracer.get("RadiopharmaceuticalStartDateTime"), "RadiopharmaceuticalStartDateTime"),
-                _moment(header, tracer.get("RadiopharmaceuticalStartTime"), "RadiopharmaceuticalStartTime"),
-            ]
-        if scan is None:
-            missing.append("acquisition_time")
-        if all(one is None for one in injections):
-            missing.append("injection_time")
-        if not missing and scan is not None:
-            elapsed = elapsed_s(injections, scan, half_life)
-    if missing:
-        raise UnitsError(
-            f"{source}: SUV cannot be computed, DICOM lacks {', '.join(_TAG_NAMES[name] for name in missing)}. "
-            f"Give {', '.join(missing)} in the manifest"
+        scan, injections = _times(header, tracer, decay, first_acquisition, pet)
+        missing += ["acquisition_time"] if scan is None else []
+        missing += ["injection_time"] if all(one is None for one in injections) else []
+    if missing or not half_life:
+        raise ValueError(
+            f"DICOM lacks {', '.join(_TAG_NAMES[name] for name in missing)}. Give {', '.join(missing)} in the manifest"
         )
-    if dose < 0.1:
-        raise UnitsError(
-            f"{source}: the injected dose is {dose * 1e6:g} Bq, which cannot be; (0018,1074) may be in MBq. "
-            "Give dose_mbq in the manifest"
-        )
-    if elapsed is None:
-        raise UnitsError(
-            f"{source}: SUV cannot be computed, the injection lies more than {MAX_HALF_LIVES:g} half-lives before the "
-            "scan or after it. Give injection_time and acquisition_time in the manifest"
-        )
-    factor = suv_per_bq(body, suv, dose, half_life, elapsed)
+    check_dose(own_dose or dose, "dose_mbq" if own_dose else _TAG_NAMES["dose_mbq"])
+    elapsed = 0.0 if scan is None else elapsed_s(injections, scan, half_life, doubts)
+    factor = suv_per_bq(body, suv, own_dose or dose, half_life, elapsed)
     if decay == "NONE":  # the measured mean over the frame, brought back to the frame's start
         duration_ms = number(header.get("ActualFrameDuration"))
         if not duration_ms or duration_ms < 0:
-            raise UnitsError(
-                f"{source}: SUV cannot be computed, DICOM lacks ActualFrameDuration (0018,1242), over which values "
-                "that are not decay corrected are a mean. Export the scan again"
+            raise ValueError(
+                "DICOM lacks ActualFrameDuration (0018,1242), over which values that are not decay corrected are a "
+                "mean. Export the scan again"
             )
         factor *= mean_decay(duration_ms / 1e3, half_life)
-    return factor
+    return factor, "" if scan is None else f", {elapsed / 3600:.1f} h after the injection"
+
+
+def _times(
+    header: Dataset, tracer: Any, decay: str, first_acquisition: datetime | timedelta | None, pet: Mapping[str, Any]
+) -> tuple[datetime | timedelta | None, list[datetime | timedelta | None]]:
+    """The time that the values refer to, and that of the injection by each tag that says it."""
+    own = _acquired(header)
+    if decay == "NONE" and own is not None and first_acquisition is not None and type(own) is type(first_acquisition):
+        own = past_midnight([first_acquisition, own])[1]
+    scan = own if decay == "NONE" else _reference_time(header, first_acquisition or own)
+    told, injection = parse_time(pet.get("acquisition_time")), parse_time(pet.get("injection_time"))
+    injections = [injection]
+    if injection is None:
+        injections = [
+            _moment(header, tracer.get("RadiopharmaceuticalStartDateTime"), "RadiopharmaceuticalStartDateTime"),
+            _moment(header, tracer.get("RadiopharmaceuticalStartTime"), "RadiopharmaceuticalStartTime"),
+        ]
+    return scan if told is None else told, injections
 
 
 def _acquired(header: Dataset) -> datetime | timedelta | None:
@@ -231,7 +277,7 @@ def _moment(header: Dataset, value: Any, tag: str) -> datetime | timedelta | Non
     return when
 
 
-def earliest_acquisition(headers: Iterable[Dataset]) -> datetime | timedelta | None:
+def earliest_acquisition(headers: Iterable[Dataset], notes: list[str] | None = None) -> datetime | timedelta | None:
     """When the first of a series' slices was acquired; None if no header says it."""
     try:
         times = [time for time in map(_acquired, headers) if time is not None]
@@ -240,7 +286,12 @@ def earliest_acquisition(headers: Iterable[Dataset]) -> datetime | timedelta | N
     # with dates on some slices only, clock times cannot be compared with them
     dated = [time for time in times if isinstance(time, datetime)]
     dated = [time for time in dated if not has_offset(time)] or dated  # nor those without an offset with the others
-    return min(dated or past_midnight([time for time in times if isinstance(time, timedelta)]), default=None)
+    if not dated:
+        return min(past_midnight([time for time in times if isinstance(time, timedelta)]), default=None)
+    in_order = past_midnight(dated)
+    if in_order != dated and notes is not None:
+        notes.append("slices from both sides of midnight have one date; those after it are taken as of the next day")
+    return min(in_order)
 
 
 def _reference_time(header: Dataset, acquired: datetime | timedelta | None) -> datetime | timedelta | None:

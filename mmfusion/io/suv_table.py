@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import UnitsError
+from mmfusion.io.pet_facts import check_dose
 from mmfusion.io.suv import F18_HALF_LIFE_S, body_of, given, suv_per_bq
-from mmfusion.io.times import MAX_HALF_LIVES, elapsed_s, parse_time
+from mmfusion.io.times import elapsed_s, parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
 _MAX_PLAUSIBLE_SUV = 1000.0
 
 
-def to_suv(array: np.ndarray, suv: str, pet: Mapping[str, Any] | None, source: object, notes: list[str]) -> np.ndarray:
+def to_suv(
+    array: np.ndarray,
+    suv: str,
+    pet: Mapping[str, Any] | None,
+    source: object,
+    notes: list[str],
+    doubts: list[str],
+) -> np.ndarray:
     """PET voxels of a file without tags (NIfTI, MHA, NRRD) as SUV, g/mL (``bsa``: cm2/mL).
 
     Such files say nothing of units. Values up to 1000 are taken as SUVbw; larger ones cannot be and are taken as
@@ -34,14 +42,14 @@ def to_suv(array: np.ndarray, suv: str, pet: Mapping[str, Any] | None, source: o
             )
         return array
     try:
-        factor, note = _factor(dict(pet or {}), suv, maximum, source)
+        factor, note = _factor(dict(pet or {}), suv, maximum, source, doubts)
     except ValueError as error:
         raise UnitsError(f"pet file {source}: {error}") from None
     notes.append(note)
     return array * np.float32(factor)
 
 
-def _factor(pet: dict[str, Any], suv: str, maximum: float, source: object) -> tuple[float, str]:
+def _factor(pet: dict[str, Any], suv: str, maximum: float, source: object, doubts: list[str]) -> tuple[float, str]:
     """SUV per Bq/mL from manifest columns alone, and a sentence that says so."""
     body, dose = body_of(pet, {}, suv), given(pet, "dose_mbq")
     injection, scan = parse_time(pet.get("injection_time")), parse_time(pet.get("acquisition_time"))
@@ -53,12 +61,8 @@ def _factor(pet: dict[str, Any], suv: str, maximum: float, source: object) -> tu
             f"{', '.join(missing)} in the manifest"
         )
     half_life = given(pet, "half_life_s") or F18_HALF_LIFE_S
-    elapsed = elapsed_s([injection], scan, half_life)
-    if elapsed is None:
-        raise UnitsError(
-            f"pet file {source}: injection_time lies more than {MAX_HALF_LIVES:g} half-lives before acquisition_time "
-            "or after it; correct them in the manifest"
-        )
+    check_dose(dose, "dose_mbq")
+    elapsed = elapsed_s([injection], scan, half_life, doubts)
     factor = suv_per_bq(body, suv, dose, half_life, elapsed)
     assumed = "" if given(pet, "half_life_s") else " (fluorine-18)"
     return factor, f"Bq/mL to SUV{suv} by {factor:.4g} per Bq/mL, half-life {half_life:g} s{assumed}"

@@ -7,12 +7,17 @@ import warnings
 import zlib
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache, wraps
+from gzip import BadGzipFile
 from io import BytesIO
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+
+from isal.igzip_lib import IsalError
 
 from mmfusion.errors import MmfusionError, ReadError
+from mmfusion.io.sniff import begins_as_dicom, is_apple_double, is_named_dicom
+from mmfusion.io.zipped import opened, stored_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -27,9 +32,12 @@ IDENTITY = (
 )  # fmt: skip
 GEOMETRY = (
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DetectorInformationSequence", "SliceVector",
+    "NumberOfSlices",
 )  # fmt: skip
-PIXELS = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+PIXELS = (
+    "PhotometricInterpretation", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+)  # fmt: skip
 _BLOCKS = range(0x10, 0x20)  # where the private blocks of a group are looked for; makers take the first free one
 
 
@@ -39,7 +47,7 @@ def _private_tags(group: int, *elements: int) -> tuple[int, ...]:
 
 
 VALUES: tuple[str | int, ...] = (
-    "RescaleSlope", "RescaleIntercept", "Units", "SUVType", "CorrectedImage", "DecayCorrection",
+    "RescaleSlope", "RescaleIntercept", "RescaleType", "Units", "SUVType", "CorrectedImage", "DecayCorrection",
     "PatientWeight", "PatientSize", "PatientSex", "RadiopharmaceuticalInformationSequence", "SeriesDate", "SeriesTime",
     "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ActualFrameDuration",
     "TimezoneOffsetFromUTC",
@@ -48,16 +56,16 @@ VALUES: tuple[str | int, ...] = (
 )  # fmt: skip
 FRAMES = (
     "TemporalPositionIdentifier", "FrameReferenceTime", "TriggerTime", "EchoTime", "DiffusionBValue", "InversionTime",
-    "FlipAngle", "AcquisitionNumber",
+    "FlipAngle", "AcquisitionNumber", "ContentDate", "ContentTime", "InstanceNumber", "ComplexImageComponent",
 )  # fmt: skip
 _HEAD_BYTES = 1 << 15  # the usual header and more; parsing it from memory takes half the time
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010), little and big endian
 _Result = TypeVar("_Result")
-_SUFFIXES = {".dcm", ".ima", ".dicom"}
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST_RATIO, _SMALL_BYTES = 200, 64 * 2**20  # inflated to stored, where it is more than small; images reach 2 to 10
-_APPLE_DOUBLE = b"\0\5\x16\7"  # what macOS writes beside a file, under its name
+NUCLEAR = "1.2.840.10008.5.1.4.1.1.20"  # classic NM image
+_POSITION = "ImagePositionPatient"
 _SLICES = {f"1.2.840.10008.5.1.4.1.1.{end}" for end in (
     "2", "2.1", "2.2", "4", "4.1", "4.4", "128", "128.1", "130",
 )}  # CT, MR, PET  # fmt: skip
@@ -132,19 +140,20 @@ def read_tags(path: DicomFile, tags: Collection[str | int] | None = None, *, pix
     """The header of a DICOM file, only ``tags`` if given; None if the file is not DICOM or is damaged.
 
     Its attribute ``pixels_at`` is where in the file the element of the pixels begins, if that is known. A file without
-    the 128-byte preamble counts as DICOM if it is named so and has a SOP class.
+    the 128-byte preamble counts as DICOM if it is named so, or begins as a data set does, and has a SOP class; what its
+    transfer syntax is, its elements show. A file that ends in ``.gz`` is inflated.
 
-    A slice of CT, MR or PET whose header ends before Rows is damaged, too.
+    A slice of CT, MR or PET whose header ends before Rows is damaged, too. A link that leads nowhere is no DICOM.
 
     Raises:
         ReadError: the file cannot be read, the zip file that it lies in is damaged, or it would inflate to too much.
         MemoryError: as it says.
     """
     try:
-        with path.open("rb") as stream:
+        with opened(path) as stream:
             head = stream.read(_HEAD_BYTES)
             magic = head[128:132] == b"DICM"
-            if not magic and path.suffix.lower() not in _SUFFIXES:
+            if not magic and not is_named_dicom(path.name) and not begins_as_dicom(head):
                 return None
             wanted = None if tags is None else _numbers(tuple(tags))
             found = None
@@ -159,6 +168,8 @@ def read_tags(path: DicomFile, tags: Collection[str | int] | None = None, *, pix
         return found if "SOPClassUID" in found and not cut_off else None
     except (ReadError, MemoryError):
         raise
+    except (FileNotFoundError, BadGzipFile):
+        return None
     except OSError as error:
         raise _unreadable(path, error) from None
     except Exception:  # pydicom raises nearly anything on damaged files; callers count or name them
@@ -173,15 +184,31 @@ def _is_cut_off(header: Dataset) -> bool:
 @lenient_dicom()
 def claims_dicom(path: DicomFile) -> bool:
     """True if a file that :func:`read_tags` finds damaged says that it is DICOM, by its content or name."""
-    with path.open("rb") as stream:
-        head = stream.read(_HEAD_BYTES)
-    if head[:4] == _APPLE_DOUBLE:
+    head = head_of(path)
+    if is_apple_double(head):
         return False
     if head[128:132] != b"DICM":
-        return path.suffix.lower() in _SUFFIXES
+        return is_named_dicom(path.name) or begins_as_dicom(head)
     with suppress(Exception):  # pydicom raises nearly anything on damaged files
         return _file_meta(BytesIO(head), 132).get("MediaStorageSOPClassUID") != _DICOMDIR  # which has no SOP class
     return True
+
+
+def head_of(path: DicomFile) -> bytes:
+    """The first bytes of a file, inflated; none of a link that leads nowhere, or of what cannot be inflated.
+
+    Raises:
+        ReadError: the file cannot be read.
+    """
+    try:
+        with opened(path) as stream:
+            return stream.read(_HEAD_BYTES)
+    except (FileNotFoundError, BadGzipFile):
+        return b""
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (EOFError, ValueError, cast("type[Exception]", IsalError)):
+        return b""
 
 
 def _file_meta(stream: BinaryIO, start: int) -> Dataset:
@@ -193,22 +220,31 @@ def _file_meta(stream: BinaryIO, start: int) -> Dataset:
 
 
 def _refuse_bomb(stream: BinaryIO, path: DicomFile, start: int) -> None:
-    """Inflate a deflated data set piece by piece, before pydicom does as a whole.
+    """Inflate a gzip file, and a deflated data set, piece by piece, before pydicom does as a whole.
 
     Raises:
         ReadError: it grows to too much.
     """
+    if path.suffix.lower() == ".gz":
+        stored, inflated = stored_bytes(path), 0
+        while chunk := stream.read(_HEAD_BYTES):
+            inflated += len(chunk)
+            _refuse_growth(path, stored, inflated)
     if _file_meta(stream, start).get("TransferSyntaxUID") != _DEFLATED:
         return
     inflating, stored, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0, 0
     while chunk := stream.read(_HEAD_BYTES):
         stored += len(chunk)
         inflated += len(inflating.decompress(chunk))
-        if inflated > max(_SMALL_BYTES, _MOST_RATIO * stored):
-            raise ReadError(
-                f"{path} would inflate to more than {inflated / 2**20:.0f} MiB, {inflated / stored:.0f} times its "
-                "size; that is more than is read from a deflated file. If you trust it, export it uncompressed"
-            )
+        _refuse_growth(path, stored, inflated)
+
+
+def _refuse_growth(path: DicomFile, stored: int, inflated: int) -> None:
+    if inflated > max(_SMALL_BYTES, _MOST_RATIO * stored):
+        raise ReadError(
+            f"{path} would inflate to more than {inflated / 2**20:.0f} MiB, {inflated / stored:.0f} times its "
+            "size; that is more than is read from a deflated file. If you trust it, export it uncompressed"
+        )
 
 
 @lru_cache
@@ -221,9 +257,14 @@ def _numbers(tags: tuple[str | int, ...]) -> list[int]:
 def _parsed(stream: BinaryIO, tags: list[int] | None, *, force: bool, pixels: bool = False) -> Dataset:
     """A data set, and as ``pixels_at`` where the element of its pixels begins if it ends before them, else None."""
     import pydicom
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     wanted: list[Any] | None = tags
     found = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=force, specific_tags=wanted)
+    if "TransferSyntaxUID" not in found.file_meta:  # as pydicom finds it by the first elements
+        implicit, little = found.original_encoding
+        guess = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        found.file_meta.TransferSyntaxUID = guess
     position = stream.tell()
     found.pixels_at = position if stream.read(4) in _PIXEL_DATA else None
     return found
@@ -234,13 +275,33 @@ def is_image(header: Dataset) -> bool:
     return (
         bool(header.get("Rows"))
         and header.get("Modality") not in ("SEG", "RTDOSE", "RTIMAGE", "PR", "KO", "SR", "REG", "OT", "SC")
-        and ("ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header)
+        and (_POSITION in header or "PerFrameFunctionalGroupsSequence" in header or tomography(header) is not None)
     )
+
+
+def tomography(header: Dataset) -> Dataset | None:
+    """The item that says where the slices of a reconstructed nuclear medicine object begin; None of all else."""
+    if header.get("SOPClassUID") != NUCLEAR or not any("RECON" in kind for kind in image_kinds(header)):
+        return None
+    return next((item for item in header.get("DetectorInformationSequence") or [] if item.get(_POSITION)), None)
+
+
+def image_kinds(header: Dataset) -> list[str]:
+    """The words of ImageType."""
+    return [str(part).upper() for part in listed(header.get("ImageType"))]
+
+
+def series_name(header: Dataset) -> str:
+    """What a series is told apart by within a folder: its SeriesInstanceUID, or without one what else says it."""
+    if uid := str(header.get("SeriesInstanceUID") or "").strip():
+        return uid
+    tags = ("Modality", "SeriesNumber", "StudyInstanceUID", "FrameOfReferenceUID")
+    return "-".join(filter(None, (str(header.get(tag) or "").strip() for tag in tags))) or "unnamed"
 
 
 def is_localizer(header: Dataset) -> bool:
     """True for the scout images from which the scan was planned."""
-    return "LOCALIZER" in [str(part).upper() for part in listed(header.get("ImageType"))]
+    return "LOCALIZER" in image_kinds(header)
 
 
 def private(header: Dataset, group: int, creator: str, element: int) -> Any:

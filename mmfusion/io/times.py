@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, timezone, tzinfo
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from mmfusion.io.pet_facts import BEFORE_INJECTION_S, MAX_HALF_LIVES, describe_uptake, is_usual_uptake
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MAX_HALF_LIVES = 10.0
-"""An injection that lies longer before the scan is a mistake in a date or time."""
-
 _DAY_S = 86400.0
+_Time = TypeVar("_Time", bound="datetime | timedelta")
 _TIME = re.compile(r"(?:(\d{4})-?(\d\d)-?(\d\d)[ T]?)?(\d\d):?(\d\d)(?::?(\d\d)(\.\d+)?)?\s*([+-]\d\d:?\d\d|Z)?")
 
 
@@ -45,10 +45,16 @@ def date_time(day: Any, time: Any) -> str:
     return f"{day or ''}{' ' if day else ''}{time}" if time else ""
 
 
-def past_midnight(times: Sequence[timedelta]) -> list[timedelta]:
-    """Clock times of one scan with a day added to those after midnight, if they lie more than 12 hours apart."""
-    last = max(times, default=timedelta())
-    return [time + timedelta(days=1) if last - time > timedelta(hours=12) else time for time in times]
+def past_midnight(times: Sequence[_Time]) -> list[_Time]:
+    """Times of one scan with a day added to those after midnight, if they lie more than 12 hours apart.
+
+    They are clock times, or have one date for all: that of the evening, which was not changed at midnight.
+    """
+    dates = {time.date() for time in times if isinstance(time, datetime)}
+    if len(dates) > 1 or not times:
+        return list(times)
+    last, day = clock(max(times, key=clock)), timedelta(days=1)
+    return [cast("_Time", time + day) if last - clock(time) > timedelta(hours=12) else time for time in times]
 
 
 def parse_offset(value: Any) -> tzinfo | None:
@@ -67,19 +73,28 @@ def parse_offset(value: Any) -> tzinfo | None:
 
 
 def elapsed_s(
-    injections: list[datetime | timedelta | None], scan: datetime | timedelta, half_life_s: float
-) -> float | None:
-    """Seconds from injection to scan by the first injection time that is plausible; None if none is.
+    injections: list[datetime | timedelta | None], scan: datetime | timedelta, half_life_s: float, doubts: list[str]
+) -> float:
+    """Seconds from injection to scan by the first injection time that is plausible (:func:`is_usual_uptake`).
 
     A clock time without a date means the last time before the scan that the clock showed it, so an injection
-    before midnight is one of the day before. A full date that lies after the scan or long before it (dates moved by
-    anonymization) is passed over, and so is one with an offset from UTC if the scan has none, or the other way round.
+    before midnight is one of the day before. A full date that contradicts the scan counts if it is the scan's own or
+    its neighbor; one that lies farther off (dates moved by anonymization) is passed over, and so is one with an offset
+    from UTC if the scan has none, or the other way round.
+
+    Args:
+        injections: the same injection, by the source that is believed first.
+        scan: the time that the values refer to.
+        half_life_s: of the radionuclide.
+        doubts: where a contradiction that was decided, or an uptake of many half-lives by the clock alone, is added.
 
     Raises:
-        ValueError: the clock alone does not say the day, since the tracer lives longer than one; or only one of the
+        ValueError: dates that agree say that the injection lies after the scan or too long before it; no time is
+            plausible; the clock alone does not say the day, since the tracer lives longer than one; or only one of the
             two has an offset.
     """
-    one_offset = False
+    one_offset, contradiction = False, ""
+    by_clock: float | None = None
     for injection in injections:
         if injection is None:
             continue
@@ -88,21 +103,46 @@ def elapsed_s(
             continue
         if isinstance(injection, datetime) and isinstance(scan, datetime):
             seconds = (scan - injection).total_seconds()
+            if not is_usual_uptake(seconds, half_life_s):
+                if abs((scan.date() - injection.date()).days) <= 1:
+                    contradiction = describe_uptake(seconds, half_life_s)
+                continue
         elif MAX_HALF_LIVES * half_life_s > _DAY_S:
+            if contradiction:
+                continue
             raise ValueError(
                 f"a half-life of {half_life_s:g} s lets the injection lie days before the scan, and one of them has no "
                 "date that can be used. Give injection_time and acquisition_time with dates in the manifest"
             )
         else:
             seconds = (clock(scan) - clock(injection)).total_seconds() % _DAY_S
-        if 0 <= seconds <= MAX_HALF_LIVES * half_life_s:
-            return seconds
+            seconds -= _DAY_S if seconds >= _DAY_S - BEFORE_INJECTION_S else 0
+            if not is_usual_uptake(seconds, half_life_s):
+                by_clock = seconds if seconds <= MAX_HALF_LIVES * half_life_s else by_clock
+                continue
+        if contradiction:
+            doubts.append(
+                f"date and time say that {contradiction}; the time without the date, which contradicts it, is used. "
+                "Check both, or give injection_time in the manifest"
+            )
+        return seconds
+    if contradiction:
+        raise ValueError(f"{contradiction}. Give injection_time and acquisition_time in the manifest, with dates")
+    if by_clock is not None:
+        doubts.append(
+            f"{describe_uptake(by_clock, half_life_s)}, by the clock alone. Check both times, or give injection_time "
+            "and acquisition_time in the manifest, with dates"
+        )
+        return by_clock
     if one_offset:
         raise ValueError(
             "only one of injection and scan has an offset from UTC. Give injection_time and acquisition_time in the "
             "manifest, both with it or both without"
         )
-    return None
+    raise ValueError(
+        f"the injection lies more than {MAX_HALF_LIVES:g} half-lives before the scan or after it. Give injection_time "
+        "and acquisition_time in the manifest"
+    )
 
 
 def has_offset(when: datetime | timedelta) -> bool:

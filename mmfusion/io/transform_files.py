@@ -13,13 +13,13 @@ import SimpleITK as sitk
 from mmfusion.errors import GeometryError, OutputError, ReadError
 from mmfusion.files import atomic_path, refuse_special
 from mmfusion.io.metaimage import LPS_TO_RAS, META, last_line
-from mmfusion.io.nifti import check_nifti_header
+from mmfusion.io.nifti_fields import load_nifti_field
 from mmfusion.io.text_headers import check_text_header
 from mmfusion.volume import Displacement, Grid, Transform
 
 _LAST_LINE = r"\nFixedParameters:[^\n]*\n$"
 _ENDINGS = (".tfm", ".txt", ".h5", ".hdf5")
-_IMAGES = (".nii", ".nii.gz", *META)
+_NIFTI = (".nii", ".nii.gz")
 _LONGEST_S = 60.0
 _FLIP = LPS_TO_RAS[:3, :3]
 _PER_CONTROL_POINT = 8  # samples between two control points of a B-spline: off by about 1 % of what it bends there
@@ -68,7 +68,8 @@ def load_transform(path: str | Path) -> Transform:
     taken, alone or several in a row, in any order; elastix and ANTs can write them. A B-spline becomes a
     displacement field on its domain, with 8 samples between control points but no finer than 1 mm. Several fields
     in a row are sampled into one, see :meth:`mmfusion.volume.Transform.compose`. An image (``1Warp.nii.gz`` of
-    ANTs, also ``.mha`` and ``.nrrd``) holds a vector a voxel: LPS mm, as ITK reads it.
+    ANTs, also ``.mha`` and ``.nrrd``) holds a vector a voxel: LPS mm, as ITK reads it. What a NIfTI image of NiftyReg
+    or SPM holds, its intent says, see :func:`mmfusion.io.nifti_fields.load_nifti_field`.
 
     Raises:
         ReadError: the file is missing, damaged, not 3D, of another kind, or the transform is singular.
@@ -77,11 +78,18 @@ def load_transform(path: str | Path) -> Transform:
     if not path.exists():
         raise ReadError(f"transform {path} does not exist")
     refuse_special(path)
-    is_image = path.name.lower().endswith(_IMAGES)
-    if path.name.lower().endswith(META):
+    try:
+        if path.name.lower().endswith(_NIFTI):
+            return Transform(displacement=load_nifti_field(path))
+        return _load_by_itk(path)
+    except GeometryError as error:
+        raise ReadError(f"transform {path}: {error}") from None
+
+
+def _load_by_itk(path: Path) -> Transform:
+    is_image = path.name.lower().endswith(META)
+    if is_image:
         check_text_header(path)
-    elif is_image:
-        check_nifti_header(path)
     if path.suffix.lower() in (".h5", ".hdf5"):
         _check_hdf5(path)
     found: sitk.Image | sitk.Transform
@@ -91,20 +99,17 @@ def load_transform(path: str | Path) -> Transform:
         raise ReadError(f"transform {path} cannot be read: {last_line(error)}") from None
     if found.GetDimension() != 3:
         raise ReadError(f"transform {path} is {found.GetDimension()}D; 3D is expected")
-    if isinstance(found, sitk.Image) and found.GetNumberOfComponentsPerPixel() != 3:
-        raise ReadError(
-            f"transform {path} is an image of {found.GetNumberOfComponentsPerPixel()} values a voxel; a displacement "
-            "field has 3 (mm)"
-        )
-    try:
-        if isinstance(found, sitk.Image):
-            return Transform(displacement=_from_image(found))
-        result = Transform()
-        for part in _in_order(found):
-            result = result.compose(_from_part(part, path))
-        return result
-    except GeometryError as error:
-        raise ReadError(f"transform {path}: {error}") from None
+    if isinstance(found, sitk.Image):
+        if found.GetNumberOfComponentsPerPixel() != 3:
+            raise ReadError(
+                f"transform {path} is an image of {found.GetNumberOfComponentsPerPixel()} values a voxel; a "
+                "displacement field has 3 (mm)"
+            )
+        return Transform(displacement=_from_image(found))
+    result = Transform()
+    for part in _in_order(found):
+        result = result.compose(_from_part(part, path))
+    return result
 
 
 def _check_hdf5(path: Path) -> None:

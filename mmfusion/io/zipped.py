@@ -1,4 +1,4 @@
-"""DICOM inside a zip file, read in memory: nothing is unpacked to disk, under whatever name.
+"""DICOM inside zip and gzip files, read in memory: nothing is unpacked to disk, under whatever name.
 
 A zip file comes from outside, so it is not believed: how much it would inflate to is limited before anything is, each
 member is read at most as far as its own entry says, and its checksum is compared. Names of members decide nothing
@@ -12,8 +12,10 @@ import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+
+from isal import igzip
 
 from mmfusion.errors import ReadError
 
@@ -103,10 +105,20 @@ class Member:
         return f"{self.archive.path} (file {self.number + 1} inside)"
 
     @property
+    def name(self) -> str:
+        """The last part of the name, for no message: it says no more than that this may be DICOM."""
+        return self.info.filename.rpartition("/")[2]
+
+    @property
     def suffix(self) -> str:
-        """The ending of the name, which says no more than that this may be DICOM."""
-        dot = self.info.filename.rfind(".")
-        return self.info.filename[dot:] if dot >= 0 and "/" not in self.info.filename[dot:] else ""
+        """The ending of the name."""
+        dot = self.name.rfind(".")
+        return self.name[dot:] if dot >= 0 else ""
+
+    @property
+    def parent(self) -> Path:
+        """The zip file: its folders tell no series apart."""
+        return self.archive.path
 
     def open(self, mode: str = "rb") -> BytesIO:
         """The content, checked against its checksum.
@@ -136,3 +148,15 @@ class Member:
 
 DicomFile = Path | Member
 """Where a DICOM object is read from."""
+
+
+def opened(file: DicomFile) -> BinaryIO:
+    """The content of a DICOM file to read, inflated if its name ends in ``.gz``: no further than one reads."""
+    if file.suffix.lower() != ".gz":
+        return file.open("rb")
+    return cast("BinaryIO", igzip.open(file if isinstance(file, Path) else file.open(), "rb"))
+
+
+def stored_bytes(file: DicomFile) -> int:
+    """The length of a file as it is stored, bytes; of one in a zip file, as it lies there inflated."""
+    return file.stat().st_size if isinstance(file, Path) else file.info.file_size

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmfusion.cohort import misplaced
 from mmfusion.errors import CohortError, OptionError, ReadError, first_line
 from mmfusion.files import (
     EXPORTS,
@@ -31,7 +32,7 @@ from mmfusion.files import (
     to_disk,
     write_bytes,
 )
-from mmfusion.options import GROUPS, resolve
+from mmfusion.options import GROUPS, LATER, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -167,6 +168,8 @@ def model_folder(folder: str | Path | None) -> Path:
     if folder is None:
         raise CohortError("no run is given: add --run RUN, a folder that train.yaml wrote")
     folder = Path(str(folder))  # MONAI's command line turns --run 7 into a number
+    if words := misplaced(folder, "model"):
+        raise CohortError(words)
     for place in (folder, folder / "models"):
         if (place / "model.json").is_file():
             return place
@@ -194,7 +197,8 @@ def read_model(folder: str | Path | None) -> Model:
             f"update mmfusion, or {_REMEDY}"
         )
     facts = check_fields(file, {"weights": "", **facts}, _FIELDS, _REMEDY)  # earlier versions knew no hash
-    # what a network is built from has defaults; how cases are prepared must all be said
+    # what a network is built from has defaults; how cases are prepared must all be said, but for what came later
+    facts["case"] = LATER | facts["case"]
     for group, fields in {"network": resolve({}, "network") | facts["network"], "case": facts["case"]}.items():
         check_fields(f"{file}: {group}", fields, dict.fromkeys(GROUPS[group], lambda value: value), _REMEDY)
         try:

@@ -1,8 +1,8 @@
 """Predictions: logits to calibrated probabilities, and the files that hold them.
 
 ``predictions.csv`` has one row per case: case, subject, session, part, label, ``p_<class>`` for each class, predicted,
-entropy, epistemic, modalities (those that were used), status (done, doubtful or failed preparation), reasons, and model
-(the hash of the weights that made it). A case without a prediction has empty cells and a reason.
+entropy, epistemic, modalities (those that were used), status (of its preparation: done, doubtful, accepted or failed),
+reasons, and model (the hash of the weights that made it). A case without a prediction has empty cells and a reason.
 ``predictions/<case>.json`` says the same of one case, and what preparing measured.
 """
 

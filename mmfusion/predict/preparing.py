@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.errors import CohortError, printable
+from mmfusion.errors import CohortError, ReadError, printable
 from mmfusion.files import check_folder, claim, clear_if_free, read_rows
 from mmfusion.io import folded
 from mmfusion.predict.ensemble import member_folders
@@ -46,12 +46,15 @@ def prepare_for(
     Raises:
         CohortError: the manifest has none of the network's modalities.
         ManifestError: the manifest has problems.
+        ReadError: it is neither a table nor a folder of scans.
         OutputError: ``out`` is not a folder of predictions, or holds what is read.
     """
-    from mmfusion.cohort import build_index, read_manifest
+    from mmfusion.cohort import build_index, misplaced, read_manifest
     from mmfusion.cohort.files import inputs_of
 
     manifest, out = Path(str(manifest)), Path(str(out))
+    if words := misplaced(manifest, "manifest", "scans"):
+        raise ReadError(words)
     index = build_index(manifest) if manifest.is_dir() else None
     cases = index.cases if index else read_manifest(manifest)
     reads, series = inputs_of(cases)
@@ -65,7 +68,7 @@ def prepare_for(
     if folder is not None:
         _warn_of_training_subjects({case.subject for case in cases}, folder)
     usable = [name for name in model.case["modalities"] if name in names]
-    reference = [name for name in model.case["reference"] if name in names] or None
+    reference = [name for name in model.case["reference"] if name in usable] or None
     options = {**model.case, "modalities": usable, "reference": reference, "progress": progress_line("prepared")}
     options |= {} if time_limit is None else {"time_limit": time_limit}
     clear_if_free(claim(out, "prediction"), "predictions")

@@ -1,6 +1,15 @@
 """From the scans of a case to its tensor, and from a manifest to a cohort folder that is made once."""
 
-from mmfusion.prepare.case import CaseResult, choose_reference, load_case, prepare_case, prepare_volumes
+from mmfusion.prepare.acceptance import accept_case
+from mmfusion.prepare.case import (
+    CaseResult,
+    Doubt,
+    check_reference,
+    choose_reference,
+    load_case,
+    prepare_case,
+    prepare_volumes,
+)
 from mmfusion.prepare.cohort import prepare_cohort
 from mmfusion.prepare.folder import (
     Cohort,
@@ -17,6 +26,9 @@ from mmfusion.prepare.folder import (
 
 __all__ = [
     "CaseResult",
+    "Doubt",
+    "accept_case",
+    "check_reference",
     "choose_reference",
     "load_case",
     "prepare_case",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mmfusion.cohort.files import region_of, with_region
 from mmfusion.errors import GeometryError, MmfusionError, OptionError, VoxelError
 from mmfusion.io import PET_DETAILS, load_mask, load_volume
-from mmfusion.options import resolve
-from mmfusion.prepare.pictures import qc_pictures
+from mmfusion.options import OPTIONS, nearest, resolve, unknown
+from mmfusion.prepare.pictures import case_pictures
 from mmfusion.prepare.placing import BRAIN_OF, Region, brain_on, mask_and_owner, place_grid, registered
-from mmfusion.prepare.scaling import scaling
+from mmfusion.prepare.scaling import check_pet, scaling
 from mmfusion.volume import Grid, Transform, Volume, correct_bias, coverage, foreground, resample
 
 if TYPE_CHECKING:
@@ -24,6 +26,14 @@ if TYPE_CHECKING:
 
 _LEAST_COVERAGE = 0.05  # of the grid; a scan that shows less of it is reported
 _MASK_OUTSIDE = 0.05  # of the mask; more than that outside the grid is reported
+
+
+class Doubt(NamedTuple):
+    """Why a case is doubtful: the cause, by which doubtful cases are counted, and a sentence."""
+
+    cause: str
+    """One of :data:`mmfusion.report.files.CAUSES`."""
+    sentence: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +50,11 @@ class CaseResult:
         world: whose world the grid lies in: that of the reference, or of a template.
         registrations: by moving modality, where a point of the reference lies in it, and how far to trust that; under
             the name of a template, where a point of the template lies in the reference.
-        status: ``done``, or ``doubtful`` with ``reasons``.
-        reasons: one sentence each.
+        doubts: what is to be looked at before the case is used.
         facts: plain facts by column name, for ``cases.csv``.
         pictures: small arrays for the QC page, see :func:`mmfusion.prepare.pictures.qc_pictures`.
         on_grid: if asked for, each scan on the grid in its physical unit, and ``mask``.
+        mask_digest: SHA-256 of the mask's voxels on the scan that it was drawn on; empty if no mask was read.
     """
 
     image: np.ndarray
@@ -55,11 +65,21 @@ class CaseResult:
     reference: str
     world: str = ""
     registrations: Mapping[str, Registration] = field(default_factory=dict)
-    status: str = "done"
-    reasons: tuple[str, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
     on_grid: Mapping[str, Volume] = field(default_factory=dict)
+    mask_digest: str = ""
+
+    @property
+    def status(self) -> str:
+        """``done``, or ``doubtful``."""
+        return "doubtful" if self.doubts else "done"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is doubtful, one sentence each."""
+        return tuple(doubt.sentence for doubt in self.doubts)
 
 
 def pet_details(case: Case) -> dict[str, str]:
@@ -80,6 +100,8 @@ def load_case(case: Case, **options: Any) -> dict[str, Volume]:
     """
     options = resolve(options, "case")
     wanted = options["modalities"] or list(case.images)
+    check_pet(options)
+    case = with_region(case, options["suvr"])
     pet = pet_details(case)
     volumes = {}
     for modality in wanted:
@@ -88,8 +110,11 @@ def load_case(case: Case, **options: Any) -> dict[str, Volume]:
                 case.images[modality],
                 modality=modality,
                 suv=options["suv"],
+                suvr=region_of(case, options["suvr"]),
+                weight_unit=options["weight_unit"],
                 frame=options["frame"],
                 assume_orientation=options["assume_orientation"],
+                nan=options["nan"],
                 pet=pet or None,
             )
     return volumes
@@ -110,7 +135,8 @@ def prepare_case(
     Raises:
         ReadError, VoxelError: see :func:`load_case`.
         GeometryError: scans cannot be brought together, or there is nothing to center on.
-        OptionError: the case has none of the wanted modalities.
+        OptionError: the case has none of the wanted modalities, options that do not go together, or see
+            :func:`check_reference`.
     """
     options = resolve(options, "case")
     volumes = load_case(case, **options)
@@ -121,8 +147,26 @@ def prepare_case(
     options["modalities"] = options["modalities"] or list(volumes)
     mask = None
     if case.mask is not None:
-        mask = partial(load_mask, case.mask, assume_orientation=options["assume_orientation"])
+        roi = case.roi or options["roi"]
+        mask = partial(load_mask, case.mask, roi=roi, assume_orientation=options["assume_orientation"])
     return prepare_volumes(volumes, mask=mask, pictures=pictures, keep_volumes=keep_volumes, device=device, **options)
+
+
+def check_reference(reference: Sequence[str], modalities: Sequence[str]) -> None:
+    """Refuse a reference that another modality would silently stand in for.
+
+    Some of a list may be missing (a study without MR); the default may name none of them.
+
+    Raises:
+        OptionError: one is a misspelt modality, or none is a modality.
+    """
+    strange = [name for name in reference if name not in modalities]
+    if list(reference) == OPTIONS["reference"].default or not strange:
+        return
+    others = [name for name in modalities if name not in reference]
+    misspelt = [name for name in strange if nearest(name, others)]
+    if misspelt or len(strange) == len(reference):
+        raise OptionError(unknown("reference", [*misspelt, *strange][0], modalities))
 
 
 def choose_reference(available: Sequence[str], preferred: Sequence[str]) -> str:
@@ -155,11 +199,14 @@ def prepare_volumes(
     Raises:
         GeometryError: no overlap, a registration that failed, nothing to center on, or no brain on the grid.
         VoxelError: a scan is constant on the grid (it would be taken for a missing one).
-        OptionError: ``crop_margin`` with nothing to crop to.
+        OptionError: ``crop_margin`` with nothing to crop to, options of PET that do not go together, or see
+            :func:`check_reference`.
     """
     options = resolve(options, "case")
     check_crop(options)
+    check_pet(options)
     modalities = tuple(options["modalities"] or volumes)
+    check_reference(options["reference"], modalities)
     available = [name for name in modalities if name in volumes]
     if not available:
         raise GeometryError(f"none of the modalities {', '.join(modalities)} is there")
@@ -173,18 +220,20 @@ def prepare_volumes(
     to_reference = registrations[head].fixed_to_moving if head else Transform()
     if options["to"]:
         transforms = {reference: to_reference} | {name: to_reference.compose(t) for name, t in transforms.items()}
-    reasons = [f"{name}: {doubt}" for name, volume in volumes.items() for doubt in volume.meta.get("doubts", ())]
-    reasons += [f"{name}: {reason}" for name, r in registrations.items() if r.verdict != "ok" for reason in r.reasons]
+    named = [("reading", name, volume.meta.get("doubts", ())) for name, volume in volumes.items()]
+    named += [("registration", name, one.reasons) for name, one in registrations.items() if one.verdict != "ok"]
+    doubts = [Doubt(cause, f"{name}: {sentence}") for cause, name, sentences in named for sentence in sentences]
     body = _body(volumes[reference], partial(body_of, reference), transforms.get(reference), options)
     drawn, lesion = None, None
     if mask is not None:
         try:
             drawn, owner = mask_and_owner(mask, volumes, reference)
             lesion = Region.of(drawn.array > 0, drawn.grid, transforms.get(owner))
+            doubts += [Doubt("mask", f"mask: {doubt}") for doubt in drawn.meta.get("doubts", ())]
         except MmfusionError as error:
             if options["center"] == "mask":
                 raise
-            reasons.append(f"mask: {error}")
+            doubts.append(Doubt("mask", f"mask: {error}"))
     if grid is None:
         grid = place_grid(options, volumes, reference, body, lesion)
     to_head = Transform() if options["to"] else to_reference.inverse()
@@ -193,7 +242,7 @@ def prepare_volumes(
 
     image = np.zeros((len(modalities), *grid.shape), np.float32)
     valid = np.zeros(image.shape, bool)
-    facts: dict[str, Any] = _shares(grid, body, lesion, reasons)
+    facts: dict[str, Any] = _shares(grid, body, lesion, doubts)
     scalings: dict[str, Callable[[Volume], np.ndarray]] = {}
     on_grid: dict[str, Volume] = {}
     for name in available:
@@ -212,12 +261,14 @@ def prepare_volumes(
                 "check its units and position, choose another --center, or leave the cell empty"
             )
         if share < _LEAST_COVERAGE:
-            reasons.append(f"{name}: its field of view covers only {share:.0%} of the grid")
+            doubts.append(Doubt("coverage", f"{name}: its field of view covers only {share:.0%} of the grid"))
         facts |= _facts(name, volume, share) | _registration_facts(name, registrations.get(name))
         if keep_volumes:
             on_grid[name] = moved
     if head:
         facts |= {"template": head} | _registration_facts(head, registrations[head])
+    if drawn is not None:
+        facts |= _mask_facts(drawn)
     if brain is not None:
         facts["brain_ml"] = round(float(brain.sum() * np.prod(grid.spacing) / 1000), 1)
     if keep_volumes and drawn is not None:
@@ -231,11 +282,13 @@ def prepare_volumes(
         reference=reference,
         world=options["to"] or reference,
         registrations=registrations,
-        status="doubtful" if reasons else "done",
-        reasons=tuple(reasons),
+        doubts=tuple(doubts),
         facts=facts,
-        pictures=_pictures(volumes, reference, transforms, grid, scalings, head, to_head) if pictures else {},
+        pictures=case_pictures(volumes, reference, transforms, grid, scalings, head, to_head, registrations)
+        if pictures
+        else {},
         on_grid=on_grid,
+        mask_digest="" if drawn is None else sha256(np.packbits(drawn.array > 0).tobytes()).hexdigest(),
     )
 
 
@@ -283,7 +336,7 @@ def _kept(
     return kept
 
 
-def _shares(grid: Grid, body: Region | None, lesion: Region | None, reasons: list[str]) -> dict[str, Any]:
+def _shares(grid: Grid, body: Region | None, lesion: Region | None, doubts: list[Doubt]) -> dict[str, Any]:
     """How much of the body and of the mask the grid misses, 0 to 1; a cut mask is a reason to doubt."""
     facts: dict[str, Any] = {}
     if body is not None:
@@ -291,7 +344,8 @@ def _shares(grid: Grid, body: Region | None, lesion: Region | None, reasons: lis
     if lesion is not None:
         facts["mask_outside"] = share = round(lesion.outside(grid), 4)
         if share > _MASK_OUTSIDE:
-            reasons.append(f"mask: {share:.0%} of it falls outside the grid; use --center mask, or a larger grid")
+            words = f"mask: {share:.0%} of it falls outside the grid; use --center mask, or a larger grid"
+            doubts.append(Doubt("mask", words))
     return facts
 
 
@@ -306,27 +360,17 @@ def _facts(name: str, volume: Volume, share: float) -> dict[str, Any]:
     }
 
 
+def _mask_facts(mask: Volume) -> dict[str, Any]:
+    return {
+        "mask_roi": ", ".join(mask.meta.get("rois", ())),
+        "mask_others": ", ".join(mask.meta.get("others", ())),
+        "mask_notes": "; ".join(mask.meta.get("notes", ())),
+    }
+
+
 def _registration_facts(name: str, registration: Registration | None) -> dict[str, Any]:
     if registration is None:
         return {}
     return {
-        f"{name}_{key}": value for key, value in registration.as_dict().items() if not isinstance(value, (list, dict))
-    }
-
-
-def _pictures(
-    volumes: Mapping[str, Volume],
-    reference: str,
-    transforms: Mapping[str, Transform],
-    grid: Grid,
-    scalings: Mapping[str, Callable[[Volume], np.ndarray]],
-    head: str | None,
-    to_head: Transform,
-) -> dict[str, np.ndarray]:
-    shown = None
-    if head:
-        from mmfusion.registration import template
-
-        volume = template(head).volume
-        shown = volume, to_head, scaling(head, volume, resolve({}, "case"), partial(foreground, volume))
-    return qc_pictures(volumes, reference, transforms, grid, scalings, shown)
+        f"{name}_{key}": value for key, value in registration.as_dict().items() if isinstance(value, str | float | int)
+    } | {f"{name}_alternative": registration.alternative.words if registration.alternative else ""}

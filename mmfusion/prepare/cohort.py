@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion import __version__
-from mmfusion.cohort import Case, read_manifest
-from mmfusion.cohort.files import inputs_of, without_paths
-from mmfusion.errors import CohortError, LostError, MmfusionError, OptionError, OutputError, ReadError, VoxelError
-from mmfusion.files import CohortFolder, read_fields, write_json
-from mmfusion.options import GROUPS, OPTIONS, resolve
-from mmfusion.prepare.case import check_crop, prepare_case
+from mmfusion.cohort import Case, read_study
+from mmfusion.cohort.files import inputs_of, with_region, without_paths
+from mmfusion.errors import CohortError, LostError, MmfusionError, OutputError, ReadError, VoxelError
+from mmfusion.files import CohortFolder, optional_fields, read_fields, write_json
+from mmfusion.options import GROUPS, resolve
+from mmfusion.prepare.acceptance import read_acceptances, settled
+from mmfusion.prepare.case import check_crop, check_reference, prepare_case
 from mmfusion.prepare.derivatives import refuse_shared_names, write_dataset, write_derivative
 from mmfusion.prepare.exclusive import exclusive, refuse_other_run
 from mmfusion.prepare.folder import Cohort, read_case, remove_case, row_of, write_case, write_cohort
 from mmfusion.prepare.processes import Processes
-from mmfusion.prepare.scaling import parse_standard
+from mmfusion.prepare.scaling import check_pet, parse_standard
 from mmfusion.prepare.sources import case_key, case_stamp, source_digests
 from mmfusion.prepare.standard import LOADING, are_landmarks, fit_standard, landmarks_of, training_cases
 from mmfusion.volume import check_device
@@ -81,7 +82,8 @@ def prepare_cohort(
     A case is keyed by the content of its files, its options and the version of mmfusion; files that only moved or were
     written again are read, found equal, and not prepared again. A bad case ends as ``failed`` with its error and stops
     nothing, even if it crashes its process, takes all memory, or never ends. Whatever ends this call, the same call
-    goes on where it stopped, and gives the same tensors and transforms with any number of workers.
+    goes on where it stopped, and gives the same tensors and transforms with any number of workers. What persons decided
+    on doubtful cases stays, see :mod:`mmfusion.prepare.acceptance`.
 
     Args:
         manifest: CSV or TSV, see :func:`mmfusion.cohort.read_manifest`.
@@ -98,27 +100,28 @@ def prepare_cohort(
 
     Raises:
         ManifestError: the manifest has problems (all are listed).
-        OptionError: an option does not fit, or ``reference`` names no modality.
+        OptionError: an option does not fit, or ``reference`` is misspelt or names no modality.
         OutputError: ``out`` is not a cohort folder, holds what is read, or cannot be written.
         CohortError: a case failed, and ``strict``; or another call is writing into the folder.
     """
-    chosen_by_hand = options.get("reference") not in (None, OPTIONS["reference"].default)
+    check_pet(options)
     storage = resolve({name: options.pop(name) for name in GROUPS["storage"] if name in options}, "storage")
     options = resolve(options, "case")
     check_device(device)
     check_crop(options)
     parse_standard(options["mr_standard"])
-    cases = read_manifest(manifest, options["modalities"])
-    if options["modalities"] is None:
-        options["modalities"] = list(dict.fromkeys(name for case in cases for name in case.images))
-    if chosen_by_hand:
-        _refuse_reference(options["reference"], cases)
+    cases, names = read_study(manifest, options["modalities"])
+    cases = [with_region(case, options["suvr"]) for case in cases]
+    options["suvr"] = options["suvr"] and "manifest"  # the cases have it now; a path is not kept
+    options["modalities"] = options["modalities"] or _kept_order(names, Path(out))
+    check_reference(options["reference"], options["modalities"])
     if storage["save_nifti"]:
         refuse_shared_names(cases)
     folder = Path(out).absolute()
     reads, series = inputs_of(cases)
     with exclusive(folder, reads=[Path(manifest), *reads], series=series) as run_token:
         order = _Order(folder, options, storage, device, run_token)
+        accepted = read_acceptances(folder)
         if storage["save_nifti"]:
             write_dataset(order.out)
         run = partial(_run, order=order, make=partial(_executor, workers, time_limit, device, scheduler))
@@ -142,17 +145,17 @@ def prepare_cohort(
                         f"stopped at case {case.id} ({tried} of {len(cases)} were tried): {record['reasons']}. "
                         "The same command goes on where it stopped; without --strict a failed case stops nothing"
                     )
-        return write_cohort(Path(out), order.asked, [row_of(case, records[case.id] or {}) for case in cases])
+        rows = [row_of(case, records[case.id] or {}) for case in cases]
+        return write_cohort(Path(out), order.asked, settled(folder, rows, accepted))
 
 
-def _refuse_reference(reference: Sequence[str], cases: Sequence[Case]) -> None:
-    """A misspelt reference would silently leave the choice to the order of the columns."""
-    there = {name for case in cases for name in case.images}
-    if not there & set(reference):
-        raise OptionError(
-            f"reference {' '.join(reference)} names none of the modalities {', '.join(sorted(there))}; "
-            "give --reference one of them, or leave it out"
-        )
+def _kept_order(modalities: Sequence[str], out: Path) -> list[str]:
+    """The modalities as the cohort that is there has them, and new ones behind; else as the manifest has them."""
+    known: Any = None
+    with suppress(MmfusionError):  # a damaged file is written again
+        known = optional_fields(CohortFolder(out).options).get("modalities")
+    known = [name for name in known if name in modalities] if isinstance(known, list) else []
+    return [*known, *(name for name in modalities if name not in known)]
 
 
 def _counted(progress: Callable[[int, int, str], None] | None, total: int) -> Callable[..., None]:
@@ -275,6 +278,7 @@ def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
             refuse_other_run(order.out, order.run)
             others = _write_nifti(case, result, digests, order)
             how = {"key": key, "stamp": stamp, "seconds": perf_counter() - start, "dtype": order.storage["dtype"]}
+            how["sources"] = digests
             allowed = partial(refuse_other_run, order.out, order.run)
             return write_case(order.out, case, result, others=others, allowed=allowed, **how)
         except OutputError as error:
@@ -298,7 +302,8 @@ def _check_range(result: CaseResult, dtype: str) -> None:
 def _without_paths(result: CaseResult, case: Case, order: _Order) -> CaseResult:
     """The result with the reasons and notes as they may be written."""
     facts = {n: _named(v, case, order) if n.endswith("_notes") else v for n, v in result.facts.items()}
-    return replace(result, reasons=tuple(_named(reason, case, order) for reason in result.reasons), facts=facts)
+    doubts = tuple(doubt._replace(sentence=_named(doubt.sentence, case, order)) for doubt in result.doubts)
+    return replace(result, doubts=doubts, facts=facts)
 
 
 def _write_nifti(case: Case, result: CaseResult, digests: Mapping[str, str], order: _Order) -> list[Path]:

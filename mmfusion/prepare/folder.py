@@ -7,6 +7,7 @@
       cases.csv         one row a case: status, reasons, registration numbers (of good and bad cases alike)
       cases/<case>/     image.npy [M, D, H, W], qc.npz, case.json (with checksums); ITK transforms: <modality>.tfm
                         (reference to modality; .h5 if it bends) and mni152.tfm (template to reference)
+      accepted.json     what persons decided on doubtful cases, see mmfusion.prepare.acceptance
       landmarks/        of training cases, for --mr-normalize histogram
       nifti/            on request: the scans on the grid as a BIDS derivative, see mmfusion.prepare.derivatives
       qc.html           worst case first; pictures of a large cohort in qc/
@@ -28,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion import __version__
-from mmfusion.cohort import Case
-from mmfusion.errors import MmfusionError, OptionError, ReadError, first_line
+from mmfusion.cohort import Case, misplaced
+from mmfusion.errors import CohortError, MmfusionError, OptionError, ReadError, first_line
 from mmfusion.files import (
     CohortFolder,
     a_flag,
@@ -45,7 +46,7 @@ from mmfusion.files import (
     write_json,
 )
 from mmfusion.io import save_transform
-from mmfusion.options import GROUPS, OPTIONS, resolve
+from mmfusion.options import GROUPS, LATER, OPTIONS, resolve
 from mmfusion.report import write_qc
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ if TYPE_CHECKING:
 _GIVEN = ("subject", "session", "label", "split", "fold", "site")
 _NEEDED = ("case", *_GIVEN, "status", "reasons", "reference", "modalities", "file", "key")
 _CASE_COLUMNS = (*_NEEDED, "seconds")
-_STATES = ("done", "doubtful", "failed")
-_NO_COLUMNS = ("affine", "world", "stamp", "checksums")  # of case.json, for machines only
+_STATES = ("done", "doubtful", "accepted", "failed")
+_NO_COLUMNS = ("affine", "world", "stamp", "checksums", "looked_at")  # of case.json, for machines only
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class PreparedCase:
     Attributes:
         case: subject, session, label, split, fold and site, as in the manifest.
         modalities: those that the case has.
-        status: ``done`` or ``doubtful``.
+        status: ``done``, ``doubtful``, or ``accepted`` (doubtful, and a person has looked at it).
         file: ``image.npy``, ``[M, D, H, W]`` float32, channels in the order of the cohort's modalities.
     """
 
@@ -98,7 +99,7 @@ class Cohort:
 
     @cached_property
     def cases(self) -> list[PreparedCase]:
-        """The cases that can be used: done and doubtful ones."""
+        """The cases that can be used: all but the failed ones."""
         return [
             PreparedCase(
                 case=Case(
@@ -124,12 +125,13 @@ class Cohort:
 
     @cached_property
     def hash(self) -> str:
-        """One short text that changes with the options, the cases and their content."""
-        keys = sorted("|".join(row[name] for name in ("case", "key", "status", "label", "split")) for row in self.rows)
+        """One short text that changes with the options, the cases and their content; accepting one changes nothing."""
+        rows = [{**row, "status": row["status"].replace("accepted", "doubtful")} for row in self.rows]
+        keys = sorted("|".join(row[name] for name in ("case", "key", "status", "label", "split")) for row in rows)
         return hashlib.sha256("\n".join([json.dumps(self.options, sort_keys=True), *keys]).encode()).hexdigest()[:16]
 
     def count(self, status: str) -> int:
-        """How many cases ended as ``done``, ``doubtful`` or ``failed``."""
+        """How many cases are ``done``, ``doubtful``, ``accepted`` or ``failed``."""
         return sum(row["status"] == status for row in self.rows)
 
 
@@ -141,6 +143,8 @@ def open_cohort(folder: str | Path) -> Cohort:
         ReadError: ``options.json`` or ``cases.csv`` is damaged, or of another version.
     """
     folder = Path(folder)
+    if words := misplaced(folder, "cohort"):
+        raise CohortError(words)
     options, _ = _read_options(folder)
     rows = read_rows(CohortFolder(folder).table, _unfinished(folder), _NEEDED)
     if not rows:
@@ -164,7 +168,7 @@ def _again(folder: Path) -> str:
 def _read_options(folder: Path) -> tuple[dict[str, Any], bool]:
     """The group ``case`` of a cohort's ``options.json``, and whether it is simulated."""
     path = CohortFolder(folder).options
-    fields = {"save_nifti": False, "keep_paths": False, "dtype": "float32", "simulated": False, "versions": {}}
+    fields = {"save_nifti": False, "keep_paths": False, "dtype": "float32", "simulated": False, "versions": {}, **LATER}
     fields |= optional_fields(path, _unfinished(folder))
     checks = dict.fromkeys((*GROUPS["case"], *GROUPS["storage"]), lambda value: value)
     checks |= {"simulated": a_flag, "versions": a_table}
@@ -246,13 +250,17 @@ def write_cohort(
     out: Path, options: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, qc: bool = True
 ) -> Cohort:
     """Write the tables and the QC page of a cohort folder whose cases are there, and open it."""
-    columns = list(dict.fromkeys([*_CASE_COLUMNS, *sorted({name for row in rows for name in row})]))
-    files = CohortFolder(out)
-    write_json({**options, "versions": versions()}, files.options)
-    write_csv(rows, files.table, columns)  # last: with it the folder counts as finished
+    write_json({**options, "versions": versions()}, CohortFolder(out).options)
+    write_table(out, rows)  # last: with it the folder counts as finished
     if qc:
         write_qc(out)
     return open_cohort(out)
+
+
+def write_table(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``cases.csv``."""
+    columns = list(dict.fromkeys([*_CASE_COLUMNS, *sorted({name for row in rows for name in row})]))
+    write_csv(rows, CohortFolder(out).table, columns)
 
 
 def write_case(
@@ -264,13 +272,15 @@ def write_case(
     stamp: str = "",
     seconds: float = 0.0,
     dtype: str = "float32",
+    sources: Mapping[str, str] | None = None,
     others: Sequence[Path] = (),
     allowed: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Write one prepared case, and return its row of ``cases.csv``.
 
-    ``others`` are files that belong to the case and lie elsewhere in ``out``, already. ``allowed`` is asked at the last
-    moment, and raises if the folder belongs to somebody else by now.
+    ``sources`` are the digests of what was read, by scan. ``others`` are files that belong to the case and lie
+    elsewhere in ``out``, already. ``allowed`` is asked at the last moment, and raises if the folder belongs to somebody
+    else by now.
 
     Whatever ends the process or the machine, a case is whole or counts as not prepared: ``case.json`` says so until all
     files are on the disk under their names. Files of an earlier preparation that the case no longer has are removed;
@@ -287,6 +297,7 @@ def write_case(
             "key": key,
             "status": result.status,
             "reasons": " | ".join(result.reasons),
+            "causes": " ".join(dict.fromkeys(doubt.cause for doubt in result.doubts)),
             "reference": result.reference,
             "modalities": " ".join(n for n, there in zip(result.modalities, result.present, strict=True) if there),
             "file": f"cases/{case.id}/image.npy",
@@ -294,17 +305,31 @@ def write_case(
             **result.facts,
         }
         where = {"affine": result.grid.affine.tolist(), "world": result.world or result.reference}
+        seen = _looked_at(result, sources or {})
         if allowed:
             allowed()
         before = announce_files(out, case.id, checksums)
         for file in written:
             file.replace(final / file.name)
-        write_json({**record, **where, "stamp": stamp, "checksums": checksums}, final / "case.json")
+        write_json({**record, **where, "stamp": stamp, "checksums": checksums, "looked_at": seen}, final / "case.json")
         to_disk(final / "case.json")
         _remove_files(out, before - checksums.keys())
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return row_of(case, record)
+
+
+def _looked_at(result: CaseResult, sources: Mapping[str, str]) -> dict[str, str]:
+    """Digests of what a person judges who looks at a case: scans, transforms and mask, by what they are called."""
+    transforms = {}
+    for name, registration in result.registrations.items():
+        transform = registration.fixed_to_moving
+        digest = hashlib.sha256(transform.matrix.tobytes())
+        if transform.displacement is not None:
+            digest.update(transform.displacement.grid.affine.tobytes() + transform.displacement.array.tobytes())
+        transforms[f"transform of {name}"] = digest.hexdigest()
+    scans = {"mask file" if name == "mask" else f"scan of {name}": digest for name, digest in sources.items()}
+    return {**scans, **transforms, "mask": result.mask_digest}
 
 
 def announce_files(out: Path, case_id: str, names: Iterable[str]) -> set[str]:
@@ -380,8 +405,9 @@ def read_case(out: Path, case_id: str) -> dict[str, Any] | None:
 
 
 _RECORD = {
-    **dict.fromkeys(("key", "stamp", "status", "reasons", "reference", "modalities", "file", "world"), a_text),
-    "checksums": a_table,
+    **dict.fromkeys(("key", "stamp", "status", "reasons", "causes"), a_text),
+    **dict.fromkeys(("reference", "modalities", "file", "world"), a_text),
+    **dict.fromkeys(("checksums", "looked_at"), a_table),
 }
 
 

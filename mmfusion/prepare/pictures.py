@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfusion.volume import Grid, Transform, Volume, coverage, resample
+from mmfusion.options import resolve
+from mmfusion.prepare.scaling import scaling
+from mmfusion.volume import Grid, Transform, Volume, coverage, foreground, resample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from mmfusion.registration import Registration
+
     Scaling = Callable[[Volume], np.ndarray]
 
 _PLANES = ("sagittal", "coronal", "axial")
+
+
+def case_pictures(
+    volumes: Mapping[str, Volume],
+    reference: str,
+    transforms: Mapping[str, Transform],
+    grid: Grid,
+    scalings: Mapping[str, Scaling],
+    head: str | None,
+    to_head: Transform,
+    registrations: Mapping[str, Registration],
+) -> dict[str, np.ndarray]:
+    """:func:`qc_pictures` of a case, with its template and with the positions that doubtful registrations did not take.
+
+    Args:
+        volumes, reference, transforms, grid, scalings: see there.
+        head: name of the template, if there is one.
+        to_head: where a point of the grid's world lies in the template.
+        registrations: by moving modality, and by the name of the template.
+    """
+    here, others = transforms.get(reference, Transform()), {}
+    for name, one in registrations.items():
+        if one.alternative is None or (name != head and one.alternative.fixed_to_moving.is_identity):
+            continue  # where the headers put a scan is shown in any case
+        way = one.alternative.fixed_to_moving
+        others[name] = here.compose(way.inverse() if name == head else way)
+    shown = None
+    if head:
+        from mmfusion.registration import template
+
+        volume = template(head).volume
+        shown = volume, to_head, scaling(head, volume, resolve({}, "case"), partial(foreground, volume))
+    return qc_pictures(volumes, reference, transforms, grid, scalings, shown, others)
 
 
 def qc_pictures(
@@ -23,6 +61,7 @@ def qc_pictures(
     grid: Grid,
     scalings: Mapping[str, Scaling],
     head: tuple[Volume, Transform, Scaling] | None = None,
+    others: Mapping[str, Transform] | None = None,
     pixels: int = 128,
 ) -> dict[str, np.ndarray]:
     """Planes through the middle of the grid with square pixels, and joint histograms with the reference.
@@ -35,12 +74,13 @@ def qc_pictures(
         grid: the prepared grid.
         scalings: what makes the values of each modality comparable.
         head: the template, where a point of the grid's world lies in it, and its scaling.
+        others: where it would lie in a modality (any other name is the template's) in a position that was not taken.
         pixels: along the longest side.
 
     Returns:
         ``<key>_<plane>`` ``[pixels, pixels]`` float16 for the keys ``reference``, ``before_<modality>`` (by the
-        headers), ``after_<modality>`` and ``template``; ``histogram_<key>`` ``[32, 32]``, reference first (for
-        ``template``: the template first).
+        headers), ``after_<modality>``, ``other_<modality>`` (not taken), ``template`` and ``other_<template>``;
+        ``histogram_<key>`` ``[32, 32]``, reference first (for the template: the template first).
     """
     extent = np.ptp(grid.corners(), axis=0)
     step = extent.max() / pixels
@@ -62,6 +102,7 @@ def qc_pictures(
         x, y = (np.clip(values[both], 0, 1) for values, _ in (a, b))
         out[key] = np.histogram2d(x, y, bins=32, range=((0, 1), (0, 1)))[0].astype(np.float32)
 
+    others = others or {}
     here = transforms.get(reference)  # also where the headers put every other scan
     fixed = volumes[reference], here, scalings[reference]
     planes("reference", *fixed)
@@ -69,10 +110,14 @@ def qc_pictures(
     for name, volume in volumes.items():
         if name == reference:
             continue
-        for moment, transform in (("before", here), ("after", transforms[name])):
+        moments = {"before": here, "after": transforms[name]} | ({"other": others[name]} if name in others else {})
+        for moment, transform in moments.items():
             planes(f"{moment}_{name}", volume, transform, scalings[name])
             histogram(f"histogram_{moment}_{name}", fixed_seen, seen(volume, transform, scalings[name]))
     if head is not None:
-        planes("template", *head)
-        histogram("histogram_template", seen(*head), fixed_seen)
+        volume, to_head, head_scaling = head
+        keys = {"template": to_head} | {f"other_{name}": way for name, way in others.items() if name not in volumes}
+        for key, way in keys.items():
+            planes(key, volume, way, head_scaling)
+            histogram(f"histogram_{key}", seen(volume, way, head_scaling), fixed_seen)
     return out

@@ -146,13 +146,20 @@ def mask_and_owner(
 ) -> tuple[Volume, str]:
     """The mask on the grid of the scan that it was drawn on, and which scan that is.
 
+    The frame of reference says it, or where no scan has that of the mask, the series that the mask refers to.
+
     Raises:
         GeometryError: the mask is empty there, or drawn on a scan that the case does not have.
     """
     mask, owner = read_mask(volumes[reference].grid), reference
     frame = mask.frame_of_reference
-    if frame and frame != volumes[reference].frame_of_reference:  # drawn in the world of another modality
-        same = [name for name, volume in volumes.items() if volume.frame_of_reference == frame]
+    referred = set(mask.meta.get("referenced_series", ())) - {""}
+    same = [name for name, volume in volumes.items() if volume.frame_of_reference == frame != ""]
+    drawn_on = [name for name, volume in volumes.items() if volume.meta.get("series_uid") in referred]
+    if not same and drawn_on:
+        owner = reference if reference in drawn_on else drawn_on[0]
+        mask = read_mask(volumes[owner].grid)
+    elif frame and reference not in same:  # drawn in the world of another modality
         unknown = [name for name, volume in volumes.items() if not volume.frame_of_reference]
         if same:  # on whose grid the mask is whole
             drawn = {name: read_mask(volumes[name].grid) for name in same}

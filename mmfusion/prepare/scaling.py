@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import OptionError
-from mmfusion.volume import Volume, landmarks, normalize, normalize_mr, standardize
+from mmfusion.options import OPTIONS
+from mmfusion.volume import (
+    PET_UNITS,
+    SUV_UNITS,
+    Volume,
+    clip_suv,
+    landmarks,
+    normalize,
+    normalize_mr,
+    standardize,
+)
 from mmfusion.volume.standardize import PERCENTILES
 
 if TYPE_CHECKING:
@@ -18,16 +28,17 @@ if TYPE_CHECKING:
 def scaling(
     name: str, volume: Volume, options: Mapping[str, Any], body_of: Callable[[], np.ndarray]
 ) -> Callable[[Volume], np.ndarray]:
-    """The map of this scan's values; MR statistics come from the native scan, before any resampling.
+    """The map of this scan's values; statistics of MR, and of PET that is no SUV, come from the native scan, before any
+    resampling.
 
     Args:
         name: the modality, whose standard scale is taken.
         volume: the native scan.
-        options: ``ct_window``, ``suv_max``, ``mr_normalize``, ``mr_standard``.
+        options: ``ct_window``, ``suv_max``, ``pet_max``, ``mr_normalize``, ``mr_standard``.
         body_of: gives the foreground of the scan, if it is needed.
 
     Raises:
-        VoxelError: the foreground of an MR is empty or constant.
+        VoxelError: the foreground of such a scan is empty or constant.
         OptionError: there is no standard scale for it.
     """
     mr = (0.0, 1.0)
@@ -37,8 +48,31 @@ def scaling(
             own, scale = landmarks(volume.array, body), _scale_of(options["mr_standard"], name)
             return lambda v: standardize(v.array, own, scale)
         mr = normalize_mr(volume.array, body, options["mr_normalize"])
+    elif volume.units in PET_UNITS and volume.units not in SUV_UNITS:
+        if options["pet_max"] is not None:
+            return lambda v: clip_suv(v.array, options["pet_max"])
+        mr = normalize_mr(volume.array, body_of(), "percentile")
     window = tuple(options["ct_window"])
     return lambda v: normalize(v, ct_window=window, suv_max=options["suv_max"], mr_scaling=mr)
+
+
+def check_pet(options: Mapping[str, Any]) -> None:
+    """Refuse options of PET that do not go together.
+
+    Args:
+        options: as given, or all with their defaults: a ``suv_max`` that is the default counts as not given.
+
+    Raises:
+        OptionError: ``suv_max`` where PET is no SUV, ``pet_max`` where it is, or ``suvr`` beside a kind of SUV.
+    """
+    suv, ratio = options.get("suv") or "bw", options.get("suvr") is not None
+    if ratio and suv not in ("bw", "none"):
+        raise OptionError(f"--suvr is a ratio of values, whatever their units; leave out --suv {suv}")
+    own = ratio or suv == "none"
+    if own and options.get("suv_max") not in (None, OPTIONS["suv_max"].default):
+        raise OptionError("--suv-max is for SUV; with --suv none or --suvr use --pet-max, in the units of the scans")
+    if not own and options.get("pet_max") is not None:
+        raise OptionError("--pet-max is for PET that is no SUV (--suv none, --suvr); use --suv-max")
 
 
 def parse_standard(standard: str | None) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mmfusion.cohort import Case
 
-_FORMAT = "3"  # of the files of a case; a change prepares every case again
+_FORMAT = "4"  # of the files of a case; a change prepares every case again
 
 
 def case_stamp(case: Case, options: Mapping[str, Any]) -> str:
@@ -55,7 +55,8 @@ def case_key(case: Case, options: Mapping[str, Any], digests: Mapping[str, str])
 
 
 def source_digests(case: Case) -> dict[str, str]:
-    """SHA-256 of what each scan (and ``mask``) is read from, whatever the order of the files in a folder.
+    """SHA-256 of what each scan (and ``mask``) is read from, whatever the order of the files in a folder, and of which
+    series is meant.
 
     Raises:
         ReadError: a file is gone or cannot be read.
@@ -67,6 +68,8 @@ def source_digests(case: Case) -> dict[str, str]:
         contents = sorted(f"{'' if path.is_dir() else file.suffix}|{_digest(name, file)}" for file in files)
         if len(files) > 1 and path.is_file():  # which of the files is meant
             contents.append(_digest(name, path))
+        if series := split_series(case.images.get(name, path))[1]:
+            contents.append(f"#{series}")
         out[name] = hashlib.sha256("\n".join(contents).encode()).hexdigest()
     return out
 
@@ -79,8 +82,9 @@ def _files(name: str, path: Path) -> list[Path]:
 
 
 def _begin(case: Case, options: Mapping[str, Any]) -> Any:
-    series = {name: split_series(cell)[1] for name, cell in case.images.items()}
-    asked = [_FORMAT, __version__, dict(options), series, pet_details(case)]
+    cells = case.images | {name: cell for name in ("mask", "reference_region") if (cell := getattr(case, name))}
+    named = {name: split_series(cell)[1] for name, cell in cells.items()}
+    asked = [_FORMAT, __version__, dict(options), named, case.roi, pet_details(case)]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mmfusion.cohort import Case
 
-LOADING = ("modalities", "suv", "frame", "assume_orientation", "bias_correction")
+LOADING = ("modalities", "suv", "suvr", "weight_unit", "frame", "assume_orientation", "nan", "bias_correction")
 """The options that decide the landmarks of a scan."""
 
 

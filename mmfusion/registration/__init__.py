@@ -1,7 +1,7 @@
 """Which motion brings one volume onto another, and whether to believe it: volumes in, :class:`Registration` out."""
 
 from mmfusion.registration.align import INITS, KINDS
-from mmfusion.registration.register import Registration, measure, register, register_many
+from mmfusion.registration.register import Alternative, Registration, measure, register, register_many
 from mmfusion.registration.similarity import mutual_information
 from mmfusion.registration.template import TEMPLATES, Template, brain_mask, register_to_template, template
 
@@ -10,6 +10,7 @@ __all__ = [
     "register_many",
     "measure",
     "Registration",
+    "Alternative",
     "KINDS",
     "INITS",
     "mutual_information",

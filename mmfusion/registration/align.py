@@ -17,7 +17,7 @@ from mmfusion.options import unknown
 from mmfusion.registration.levels import pyramid
 from mmfusion.registration.search import SPACINGS, Found, Search
 from mmfusion.registration.verdict import Check, Evidence, judge
-from mmfusion.volume import SUV_UNITS, Transform, Volume, check_device, overlap
+from mmfusion.volume import PET_UNITS, Transform, Volume, check_device, overlap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -87,7 +87,7 @@ class Pair:
         self.flipped = masks[1] is not None if one_masked else smaller
         # where a CT meets another scan that sees bone, the last refinement draws its points there, from the CT
         bones = [p.levels[-1].bone is not None for p in (self.fixed, self.moving)]
-        blind = bool(set(SUV_UNITS) & {fixed.units, moving.units})
+        blind = bool(set(PET_UNITS) & {fixed.units, moving.units})
         self.near_bone = any(bones) and not blind and not one_masked
         self.bone_flipped = bones[1] if bones[0] != bones[1] else self.flipped
 
@@ -108,6 +108,8 @@ class Result:
         checks: further ones.
         note: on a motion that was not believed.
         before, after: similarity at the start and here.
+        other: ``[4, 4]`` the position that was found beside it and not taken: the motion that was not believed, or the
+            second best one if that is nearly as good; None if only the start is known.
     """
 
     matrix: np.ndarray
@@ -117,6 +119,7 @@ class Result:
     note: str
     before: float
     after: float
+    other: np.ndarray | None = None
 
     @property
     def kept(self) -> bool:
@@ -216,7 +219,7 @@ class Group:
         missed = Check(gain, limit, f"{note}, too much to ignore, but is itself in doubt")
         note = "" if missed.score <= 0.5 else f"{note}, which is too little or too uncertain"
         before = float(self.before[n])
-        return Result(np.eye(4), "identity", evidence, [missed], note, before, before)
+        return Result(np.eye(4), "identity", evidence, [missed], note, before, before, other=best.matrices[n])
 
 
 def _only_measured(group: Group) -> list[Result]:
@@ -268,6 +271,8 @@ def _anywhere(group: Group) -> list[Result]:
     evidence = group.evidence(best, known, rivals)
     out = group.results(best, evidence, [[one.unpaid_motion()] for one in evidence])
     for n, (pair, gain, one) in enumerate(zip(pairs, known, evidence, strict=True)):
+        if one.has_rival:
+            out[n] = replace(out[n], other=ranked.of(n).matrices[1])
         if pair.keep and gain is not None and gain < _KEEP_GAIN and not one.precise:
             out[n] = group.kept(best, n, gain, _KEEP_GAIN, one)
     return out

@@ -15,7 +15,7 @@ from mmfusion.registration.cosines import Cosines, conjugate_gradients, gather, 
 from mmfusion.registration.self_similarity import derivative, self_similarity
 from mmfusion.registration.similarity import mutual_information
 from mmfusion.volume import (
-    SUV_UNITS,
+    PET_UNITS,
     Displacement,
     Grid,
     Transform,
@@ -356,7 +356,7 @@ def _fwhm(volume: Volume, grid: Grid, linear: Transform) -> np.ndarray:
     turn = np.linalg.inv(volume.affine[:3, :3] / volume.spacing) @ linear.matrix[:3, :3]
     along = np.abs(turn @ (grid.affine[:3, :3] / grid.spacing))  # [volume axis, lattice axis]
     steps = np.sqrt(((along * np.asarray(volume.spacing)[:, None]) ** 2).sum(0))
-    least = _PET_FWHM if volume.units in (*SUV_UNITS, "Bq/mL") else 0.0
+    least = _PET_FWHM if volume.units in PET_UNITS else 0.0
     return np.maximum(_VOXELS * np.maximum(steps, grid.spacing), least)
 
 

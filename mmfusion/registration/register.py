@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 
 _BATCH = 16  # pairs that a GPU searches together
 _MOST_FOLDING = 0.001  # of the displacement's grid
+_SAME_MM = 2.0  # positions whose farthest corner differs by less look the same
+
+
+@dataclass(frozen=True, eq=False)
+class Alternative:
+    """The position that a doubtful registration did not take, for a person to compare.
+
+    Attributes:
+        fixed_to_moving: RAS mm.
+        words: which one it is, and how far it lies from the one that was taken.
+    """
+
+    fixed_to_moving: Transform
+    words: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +57,9 @@ class Registration:
             view) or ``mass`` (the centers of the bodies).
         folding: share of the displacement's grid where space is folded (determinant of the Jacobian not above 0);
             0 for a linear transform.
+        alternative: of a doubtful registration, the position that was not taken: the motion that was not believed
+            where the start was kept, the second best one if it is nearly as good, else the start. None if there is
+            no other.
     """
 
     fixed_to_moving: Transform
@@ -57,9 +74,11 @@ class Registration:
     motion_mm: float
     initial: str
     folding: float = 0.0
+    alternative: Alternative | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and words for JSON and tables; the transform as its matrix, four rows of four."""
+        """Plain numbers and words for JSON and tables; transforms as their matrices, four rows of four."""
+        other = self.alternative
         return {
             "verdict": self.verdict,
             "score": round(self.score, 4),
@@ -73,6 +92,7 @@ class Registration:
             "initial": self.initial,
             "folding": round(self.folding, 6),
             "fixed_to_moving": self.fixed_to_moving.matrix.tolist(),
+            "alternative": other and {"words": other.words, "fixed_to_moving": other.fixed_to_moving.matrix.tolist()},
         }
 
 
@@ -145,7 +165,10 @@ def measure(
     moved = resample(moving, fixed.grid, transform)
     found = register(fixed, moved, "none", fixed_mask=fixed_mask, moving_mask=seen, threads=threads)
     shared = overlap(fixed.grid, moving.grid, transform)
-    return replace(found, fixed_to_moving=transform, overlap=shared, folding=transform.folding)
+    other = found.alternative
+    if other is not None:  # in the world that the moving volume was read into
+        other = replace(other, fixed_to_moving=other.fixed_to_moving.compose(transform))
+    return replace(found, fixed_to_moving=transform, overlap=shared, folding=transform.folding, alternative=other)
 
 
 def register_many(
@@ -223,7 +246,7 @@ def _finished(pair: Pair, found: Result) -> Registration:
         reasons = tuple(check.sentence for check in limits if check.score <= 0.5)
         transform, after, start = Transform(), found.before, "identity"
         shared = overlap(pair.fixed.field, pair.moving.field)
-    folding = 0.0
+    linear, folding = transform, 0.0
     if pair.kind == "deformable" and verdict != "failed":
         bent = _bent(pair, transform)
         transform, folding = bent.transform, bent.folded
@@ -245,7 +268,24 @@ def _finished(pair: Pair, found: Result) -> Registration:
         motion_mm=float(transform.displacement_mm(pair.fixed.box).max()),
         initial=start,
         folding=folding,
+        alternative=_alternative(pair, found, linear) if verdict == "doubtful" else None,
     )
+
+
+def _alternative(pair: Pair, found: Result, used: Transform) -> Alternative | None:
+    """The position to compare with the linear one that was used; None if no other is known."""
+    start = "the position of the headers" if pair.before.is_identity else "the given position"
+    second = "the second best position of the search"
+    candidates = [(Transform(), start)]
+    if found.other is not None:
+        words = "the best position of the search" if found.kept else second
+        candidates.insert(0, (Transform(found.other), words))
+    for other, words in candidates:
+        apart = float(np.linalg.norm(other.apply(pair.fixed.box) - used.apply(pair.fixed.box), axis=-1).max())
+        if apart >= _SAME_MM:
+            turn = used.inverse().compose(other).rotation_deg
+            return Alternative(other.compose(pair.before), f"{words}, up to {apart:.0f} mm away, turned by {turn:.0f}°")
+    return None
 
 
 def _bent(pair: Pair, linear: Transform) -> Deformed:

@@ -68,6 +68,11 @@ class Evidence:
         """The motion is several times as long as its own uncertainty."""
         return self.mean_mm >= _PRECISE * max(self.back_mm, self.halves_mm)
 
+    @property
+    def has_rival(self) -> bool:
+        """Another position is so good that the choice is in doubt."""
+        return self.rival >= _RIVAL
+
     def checks(self) -> list[Check]:
         """Each against its limit, but for the length of the motion."""
         turn, stretch = self.rotation_deg, max(max(self.scales), 1 / min(self.scales)) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,7 @@ def case_card(cohort: Path, row: Mapping[str, str], album: Album | None = None) 
     parts = [
         element("h3", join([text(case), page.badge(status), element("span", _given(row), class_="soft")])),
         *(element("p", reason, class_="reason") for reason in reasons_of(row)),
+        _decision(cohort, row),
         numbers_table(row),
         element("div", join(registration_pictures(cohort, row, album or Album())), class_="pairs"),
     ]
@@ -68,20 +70,51 @@ def registration_pictures(cohort: Path, row: Mapping[str, str], album: Album) ->
         alt = f"Checkerboard of {both} of case {case}, {words}: axial, coronal and sagittal plane; joint histogram"
         return [page.figure(png, alt, f"{both}, {words}", url=url)]
 
+    def pair(names: tuple[str, str], stages: Mapping[str, str], template_first: bool = False) -> Html:
+        figures = []
+        for key, words in stages.items():
+            keys = (key, "reference") if template_first else ("reference", key)
+            figures += compared(keys, names, words, f"histogram_{key}")
+        shown = element("div", join(figures), class_="pair" if len(figures) > 1 else "pair single")
+        return shown if figures else Html("")
+
     pairs = []
     if template:
-        keys, names = ("template", "reference"), (template, reference)
-        pairs.append(compared(keys, names, "after registration", "histogram_template"))
-    for name in modalities_of(row):
-        stages = {"before": "before registration", "after": "after registration"}
-        if _position_kept(arrays, name):
-            stages = {"after": "position kept, so the same before and after registration"}
-        pair = []
-        for stage, words in stages.items():
-            keys = "reference", f"{stage}_{name}"
-            pair += compared(keys, (reference, name), words, f"histogram_{stage}_{name}")
-        pairs.append(pair)
-    return [element("div", join(pair), class_="pair" if len(pair) > 1 else "pair single") for pair in pairs if pair]
+        used = "used" if row.get(f"{template}_verdict") == "doubtful" else "after registration"
+        stages = {"template": used, f"other_{template}": f"not used: {row.get(f'{template}_alternative')}"}
+        pairs.append(pair((template, reference), stages, template_first=True))
+    pairs += [pair((reference, name), _positions(arrays, row, name)) for name in modalities_of(row)]
+    return [one for one in pairs if one]
+
+
+def _positions(arrays: Mapping[str, np.ndarray], row: Mapping[str, str], name: str) -> dict[str, str]:
+    """The pictures of a modality by key, with the words for each. Of a doubtful registration the position that was used
+    comes first, those that were not beside it."""
+    before, after, other = (f"{stage}_{name}" for stage in ("before", "after", "other"))
+    kept = _position_kept(arrays, name)
+    if row.get(f"{name}_verdict") != "doubtful":
+        if kept:
+            return {after: "position kept, so the same before and after registration"}
+        return {before: "before registration", after: "after registration"}
+    headers, alternative = "the position of the headers", row.get(f"{name}_alternative")
+    mm, degrees = (number(row.get(f"{name}_{key}")) or 0 for key in ("motion_mm", "rotation_deg"))
+    shown = {after: f"used: {headers if kept else f'moved by up to {mm:.0f} mm, turned by {degrees:.0f}°'}"}
+    if planes_of(arrays, other):
+        shown[other] = f"not used: {alternative}"
+        alternative = ""
+    return shown if kept else shown | {before: f"not used: {alternative or headers}"}
+
+
+def _decision(cohort: Path, row: Mapping[str, str]) -> Html:
+    """Of a doubtful case, what to type if it is right; of an accepted one, when a person said so, and why."""
+    if status_of(row) == "doubtful":
+        command = shlex.join(["mmfusion", "accept", cohort.resolve().name, row.get("case", "?")])
+        return element("p", join(["If you find it right, type", element("code", command)]), class_="decision")
+    if status_of(row) != "accepted":
+        return Html("")
+    date, note = row.get("accepted", ""), row.get("accepted_note", "")
+    when = date.replace("T", " ").removesuffix("+00:00")
+    return element("p", f"Accepted on {when} UTC" + (f": {note}" if note else ", without a note"), class_="decision")
 
 
 def _position_kept(arrays: Mapping[str, np.ndarray], name: str) -> bool:

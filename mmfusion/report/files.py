@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
-STATES = ("failed", "doubtful", "ok")
-"""Of cases, and verdicts on registrations; the worst first."""
+STATES = ("failed", "doubtful", "accepted", "ok")
+"""Of cases, and verdicts on registrations (none of which is ``accepted``); the worst first."""
+
+CAUSES = ("reading", "registration", "mask", "coverage")
+"""Of doubt: what a scan holds, where it lies, the mask, and what the scan saw of the grid."""
 
 
 def number(value: Any) -> float | None:
@@ -36,8 +39,9 @@ def read_pictures(cohort: Path, case: str) -> dict[str, np.ndarray]:
 
 
 def status_of(row: Mapping[str, str]) -> str:
-    """``failed``, ``doubtful`` or ``ok``."""
-    return {"done": "ok", "ok": "ok", "doubtful": "doubtful"}.get(row.get("status", ""), "failed")
+    """``failed``, ``doubtful``, ``accepted`` or ``ok``."""
+    status = row.get("status", "")
+    return "ok" if status == "done" else status if status in STATES else "failed"
 
 
 def verdict_of(row: Mapping[str, str]) -> str | None:
@@ -63,6 +67,11 @@ def reasons_of(row: Mapping[str, str]) -> list[str]:
     return [reason.strip() for reason in row.get("reasons", "").split(" | ") if reason.strip()]
 
 
+def causes_of(row: Mapping[str, str]) -> list[str]:
+    """What a doubtful or accepted case is, or was, in doubt for, of :data:`CAUSES`."""
+    return row.get("causes", "").split()
+
+
 def worst_first(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Failed, then doubtful, then the others by rising score."""
+    """Failed, then doubtful, then accepted, then the others, each by rising score."""
     return sorted(rows, key=lambda row: (STATES.index(status_of(row)), score_of(row)))

@@ -14,6 +14,7 @@ from mmfusion.report.album import Album
 from mmfusion.report.cards import GOOD_AND_BAD, case_card
 from mmfusion.report.files import (
     STATES,
+    causes_of,
     modalities_of,
     reasons_of,
     status_of,
@@ -63,6 +64,8 @@ COLUMNS = (
     Column("subject", "subject", _given("subject"), "sort"),
     Column("status", "status", lambda row: page.badge(status_of(row))),
     Column("reasons", "reasons", _reasons),
+    Column("causes", "in doubt for", lambda row: " ".join(causes_of(row)) or None, "filter"),
+    Column("accepted", "accepted", _given("accepted")),
     Column("verdict", "verdict", verdict_of, "filter"),
     *(Column(name, name, _given(name), "filter") for name in ("label", "split", "site")),
     Column("modalities", "modalities", lambda row: " ".join(modalities_of(row)) or None, "filter"),
@@ -98,6 +101,7 @@ def write_qc(cohort_dir: str | Path) -> Path:
         element("p", f"{cohort.resolve().name}: {_counts(rows)}", class_="lead"),
         element("p", "Research use only.", class_="banner"),
         element("p", "Simulated data: no patient.", class_="banner simulated") if options.get("simulated") else "",
+        _what_to_do(cohort, rows),
         page.details("How to read the pictures", element("p", GOOD_AND_BAD)),
         _form(rows, columns),
         page.details("Table of all cases", _overview(rows, columns)),
@@ -112,10 +116,24 @@ def write_qc(cohort_dir: str | Path) -> Path:
 def _counts(rows: Sequence[Mapping[str, str]]) -> str:
     states = Counter(status_of(row) for row in rows)
     subjects = len({row.get("subject") for row in rows})
+    accepted = f"{states['accepted']} accepted, " if states["accepted"] else ""
     return (
-        f"{len(rows)} cases of {subjects} subjects: {states['ok']} ok, {states['doubtful']} doubtful, "
+        f"{len(rows)} cases of {subjects} subjects: {states['ok']} ok, {states['doubtful']} doubtful, {accepted}"
         f"{states['failed']} failed."
     )
+
+
+def _what_to_do(cohort: Path, rows: Sequence[Mapping[str, str]]) -> Html:
+    """How a person settles the doubtful cases, if there are any."""
+    if not any(status_of(row) == "doubtful" for row in rows):
+        return Html("")
+    words = (
+        "Doubtful cases are used. Compare the position that was used with the one beside it: if the used one is right, "
+        "type the command of the case's card where the folder",
+        element("code", cohort.resolve().name),
+        "lies; add --note and words in quotes to say why. If not, correct the case and prepare again.",
+    )
+    return element("p", join(words))
 
 
 def _overview(rows: Sequence[Mapping[str, str]], columns: Sequence[Column]) -> Html:

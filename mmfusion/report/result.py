@@ -80,6 +80,12 @@ class Result:
         found = self.metrics.get("comparison") or {}
         return {str(name): entry for name, entry in found.items() if isinstance(entry, dict)}
 
+    @property
+    def without_doubtful(self) -> dict[str, Any]:
+        """The cases that were ``doubtful`` when the run was evaluated, and the ``auc`` of the others; empty if none."""
+        found = self.metrics.get("without_doubtful")
+        return found if isinstance(found, dict) else {}
+
     def estimate(self, name: str) -> dict[str, Any]:
         """A metric's Estimate as a dict; empty if there is none."""
         found = (self.metrics.get("metrics") or {}).get(name)

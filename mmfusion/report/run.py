@@ -11,6 +11,7 @@ from mmfusion.errors import CohortError
 from mmfusion.files import RunFolder, claim_place, interpreting, read_rows
 from mmfusion.report import charts, page
 from mmfusion.report.cards import GOOD_AND_BAD, case_card
+from mmfusion.report.doubtful import doubtful_section
 from mmfusion.report.files import (
     modalities_of,
     number,
@@ -63,6 +64,7 @@ def _page(result: Result) -> tuple[str, list[Html]]:
         page.section("Warnings", page.bullets(warnings(result), class_="warnings")),
         page.section("Patients", *_patients(result)),
         page.section(f"Performance on the {result.metrics.get('part', 'test')} part", *_performance(result)),
+        page.section("Doubtful cases", *doubtful_section(result)),
         page.section("Each modality alone", *_comparison(result)),
         page.section("Wrong cases", _mistakes(result)),
         page.section("The whole way from raw scans", *_raw_scans(result)),
@@ -82,7 +84,9 @@ def _patients(result: Result) -> list[Html]:
     states = [status_of(row) for row in result.cases]
     if result.cases:
         steps.append((str(states.count("failed")), "failed in preparation, left out"))
-        steps.append((str(states.count("doubtful")), "with a doubtful registration"))
+        steps.append((str(states.count("doubtful")), "doubtful"))
+        if accepted := states.count("accepted"):
+            steps.append((str(accepted), "doubtful, and accepted by a person"))
     for part in PARTS:
         rows = [row for row in result.split if row.get("part") == part]
         if rows:

@@ -89,7 +89,7 @@ def warnings(result: Result) -> list[str]:
     if doubtful:
         names = ", ".join(f"{row.get('case')} ({'; '.join(reasons_of(row)) or 'no reason'})" for row in doubtful[:5])
         more = f" and {len(doubtful) - 5} more" if len(doubtful) > 5 else ""
-        found.append(f"{len(doubtful)} doubtful registrations were used: {names}{more}. See qc.html of the cohort.")
+        found.append(f"{len(doubtful)} doubtful cases were used: {names}{more}. See qc.html of the cohort.")
     shared = _in_several_parts(result)
     if shared:
         found.append(f"Leakage: subjects in more than one part of the split: {', '.join(shared[:5])}.")

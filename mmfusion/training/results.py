@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mmfusion.errors import CohortError, ReadError
-from mmfusion.evaluation import choose_threshold, classification_metrics, compare, fit_temperature
+from mmfusion.evaluation import Estimate, choose_threshold, classification_metrics, compare, fit_temperature
 from mmfusion.files import RunFolder, interpreting, optional_fields, write_json
 from mmfusion.predict import (
     PrepareFusionBatch,
@@ -106,6 +106,7 @@ def single_runs(run: str | Path) -> dict[str, Path]:
 def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more: Any) -> dict[str, Any]:
     """Compute ``metrics.json`` from ``predictions.csv``, compared with the single modalities where they are there.
 
+    Where cases of doubtful preparation are among them, the AUC of the others stands beside that of all.
     The fusion and a modality alone are compared on the cases that both predicted, with a paired subject bootstrap.
     Of a cross-validation the folds count together, each case at its own fold's threshold; beside that stand the AUC of
     each fold, their mean and standard deviation.
@@ -131,6 +132,7 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
     threshold = np.array([thresholds[row.get("fold", "")] for row in rows.values()])
     how: dict[str, Any] = {"resamples": resamples, "seed": seed}
     metrics = classification_metrics(label, shares, threshold=threshold, groups=groups, **how)
+    sure = _without_doubtful(rows, label, shares, groups, how)
     comparison = {}
     for name, folder in single_runs(run).items():
         alone = {row["case"]: row for row in read_predictions(folder / "predictions.csv") if row["case"] in rows}
@@ -151,6 +153,7 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
         "classes": list(model.classes),
         "threshold": None if folds else model.threshold,
         "metrics": {name: estimate.as_dict() for name, estimate in metrics.items()},
+        **({"without_doubtful": sure} if sure else {}),
         "comparison": comparison,
         "models": models_of(rows.values()),
         **(_by_fold(run, folds) if folds else {}),
@@ -158,6 +161,25 @@ def write_metrics(run: str | Path, resamples: int = 2000, seed: int = 0, **more:
     }
     write_json(out, RunFolder(run).metrics)
     return out
+
+
+def _without_doubtful(
+    rows: Mapping[str, Mapping[str, str]],
+    label: np.ndarray,
+    shares: np.ndarray,
+    groups: np.ndarray,
+    how: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Which cases are doubtful, and the AUC of the others; empty if none is. Accepted cases are not doubtful."""
+    doubtful = [case for case, row in rows.items() if row.get("status") == "doubtful"]
+    if not doubtful:
+        return {}
+    sure = np.array([case not in doubtful for case in rows])
+    if sure.any():
+        auc = classification_metrics(label[sure], shares[sure], groups=groups[sure], **how)["auc"]
+    else:
+        auc = Estimate(None, None, None, 0, reason="every case is doubtful")
+    return {"doubtful": doubtful, "auc": auc.as_dict()}
 
 
 def _models(run: Path, rows: Collection[Mapping[str, str]]) -> dict[str, Model]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmfusion.cohort import fold_parts, folds, read_manifest, refuse_leakage, split_cases
+from mmfusion.cohort import doubtful_labels, fold_parts, folds, read_manifest, refuse_leakage, split_cases
 from mmfusion.cohort.files import inputs_of
 from mmfusion.cohort.manifest import PARTS
 from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError, ReadError, printable
@@ -274,6 +274,9 @@ def _parts(
             f"({', '.join(chosen) or 'all cells are empty'}); at least 2 are needed to train. "
             "Fill column label of the manifest (mmfusion index ... --labels FILE --label COLUMN) and prepare again"
         )
+    if doubts := doubtful_labels((one.case.label for one in cohort.cases), classes):
+        head = f"{cohort.folder} has labels in doubt (prepare again after a change of them: all tensors stay)"
+        raise ManifestError("\n  ".join([f"{head}:", *(one.sentence() for one in doubts)]))
     cases = [one.case for one in cohort.cases if one.case.label in chosen]
     how: dict[str, Any] = {"validation": options["validation_share"], "seed": options["seed"]}
     number: dict[str, int] = {}

@@ -17,14 +17,25 @@ from monai.transforms import MapTransform
 from mmfusion.errors import GeometryError, OptionError, VoxelError
 from mmfusion.io import load_volume
 from mmfusion.options import unknown
-from mmfusion.prepare import choose_reference
+from mmfusion.prepare import check_reference, choose_reference
 from mmfusion.prepare.placing import BRAIN_OF, brain_on, registered
 from mmfusion.registration import template
 from mmfusion.transforms.tensors import from_meta_tensor, to_meta_tensor, transform_from_meta, transform_to_meta
-from mmfusion.volume import Grid, Transform, clip_suv, foreground, mask_center, normalize_mr, resample, window_ct
+from mmfusion.volume import (
+    NORMALIZED,
+    SUV_UNITS,
+    Grid,
+    Transform,
+    clip_suv,
+    foreground,
+    mask_center,
+    normalize_mr,
+    resample,
+    window_ct,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
 _CENTERS = ("foreground", "volume")
 
@@ -69,7 +80,7 @@ class RegisterToReferenced(_Step):
 
     Args:
         keys: modality names.
-        reference: the first of these that the case has is the reference.
+        reference: the first of these that the case has is the reference; one name, or several.
         kind: a kind of :data:`mmfusion.registration.KINDS`.
         init: start, see :func:`mmfusion.registration.register`.
         to: a template that the reference is brought to, and all others through it.
@@ -77,13 +88,14 @@ class RegisterToReferenced(_Step):
         device: where registration runs, ``cpu`` or a torch device.
 
     Raises:
+        OptionError: a reference is misspelt, or none is among the keys.
         GeometryError: two scans cannot be brought together.
     """
 
     def __init__(
         self,
         keys: Sequence[str],
-        reference: Sequence[str] = ("ct", "mr", "pet"),
+        reference: str | Sequence[str] = ("ct", "mr", "pet"),
         kind: str = "rigid",
         init: str = "auto",
         to: str | None = None,
@@ -91,7 +103,9 @@ class RegisterToReferenced(_Step):
         device: str = "cpu",
     ) -> None:
         super().__init__(keys)
-        self.reference, self.to, self.device = tuple(reference), to, device
+        self.reference = (reference,) if isinstance(reference, str) else tuple(reference)
+        check_reference(self.reference, [str(key) for key in self.keys])
+        self.to, self.device = to, device
         self.head = to or (BRAIN_OF if brain_mask else None)
         self.how = {"register": kind, "init": init}
 
@@ -163,7 +177,7 @@ class ResampleToGridd(_Step):
             if brain is not None:
                 moved = moved.replace(array=np.where(brain, moved.array, np.float32(meta.get("fill", volume.fill))))
             kept = {name: meta[name] for name in ("verdict", "reference", "world") if name in meta}
-            out[key] = to_meta_tensor(moved, **kept)
+            out[key] = to_meta_tensor(moved, resampled=True, **kept)
         return out
 
     def _center(self, tensor: MetaTensor) -> np.ndarray:
@@ -186,53 +200,101 @@ class ResampleToGridd(_Step):
         return brain_on(grid, Transform(np.asarray(meta["to_template"])), str(meta["template"]))
 
 
-class WindowCTd(_Step):
-    """HU to 0..1 by a window (:func:`mmfusion.volume.window_ct`); after resampling, because clipping is not linear."""
+class _Scaling(_Step):
+    """A step that scales values of certain units, once: their units then are :data:`mmfusion.volume.NORMALIZED`.
+
+    Images whose units are unknown (of MONAI's own loader) are taken as they are.
+    """
+
+    units: tuple[str, ...]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.there(data):
+            self._check(key, data[key].meta)
+            out[key] = self.scaled(data[key])
+        return out
+
+    def scaled(self, tensor: MetaTensor) -> MetaTensor:
+        """A modality in other values."""
+        raise NotImplementedError
+
+    def _check(self, key: str, meta: Mapping[Any, Any]) -> None:
+        step, found = type(self).__name__, str(meta.get("units", ""))
+        if found == NORMALIZED:
+            raise OptionError(f"{step}: {key} was normalized before; leave out one of the steps that do")
+        if found and found not in self.units:
+            raise OptionError(
+                f"{step}: {key} is in {found}, and {' or '.join(self.units)} is expected; take {key} from its keys"
+            )
+
+
+class WindowCTd(_Scaling):
+    """HU to 0..1 by a window (:func:`mmfusion.volume.window_ct`); after resampling, because clipping is not linear.
+
+    Raises:
+        OptionError: a modality is not in HU, or was normalized before.
+    """
+
+    units = ("HU",)
 
     def __init__(self, keys: Sequence[str], low: float = -160.0, high: float = 240.0) -> None:
         super().__init__(keys)
         self.low, self.high = low, high
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return dict(data) | {
-            key: _with_values(data[key], lambda array: window_ct(array, self.low, self.high))
-            for key in self.there(data)
-        }
+    def scaled(self, tensor: MetaTensor) -> MetaTensor:
+        return _normalized(tensor, lambda array: window_ct(array, self.low, self.high))
 
 
-class ClipSUVd(_Step):
-    """SUV to 0..1 by its upper end (:func:`mmfusion.volume.clip_suv`); after resampling."""
+class ClipSUVd(_Scaling):
+    """SUV to 0..1 by its upper end (:func:`mmfusion.volume.clip_suv`); after resampling.
+
+    Raises:
+        OptionError: a modality is not in SUV, or was normalized before.
+    """
+
+    units = SUV_UNITS
 
     def __init__(self, keys: Sequence[str], high: float = 10.0) -> None:
         super().__init__(keys)
         self.high = high
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return dict(data) | {
-            key: _with_values(data[key], lambda array: clip_suv(array, self.high)) for key in self.there(data)
-        }
+    def scaled(self, tensor: MetaTensor) -> MetaTensor:
+        return _normalized(tensor, lambda array: clip_suv(array, self.high))
 
 
-class NormalizeMRd(_Step):
+class NormalizeMRd(_Scaling):
     """Scale MR by its foreground (:func:`mmfusion.volume.normalize_mr`); before resampling, on the native scan.
 
     What lies outside the scan later gets the value that 0 has after scaling.
+
+    Raises:
+        OptionError: a modality is not in arbitrary units, was normalized before, or was resampled.
+        VoxelError: its foreground is empty or constant.
     """
+
+    units = ("a.u.",)
 
     def __init__(self, keys: Sequence[str], method: str = "percentile") -> None:
         super().__init__(keys)
         self.method = method
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        out = dict(data)
-        for key in self.there(data):
-            volume = from_meta_tensor(data[key])
-            body = foreground(volume)
-            offset, scale = normalize_mr(volume.array, body, self.method)
-            out[key] = _with_values(data[key], lambda array, o=offset, s=scale: (array - np.float32(o)) / np.float32(s))
-            # normalized values no longer show where the body is
-            out[key].meta |= {"fill": -offset / scale, "foreground_center": mask_center(body, volume.grid)}
+    def scaled(self, tensor: MetaTensor) -> MetaTensor:
+        volume = from_meta_tensor(tensor)
+        body = foreground(volume)
+        offset, scale = normalize_mr(volume.array, body, self.method)
+        out = _normalized(tensor, lambda array: (array - np.float32(offset)) / np.float32(scale))
+        # normalized values no longer show where the body is
+        out.meta |= {"fill": -offset / scale, "foreground_center": mask_center(body, volume.grid)}
         return out
+
+    def _check(self, key: str, meta: Mapping[Any, Any]) -> None:
+        super()._check(key, meta)
+        if meta.get("resampled"):
+            raise OptionError(
+                f"NormalizeMRd: {key} was resampled before, and is scaled by the foreground of the native scan; put "
+                "NormalizeMRd before ResampleToGridd"
+            )
 
 
 class StackModalitiesd(_Step):
@@ -269,7 +331,8 @@ def _is_empty(value: Any) -> bool:
     return isinstance(value, str) and not value.strip()
 
 
-def _with_values(tensor: MetaTensor, function: Any) -> MetaTensor:
+def _normalized(tensor: MetaTensor, function: Callable[[np.ndarray], np.ndarray]) -> MetaTensor:
     out = tensor.clone()
     out[...] = torch.from_numpy(np.ascontiguousarray(function(tensor.detach().cpu().numpy()), np.float32))
+    out.meta["units"] = NORMALIZED
     return out

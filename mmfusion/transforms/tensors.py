@@ -34,7 +34,7 @@ def from_meta_tensor(tensor: MetaTensor) -> Volume:
         tensor.detach().cpu().numpy()[0],
         np.asarray(tensor.affine, dtype=np.float64),
         modality=str(meta.get("modality", "")),
-        units=str(meta.get("units", "a.u.")),
+        units=str(meta.get("units", "")),
         meta={name: meta[name] for name in _PLAIN if name in meta},
     )
 

@@ -7,11 +7,13 @@ from mmfusion.volume.intensity import clip_suv, correct_bias, foreground, normal
 from mmfusion.volume.sampling import coverage, overlap, resample
 from mmfusion.volume.standardize import landmarks, standard_scale, standardize
 from mmfusion.volume.transform import Transform
-from mmfusion.volume.volume import FILL, SUV_UNITS, Volume
+from mmfusion.volume.volume import FILL, NORMALIZED, PET_UNITS, SUV_UNITS, Volume
 
 __all__ = [
     "Volume",
+    "PET_UNITS",
     "SUV_UNITS",
+    "NORMALIZED",
     "FILL",
     "Grid",
     "Transform",

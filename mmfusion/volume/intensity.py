@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmfusion.errors import OptionError, VoxelError
-from mmfusion.volume.volume import SUV_UNITS, Volume
+from mmfusion.volume.volume import NORMALIZED, SUV_UNITS, Volume
 
 
 def window_ct(array: np.ndarray, low: float = -160.0, high: float = 240.0) -> np.ndarray:
@@ -47,7 +47,7 @@ def normalize_mr(array: np.ndarray, mask: np.ndarray, method: str = "percentile"
     """
     values = array[mask]
     if values.size == 0:
-        raise VoxelError("the foreground of the MR scan is empty; export the scan again or drop this modality")
+        raise VoxelError("the foreground of the scan is empty; export the scan again or drop this modality")
     if method == "percentile":
         offset, scale = 0.0, float(np.percentile(values, 99))
     elif method == "zscore":
@@ -55,7 +55,7 @@ def normalize_mr(array: np.ndarray, mask: np.ndarray, method: str = "percentile"
     else:
         raise OptionError(f"unknown affine MR normalization '{method}'. Known: percentile, zscore")
     if not scale > 0:
-        raise VoxelError("the foreground of the MR scan is constant; export the scan again or drop this modality")
+        raise VoxelError("the foreground of the scan is constant; export the scan again or drop this modality")
     return offset, scale
 
 
@@ -108,7 +108,12 @@ def normalize(
         ct_window: HU that become 0 and 1.
         suv_max: SUV that becomes 1.
         mr_scaling: offset and scale of :func:`normalize_mr`.
+
+    Raises:
+        VoxelError: they were normalized before.
     """
+    if volume.units == NORMALIZED:
+        raise VoxelError(f"{volume.name} was normalized before; give the scan in its own units")
     if volume.units == "HU":
         return window_ct(volume.array, *ct_window)
     if volume.units in SUV_UNITS:

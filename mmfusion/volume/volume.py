@@ -21,6 +21,12 @@ FILL: dict[str, float] = {"HU": -1024.0}
 
 SUV_UNITS = ("SUVbw", "SUVlbm", "SUVbsa")
 """Units of PET, by body weight and lean body mass (g/mL) and by body surface area (cm2/mL)."""
+PET_UNITS = (*SUV_UNITS, "SUVR", "Bq/mL", "stored")
+"""All units of PET: SUV, the ratio to a reference region, and what the file has (``stored``: counts, for example)."""
+
+
+NORMALIZED = "normalized"
+"""Units of values that were scaled for a network, once (about 0 to 1)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +38,11 @@ class Volume:
             when the volume comes from :mod:`mmfusion.io`.
         affine: ``[4, 4]`` voxel index to RAS+ world, mm.
         modality: the study's word for it, usually ``ct``, ``pet``, ``mr`` or ``mask``.
-        units: ``HU``, one of :data:`SUV_UNITS`, ``Bq/mL``, ``a.u.`` (arbitrary, MR) or ``label``.
-        meta: plain facts about the source: ``source`` (path), ``frame_of_reference`` (UID), ``notes`` (what was
-            repaired), ``doubts`` (what may be wrong with it). Never a patient's name, birth date or address.
+        units: ``HU``, one of :data:`PET_UNITS`, ``a.u.`` (arbitrary, MR), ``label`` or :data:`NORMALIZED`; empty if
+            unknown.
+        meta: plain facts about the source: ``source`` (path), ``frame_of_reference`` and ``series_uid`` (UIDs),
+            ``notes`` (what was repaired), ``doubts`` (what may be wrong with it). Never a patient's name, birth date or
+            address.
 
     Raises:
         GeometryError: the array is not 3D, or the affine is singular.
@@ -93,6 +101,7 @@ class Volume:
             raise VoxelError(
                 f"{self.name}: {bad} of {self.array.size} voxels are not finite (NaN or infinite); "
                 "export the scan again or drop this modality"
+                + ("" if np.isinf(self.array).any() else "; with --nan background they count as air or zero")
             )
         if low == high:
             raise VoxelError(
