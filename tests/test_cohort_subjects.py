@@ -67,8 +67,8 @@ def test_people_without_identifiers_and_with_the_same_uids_are_told_by_folders(
     def same(dataset, n: int) -> None:
         dataset.SOPInstanceUID = uid or dataset.SOPInstanceUID
 
-    for folder in ("a/x", "b/y", "c/z"):
-        scan(tmp_path / folder, patient, **CONSTANT, edit=same)
+    for folder, height in (("a/x", 30.0), ("b/y", 30.0), ("c/z", 37.5)):  # the last lies above the others
+        scan(tmp_path / folder, patient, **CONSTANT, edit=same, origin=(-10.0, 20.0, height))
     assert people(tmp_path) == {"x": ["ct"], "y": ["ct"], "z": ["ct"]}
 
 

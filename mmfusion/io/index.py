@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _TAGS = (
-    *IDENTITY, *DATES, "PatientID", "ProtocolName", "SequenceName", "ImagePositionPatient",
+    *IDENTITY, *DATES, "PatientID", "InstanceNumber", "ProtocolName", "SequenceName", "ImagePositionPatient",
     "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "PerFrameFunctionalGroupsSequence",
     "SharedFunctionalGroupsSequence", "DetectorInformationSequence", "PhotometricInterpretation", "SamplesPerPixel",
     "RescaleType", "ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence",
@@ -193,21 +193,22 @@ def _told_apart(
 
 
 def _overlap(folders: Iterable[list[tuple[Path, Dataset]]]) -> bool:
-    """True if two folders have images of one place that are no copies: their UIDs differ, or are no UIDs."""
+    """True if two folders have images of one place or number that are no copies: their UIDs differ, or are no UIDs."""
     there: dict[str, str] = {}
     for members in folders:
         uids = Counter(str(header.get("SOPInstanceUID")) for _, header in members)
-        here = {str(place): str(header.get("SOPInstanceUID")) for _, header in members if (place := _place(header))}
-        if any(there.get(place, uid) != uid or (place in there and uids[uid] > 1) for place, uid in here.items()):
+        here = {mark: str(header.get("SOPInstanceUID")) for _, header in members for mark in _marks(header)}
+        if any(there.get(mark, uid) != uid or (mark in there and uids[uid] > 1) for mark, uid in here.items()):
             return True
         there |= here
     return False
 
 
-def _place(header: Dataset) -> str:
+def _marks(header: Dataset) -> list[str]:
+    """What no two images of a scan have in common, as far as it can be read."""
     with suppress(Exception):
-        return _text(header, "ImagePositionPatient")
-    return ""
+        return list(filter(None, (_text(header, tag) for tag in ("ImagePositionPatient", "InstanceNumber"))))
+    return []
 
 
 def _patient(header: Dataset) -> str:
