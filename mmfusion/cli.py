@@ -227,9 +227,10 @@ def _check_cohort(folder: str) -> int:
 
 
 def _prepare(manifest: str, out: str, **options: Any) -> int:
-    from mmfusion.prepare import prepare_cohort
+    from mmfusion.prepare import check_pet, prepare_cohort
 
     given = {name: value for name, value in options.items() if value is not None}
+    check_pet(given, given=True)
     cohort = prepare_cohort(manifest, out, progress=progress_line("cases"), **given)
     for row in cohort.rows:
         if row["status"] == "failed":
@@ -272,7 +273,7 @@ def _bodies_missed(cohort: Any) -> str:
 def _register(
     fixed: str, moving: str, out: str, transform_out: str | None, json: bool | None, device: str | None,
     fixed_modality: str | None, moving_modality: str | None, frame: str | None, assume_orientation: str | None,
-    nan: str | None, overwrite: bool | None, **how: str | None,
+    nan: str | None, suv: str | None, overwrite: bool | None, **how: str | None,
 ) -> int:  # fmt: skip
     from mmfusion.files import check_output_file
     from mmfusion.io import (
@@ -292,7 +293,8 @@ def _register(
     check_output_file(check_volume_name(out), overwrite=bool(overwrite), reads=reads)
     if transform_out:
         check_output_file(check_transform_name(transform_out), overwrite=bool(overwrite), reads=[*reads, out])
-    reading: dict[str, Any] = {"frame": frame, "assume_orientation": assume_orientation, "nan": nan or "refuse"}
+    reading: dict[str, Any] = {"frame": frame, "assume_orientation": assume_orientation}
+    reading |= {"nan": nan or "refuse", "suv": suv or "bw"}
     to_template = fixed in TEMPLATES and not Path(fixed).exists()
     if to_template:
         still = template(fixed).volume

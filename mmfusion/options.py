@@ -364,7 +364,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "overwrite",
             "json",
         ),
-        *("fixed_modality", "moving_modality", "frame", "assume_orientation", "nan"),
+        *("fixed_modality", "moving_modality", "suv", "frame", "assume_orientation", "nan"),
     ),
     "accept": ("note", "undo"),
     "demo": ("out", "subjects", "seed"),
@@ -374,7 +374,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "report": (),
 }
 GROUPS["case"] = ("modalities", *GROUPS["geometry"], *GROUPS["intensity"])  # what decides a prepared case
-LATER = {name: OPTIONS[name].default for name in ("suvr", "weight_unit", "pet_max")}
+LATER = {name: OPTIONS[name].default for name in ("suvr", "weight_unit", "pet_max", "nan", "roi")}
 """Options of a case that files of earlier versions do not name, with the values that say what these did."""
 GROUPS["bundle new"] = ("modalities", "classes", *GROUPS["geometry"], *GROUPS["network"])
 GROUPS["bundle new"] += tuple(name for name in GROUPS["training"] if name != "fold")  # it is of a run, not of a study

@@ -38,6 +38,14 @@ def pet_tags(**tracer) -> dict:
     return PET_TAGS | {"RadiopharmaceuticalInformationSequence": [item]}
 
 
+def pet_header(*, without=(), tracer=None, **tags) -> Dataset:
+    """One file of :func:`pet_tags`, with other tags and fields of the tracer."""
+    found = new_file(**(pet_tags(**(tracer or {})) | tags))
+    for name in without:
+        delattr(found, name)
+    return found
+
+
 def new_file(sop_class: str = CTImageStorage, **tags) -> Dataset:
     """A data set that can be saved."""
     dataset = Dataset()
@@ -106,13 +114,14 @@ def write_series(
     return affine
 
 
-def write_enhanced(folder: Path, stored: np.ndarray, positions, groups) -> None:
+def write_enhanced(folder: Path, stored: np.ndarray, positions, groups, name="one.dcm", **tags) -> None:
     """One multi-frame MR object of ``stored [column, row, frame]`` int16 at the lattice of :func:`write_series`.
 
     Frame n lies at slice ``positions[n]`` and has the functional groups ``groups[n]``, ``{macro: {tag: value}}``.
     """
     columns, rows, count = stored.shape
-    dataset = new_file(EnhancedMRImageStorage, Modality="MR", SeriesInstanceUID="1.2.77", Rows=rows, Columns=columns)
+    base = {"Modality": "MR", "SeriesInstanceUID": "1.2.77", "Rows": rows, "Columns": columns}
+    dataset = new_file(EnhancedMRImageStorage, **(base | tags))
     dataset.NumberOfFrames, dataset.SamplesPerPixel, dataset.PhotometricInterpretation = count, 1, "MONOCHROME2"
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
     dataset.PixelData = np.ascontiguousarray(stored.T.astype("<i2")).tobytes()
@@ -130,7 +139,7 @@ def write_enhanced(folder: Path, stored: np.ndarray, positions, groups) -> None:
         )
         for position, own in zip(positions, groups, strict=True)
     ]
-    save(dataset, folder / "one.dcm")
+    save(dataset, folder / name)
 
 
 def item(**groups) -> Dataset:

@@ -283,6 +283,13 @@ def test_prepare_writes_a_cohort_and_says_who_failed(manifest, tmp_path, capsys)
     assert "cases/A/image.npy is gone or damaged: delete cases/A and run mmfusion prep" in capsys.readouterr().out
 
 
+def test_prepare_refuses_suv_max_where_pet_is_no_suv(manifest, tmp_path, capsys):
+    given = ["--suv", "none", "--suv-max", "10"]  # the default, but given
+    assert main(["prepare", str(manifest), "--out", str(tmp_path / "c"), *given]) == 1
+    assert "--suv-max is for SUV; with --suv none or --suvr use --pet-max" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
 def test_prepare_warns_of_a_grid_that_misses_the_body(manifest, tmp_path, capsys):
     given = ["--spacing", "4", "5", "6", "--size", "9", "7", "8", "--register", "none", "--workers", "1"]
     assert main(["prepare", str(manifest), "--out", str(tmp_path / "a"), *given]) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from io_dicom import circle, write_rtstruct
+from io_dicom import circle, pet_tags, voxels, write_rtstruct, write_series
 
 from mmfusion.cohort import Problem, build_index, check_manifest, doubtful_labels, format_problems
 from mmfusion.io.dicom_write import save_dicom_series
@@ -317,3 +317,21 @@ def test_soft_tissue_sarcoma_has_no_problem(testdata: Path, tmp_path: Path) -> N
     root = testdata / "sts_dicom"
     build_index(root, labels=root / "participants.csv", label="lung_metastasis").write(tmp_path / "m.csv")
     assert check_manifest(tmp_path / "m.csv") == [] == check_manifest(tmp_path / "m.csv", deep=True)
+
+
+def test_what_cannot_be_of_a_pet_scan_is_told_without_its_voxels(tmp_path: Path) -> None:
+    """A dose in kBq in the header; a long uptake by the clock; columns for a file without tags."""
+    write_series(tmp_path / "dose", np.abs(voxels()), **pet_tags(RadionuclideTotalDose=3.5e5))
+    write_series(tmp_path / "uptake", np.abs(voxels(seed=1)), **pet_tags(RadiopharmaceuticalStartTime="030000"))
+    head = "subject,label,pet,weight_kg,dose_mbq,injection_time,acquisition_time\n"
+    rows = "A,0,dose,,,,\nB,1,uptake,,,,\nC,0,c.nii,70000,350,09:00,10:00\nD,1,d.nii,70,350,09:00,10:00\n"
+    found = [row for row in check(tmp_path, head + rows) if row[3] == "pet" and row[0] != "note"]
+    assert [(level, subject) for level, _, subject, _, _ in found] == [
+        ("error", "A"), ("warning", "B"), ("warning", "C"),
+    ]  # fmt: skip
+    for (*_, problem), words in zip(found, ("is 0.35 MBq", "7.0 h before the scan", "70000 kg cannot be"), strict=True):
+        assert words in problem
+    assert [row[0] for row in check(tmp_path, head + rows, suv="none") if row[3] == "pet" and row[0] != "note"] == []
+    found = check(tmp_path, head + rows, suvr="gone_{subject}.nii#1")
+    assert [row[0] for row in found if row[3] == "pet" and row[0] != "note"] == ["error"] * 4
+    assert any("reference_region does not exist" in row[4] for row in found)

@@ -131,13 +131,10 @@ def test_the_best_of_several_series(tmp_path: Path) -> None:
     series(tmp_path / "a", "CT", slices=9, ImageType=["DERIVED", "SECONDARY", "MPR"], SeriesNumber=1)
     series(tmp_path / "b", "CT", slices=5, SeriesNumber=2, SeriesDescription="soft")
     series(tmp_path / "c", "CT", slices=4, SeriesNumber=1)
-    series(tmp_path / "d", "PT", slices=9, SeriesDescription="WB_NAC")
-    series(tmp_path / "e", "PT", SeriesDescription="WB AC", ImageType=["DERIVED", "PRIMARY"])
-    assert table(tmp_path) == {"A": {"ct": "b", "pet": "e"}}
+    assert table(tmp_path) == {"A": {"ct": "b"}}
     assert reasons(tmp_path) == {
         "a": "ct is 'soft', which is original, not derived",
         "c": "ct is 'soft', which has more images",
-        "d": "pet is 'WB AC', which is attenuation corrected",
     }
 
 

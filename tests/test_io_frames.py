@@ -35,6 +35,7 @@ def turned(stored):
         ("EchoTime", (4.6, 120, 60), "EchoTime 4.6, 60.0, 120.0 ms"),
         ("DiffusionBValue", (0, 1000, 500), "DiffusionBValue 0.0, 500.0, 1000.0 s/mm2"),
         ("AcquisitionNumber", (1, 3, 2), "AcquisitionNumber 1, 2, 3"),
+        ("ContentTime", ("100000", "103000.5", "101000"), "ContentTime 0, 600, 1800.5 s after the first"),
     ],
 )
 def test_frames_are_told_apart_by_a_tag_and_one_is_chosen(tmp_path, tag, values, told):
@@ -115,6 +116,70 @@ def test_what_no_standard_tag_tells_apart_is_refused(tmp_path):
         read_header(tmp_path, frame="first")
 
 
+def each(tag, values):
+    """For :func:`write_dynamic`: the value of every slice, ``values [frame][slice]``."""
+
+    def edit(row):
+        return lambda dataset, n: setattr(dataset, tag, row[n])
+
+    return [{"edit": edit(row)} for row in values]
+
+
+def clocks(seconds):
+    return [[f"10{second // 60:02d}{second % 60:02d}" for second in row] for row in seconds]
+
+
+F, N = np.mgrid[:3, :6]  # frame and slice
+
+
+@pytest.mark.parametrize(
+    ("tag", "values", "told"),
+    [
+        ("InstanceNumber", (6 * F + N + 1).tolist(), "InstanceNumber 1-6, 7-12, 13-18:"),
+        ("InstanceNumber", (6 * F + 6 - N).tolist(), "InstanceNumber 1-6, 7-12, 13-18:"),
+        ("InstanceNumber", (3 * N + F + 1).tolist(), "InstanceNumber 1-16, 2-17, 3-18:"),
+        ("AcquisitionTime", clocks(30 * F + N // 2), "AcquisitionTime 0-2, 30-32, 60-62 s after"),
+        ("ContentTime", clocks(30 * F + 5 * (N % 2)), "ContentTime 0-5, 30-35, 60-65 s after"),
+    ],
+)
+def test_the_order_of_slices_tells_frames_apart(tmp_path, tag, values, told):
+    write_dynamic(tmp_path, None, each(tag, values))
+    with pytest.raises(ReadError, match=f"has {told}"):
+        read_header(tmp_path)
+    for frame, stored in enumerate(FRAMES):
+        np.testing.assert_array_equal(load_volume(tmp_path, frame=frame).array, turned(stored))
+
+
+@pytest.mark.parametrize(
+    ("tag", "values"),
+    [
+        ("InstanceNumber", (12 * F + np.where(N == 5, 13, N)).tolist()),  # ends after the next one begins
+        ("InstanceNumber", (2 * N + F // 2).tolist()),  # twice at one position
+        ("ContentTime", clocks(30 * (F > 0) + N)),  # two of the three frames at one time
+        ("ContentTime", clocks(5 * F + N)),  # the last slice when the next frame begins
+    ],
+)
+def test_an_order_that_leaves_a_doubt_tells_nothing(tmp_path, tag, values):
+    write_dynamic(tmp_path, None, each(tag, values))
+    with pytest.raises(ReadError, match="no tag tells them apart"):
+        read_header(tmp_path, frame="first")
+
+
+@pytest.mark.parametrize("tag", ["AcquisitionDateTime", "ContentTime", "InstanceNumber"])
+def test_several_multiframe_objects_of_one_series_are_frames(tmp_path, tag):
+    value = {
+        "AcquisitionDateTime": "202001021{}0000".format,
+        "ContentTime": "1{}0000".format,
+        "InstanceNumber": lambda n: n + 1,
+    }[tag]
+    for n, stored in enumerate(FRAMES):
+        write_enhanced(tmp_path, stored, range(6), [{}] * 6, name=f"{-n % 3}.dcm", **{tag: value(n)})
+    with pytest.raises(ReadError, match=f"has {tag} .*: 3 frames"):
+        read_header(tmp_path)
+    for n, stored in enumerate(FRAMES):
+        np.testing.assert_array_equal(load_volume(tmp_path, frame=n).array, turned(stored))
+
+
 @pytest.mark.parametrize(
     ("macro", "tag", "values", "told"),
     [
@@ -151,6 +216,48 @@ def test_frames_without_decay_correction_are_corrected_one_by_one(tmp_path):
     suv = [turned(stored) * 70e3 / (350e6 / 2**hours) for hours, stored in enumerate(frames, 1)]
     np.testing.assert_allclose(load_volume(tmp_path, frame="last").array, suv[2], rtol=1e-6)
     np.testing.assert_allclose(load_volume(tmp_path, frame="mean").array, np.mean(suv, axis=0), rtol=1e-5)
+
+
+def test_the_mean_is_weighted_by_duration_and_windows_are_of_time(tmp_path):
+    frames, times = [np.abs(stored) for stored in FRAMES], ("235500", "000000", "001000")  # across midnight, one date
+    own = [{"AcquisitionTime": at, "ActualFrameDuration": ms} for at, ms in zip(times, (3e5, 6e5, 12e5), strict=True)]
+    write_dynamic(tmp_path, None, own, frames, Modality="MR", AcquisitionDate="20200102")
+    for frame, used in {"mean": (0, 1, 2), "0-1": (0, 1), "5min-35min": (1, 2), "0s-300s": (0,), "1-1": (1,)}.items():
+        weights = np.array([300, 600, 1200])[list(used)]
+        expected = np.average([frames[n] for n in used], axis=0, weights=weights)
+        np.testing.assert_allclose(load_volume(tmp_path, frame=frame).array, turned(expected), rtol=1e-5)
+    assert read_header(tmp_path, frame="5-35min").notes == (
+        "3 frames: the mean of 1 to 2 (5-35min) is used, weighted by duration",
+    )
+    for frame, message in {
+        "1min-9min": "no frame lies wholly between 60 and 540 s after .*; the 3 frames end after 2100 s",
+        "1-3": "has 3 frames, numbered from 0; frame 3 does not exist",
+    }.items():
+        with pytest.raises(ReadError, match=message):
+            read_header(tmp_path, frame=frame)
+    for frame in ("2-1", "9min-1min"):
+        with pytest.raises(OptionError, match=f"frame {frame} ends before it begins"):
+            read_header(tmp_path, frame=frame)
+
+
+def test_frames_of_one_time_of_acquisition_are_timed_by_their_middle(tmp_path):
+    own = [{"FrameReferenceTime": middle, "ActualFrameDuration": 6e5} for middle in (3e5, 9e5, 15e5)]
+    write_dynamic(tmp_path, None, own, AcquisitionTime="100000")
+    expected = np.mean(FRAMES[1:], axis=0)
+    volume = load_volume(tmp_path, frame="10min-30min")
+    np.testing.assert_allclose(volume.array, turned(expected), rtol=1e-5, atol=1e-3)
+    assert volume.meta["notes"] == ["3 frames: the mean of 1 to 2 (10min-30min) is used"]
+
+
+def test_frames_of_a_multiframe_object_are_weighted_by_their_own_durations(tmp_path):
+    groups = [
+        {"FrameContentSequence": {"TemporalPositionIndex": n + 1, "FrameAcquisitionDuration": ms}}
+        for n, ms in enumerate((1000.0, 3000.0))
+        for _ in range(6)
+    ]
+    write_enhanced(tmp_path, np.concatenate(FRAMES[:2], axis=2), [*range(6)] * 2, groups)
+    expected = np.average(FRAMES[:2], axis=0, weights=(1, 3))
+    np.testing.assert_allclose(load_volume(tmp_path, frame="mean").array, turned(expected), rtol=1e-5, atol=1e-3)
 
 
 def test_frames_at_different_places_have_no_mean(tmp_path):

@@ -62,10 +62,13 @@ def test_slices_of_the_finer_spacing_stay_as_they_are(tmp_path):
     np.testing.assert_allclose(volume.array, between(stored, heights, wanted)[::-1, ::-1], rtol=1e-5, atol=1e-3)
 
 
-def test_one_gap_between_two_spacings_may_be_of_a_size_between_theirs(tmp_path):
-    heights = np.r_[np.arange(6) * 2.0, 10 + 4 + 6.0 * np.arange(5)]  # middles of slices 2 mm, then 6 mm thick
-    write_series(tmp_path / "straight", voxels((7, 5, 11)), edit=at(heights))
-    assert read_header(tmp_path / "straight").shape == (7, 5, 20)
+@pytest.mark.parametrize("gap", [4, 1])
+def test_where_two_spacings_meet_one_gap_may_be_smaller_than_the_wider(tmp_path, gap):
+    heights = np.r_[np.arange(6) * 2.0, 10 + gap + 6.0 * np.arange(5)]  # 4: middles of slices 2 mm, then 6 mm thick
+    stored = voxels((7, 5, 11))
+    write_series(tmp_path / "straight", stored, edit=at(heights))
+    expected = between(stored, heights, np.arange(0, heights[-1] + 0.1, 2))[::-1, ::-1]
+    np.testing.assert_allclose(load_volume(tmp_path / "straight").array, expected, rtol=1e-5, atol=1e-3)
     write_series(tmp_path / "bent", voxels((7, 5, 11)), edit=at(heights), step=(0, 1, 0))
     with pytest.raises(ReadError, match="equal steps are needed"):
         read_header(tmp_path / "bent")

@@ -107,7 +107,10 @@ def test_structures_are_joined_or_chosen_by_name(tmp_path):
         load_mask(path, GRID, roi="node,CTV*")
 
 
-OUTLINE, ORGANS = [circle(30, z) for z in (25, 30, 35)], ("External", "BODY", "Lung_L", "SpinalCord_PRV05", "Heart")
+OUTLINE, ORGANS = (
+    [circle(30, z) for z in (25, 30, 35)],
+    ("External", "BODY", "Lung_L", "SpinalCord_PRV05", "CouchSurface"),
+)
 
 
 @pytest.mark.parametrize("name", ["GTV-1", "GTV_lung", "Lung lesion", "met_3", "ROI-1", "Liver tumour", "1", "Läsion"])

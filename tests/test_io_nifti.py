@@ -302,7 +302,7 @@ def test_broken_injection_details_are_named_with_the_file(tmp_path):
         load_volume(path, modality="pet", pet=good | {"injection_time": "nine"})
     with pytest.raises(UnitsError, match=r"p\.nii: weight_kg must be a positive number, found '-3'"):
         load_volume(path, modality="pet", pet=good | {"weight_kg": -3})
-    with pytest.raises(UnitsError, match=r"p\.nii: the injection lies more than 10 half-lives"):
+    with pytest.raises(UnitsError, match=r"p\.nii: the injection lies after the scan or more than 6 half-lives"):
         load_volume(path, modality="pet", pet=good | {"acquisition_time": "08:50"})
 
 

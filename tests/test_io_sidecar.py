@@ -225,3 +225,115 @@ def test_without_a_sidecar_other_suv_is_refused(tmp_path):
     assert_factor(path, 1)
     with pytest.raises(UnitsError, match=r"taken as SUVbw, but SUVbsa is wanted\. Say its Units in a sidecar"):
         load_volume(path, modality="pet", suv="bsa")
+
+
+DICOM = {  # as dcm2niix writes them: injected one hour before, corrected to the start of the series
+    "Units": "BQML", "TracerRadionuclide": None, "InjectedRadioactivity": None, "InjectedRadioactivityUnits": None,
+    "ImageDecayCorrected": None, "ImageDecayCorrectionTime": None, "RadionuclideTotalDose": 350e6,
+    "RadionuclideHalfLife": 6586.2, "DecayCorrection": "START", "InjectionStart": -3600, "TimeZero": "10:00:00",
+    "SeriesTime": "10:00:00.000000", "AcquisitionTime": "10:00:00.000000", "FrameTimesStart": [0],
+    "FrameDuration": [1200], "DecayFactor": [1.0645],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "elapsed_s"),
+    [
+        ({}, 3600),
+        ({"PatientWeight": "70", "RadionuclideTotalDose": "350000000"}, 3600),  # from a table
+        ({"DecayFactor": None}, 3600),
+        ({"SeriesTime": None}, 3600),
+        ({"SeriesTime": "15:30:00"}, 3600),  # of a processing
+        ({"DecayCorrection": "ADMIN", "DecayFactor": 1.0095}, 0),
+        ({"DecayCorrection": "ADMIN", "InjectionStart": None}, 0),
+        # a bed or a part of a long scan 40 min later: 2^(2400 / 6586.2) x 1.0645
+        ({"AcquisitionTime": "10:40:00", "DecayFactor": [1.3704]}, 3600),
+        ({"TimeZero": "10:40:00", "InjectionStart": -6000, "AcquisitionTime": "10:40:00", "DecayFactor": 1.3704}, 3600),
+        ({"TracerRadionuclide": "F18", "RadionuclideHalfLife": None}, 3600),
+        ({"InjectedRadioactivity": 350, "InjectedRadioactivityUnits": "MBq"}, 3600),  # says it twice
+    ],
+)
+def test_fields_of_dcm2niix(tmp_path, changes, elapsed_s):
+    assert_factor(pet(tmp_path, **(DICOM | changes)), factor(elapsed_s=elapsed_s, half_life_s=F18))
+
+
+def test_frames_of_dcm2niix_without_decay_correction(tmp_path):
+    times = 3600 + np.linspace(0, 1200, 20001)
+    path = pet(tmp_path, **(DICOM | {"DecayCorrection": "NONE", "DecayFactor": [1]}))
+    assert_factor(path, 70e3 / (350e6 * np.exp(-np.log(2) / F18 * times).mean()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # TimeZero is that of a part 50 min into a scan; DecayFactor and SeriesTime say where values refer to
+        (
+            {"ImageDecayCorrectionTime": 0, "SeriesTime": "09:10:00", "DecayFactor": [1.4596]},
+            r"Time \(0 s after TimeZero\) contradicts DecayFactor, by which the values refer to -(299\d|300\d) s",
+        ),
+        ({"DecayFactor": [1.4596]}, r"SeriesTime \(0 s after TimeZero\) contradicts DecayFactor"),
+        (
+            {"ImageDecayCorrectionTime": 0, "SeriesTime": "09:10:00", "DecayFactor": None},
+            r"contradicts SeriesTime, which DecayCorrection START refers to \(-3000 s\)",
+        ),
+        ({"ImageDecayCorrected": False}, "ImageDecayCorrected is false, but DecayCorrection is START"),
+        ({"ImageDecayCorrected": True, "DecayCorrection": "NONE"}, "is true, but DecayCorrection is NONE"),
+        ({"InjectedRadioactivity": 300, "InjectedRadioactivityUnits": "MBq"}, "RadionuclideTotalDose .Bq. contradict"),
+        ({"RadionuclideTotalDose": 350}, "RadionuclideTotalDose is 0.00035 MBq; 1 to 10000 MBq is expected"),
+        ({"PatientWeight": 70000}, r"a body weight of 70000 kg cannot be\. If it is in grams, use --weight-unit g"),
+        ({"InjectionStart": 23400}, "the injection lies 6.5 h after the scan. Correct InjectionStart"),
+        ({"Radiopharmaceutical": "Gallium^68"}, "6586.2 s is not that of the radionuclide Ga68"),
+        ({"TracerRadionuclide": "Tc99m"}, "the radionuclide is Tc99m, which emits no positrons"),
+        ({"DecayCorrection": "DOE^JOHN"}, "it lacks ImageDecayCorrected, ImageDecayCorrectionTime"),
+        ({"SeriesTime": "DOE^JOHN"}, "SeriesTime is not a time; 08:45:00 is expected"),
+    ],
+)
+def test_contradictions_of_dcm2niix_are_named(tmp_path, changes, message):
+    with pytest.raises(UnitsError, match=message) as refused:
+        read_header(pet(tmp_path, **(DICOM | changes)), modality="pet")
+    assert "DOE" not in str(refused.value)
+
+
+def test_times_of_day_without_a_time_zero(tmp_path):
+    """As older converters write them: the manifest says the time of day of the injection."""
+    path = pet(tmp_path, **(DICOM | {"TimeZero": None, "InjectionStart": None, "SeriesTime": "09:58:00"}))
+    with pytest.raises(UnitsError, match="it lacks InjectionStart"):
+        read_header(path, modality="pet")
+    with pytest.raises(UnitsError, match=r"SeriesTime \(-600 s after TimeZero\) contradicts DecayFactor"):
+        fields = DICOM | {"TimeZero": None, "InjectionStart": None, "SeriesTime": "09:50:00"}
+        read_header(pet(tmp_path, **fields), modality="pet", pet={"injection_time": "09:00"})
+    path = pet(tmp_path, **(DICOM | {"TimeZero": None, "InjectionStart": None, "SeriesTime": None}))
+    assert_factor(path, factor(elapsed_s=3600, half_life_s=F18), pet={"injection_time": "09:00"})
+
+
+def test_a_weight_in_pounds(tmp_path):
+    assert_factor(pet(tmp_path, PatientWeight=70 / 0.45359237), factor(), weight_unit="lb")
+
+
+def test_values_that_are_to_be_no_suv(tmp_path):
+    path = pet(tmp_path, Units="kBq/mL", PatientWeight=None)
+    assert_factor(path, 1000, suv="none")
+    assert read_header(path, modality="pet", suv="none").units == "Bq/mL"
+    pet(tmp_path, Units="counts", PatientWeight=None)
+    assert_factor(path, 1, suv="none")
+    assert read_header(path, modality="pet", suv="none").units == "stored"
+    (tmp_path / "pet.json").unlink()
+    assert load_volume(path, modality="pet", suv="none").units == "stored"
+
+
+def test_frames_are_chosen_by_number_and_by_time(tmp_path):
+    path = pet(tmp_path, FRAMES, **DYNAMIC)
+    for frame, weighted in (
+        ("0-1", 1.5),
+        ("1-2", (600 * 2 + 300 * 3) / 900),
+        ("10min-25min", (600 * 2 + 300 * 3) / 900),
+    ):
+        assert_factor(path, weighted * factor(), frame=frame)
+    assert_factor(path, 3 * factor(), frame="1200s-1500s")
+    header = read_header(path, modality="pet", frame="10-25min")
+    assert header.notes[0] == "3 frames: the mean of 1 to 2 (10-25min) is used, weighted by duration"
+    with pytest.raises(ReadError, match="no frame lies wholly between 60 and 540 s .*; the 3 frames end after 1500 s"):
+        read_header(path, modality="pet", frame="1min-9min")
+    pet(tmp_path, FRAMES, **(DYNAMIC | {"FrameTimesStart": None, "ImageDecayCorrectionTime": 0}))
+    with pytest.raises(ReadError, match=r"start and duration of its frames are not known.*as --frame 20-24"):
+        read_header(path, modality="pet", frame="10-25min")

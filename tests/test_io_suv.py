@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from io_dicom import PET_TAGS, new_file, pet_tags, voxels, write_series
+from io_dicom import pet_header as header
 from pydicom.uid import ImplicitVRLittleEndian
 
 from mmfusion.errors import OptionError, UnitsError
@@ -12,13 +13,6 @@ from mmfusion.io.suv_dicom import earliest_acquisition
 from mmfusion.io.times import parse_time
 
 ONE_HOUR = 70e3 / (350e6 / 2)  # 70 kg, 350 MBq, one half-life later
-
-
-def header(*, without=(), tracer=None, **tags):
-    found = new_file(**(pet_tags(**(tracer or {})) | tags))
-    for name in without:
-        delattr(found, name)
-    return found
 
 
 def test_start_correction_decays_the_dose_to_the_series_time():
@@ -254,7 +248,7 @@ def test_the_time_of_another_maker_is_not_believed():
         ({"Units": None}, {}, r"DICOM lacks Units \(0054,1001\)"),
         ({"Units": "PROPCPS"}, {}, "is PROPCPS; BQML, GML, CM2ML or CNTS"),
         ({}, {"RadionuclideTotalDose": 350}, r"RadionuclideTotalDose \(0018,1074\) is 0\.00035 MBq; 1 to 10000 MBq is"),
-        ({"SeriesTime": "085000", "AcquisitionTime": "085000"}, {}, "more than 10 half-lives"),
+        ({"SeriesTime": "085000", "AcquisitionTime": "085000"}, {}, "after the scan or more than 6 half-lives"),
     ],
 )  # fmt: skip
 def test_what_is_missing_or_contradicts_is_named(tags, tracer, message):

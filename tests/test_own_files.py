@@ -144,6 +144,8 @@ def test_options_of_a_cohort_are_checked(cohort, fields, said):
         lambda raw: b"\xef\xbb\xbf" + raw,
         lambda raw: b"\xef\xbb\xbf" + raw.replace(b",", b";").replace(b"\n", b"\r\n"),
         lambda raw: raw.replace(b",", b"\t"),
+        lambda raw: raw.decode().replace(",", "\t").encode("utf-16"),
+        lambda raw: b"sep=;\n" + raw.replace(b",", b";"),
     ],
 )
 def test_a_table_that_a_spreadsheet_saved_works(cohort, change):

@@ -16,7 +16,7 @@ from small_scans import GRIDS, MIDDLE, scan, values
 from mmfusion.cohort import Case
 from mmfusion.cohort.simulate import draw_subjects, native_grids, simulate_volumes, target_registration_error
 from mmfusion.errors import GeometryError, OptionError, ReadError, VoxelError
-from mmfusion.io import save_volume
+from mmfusion.io import load_volume, save_volume
 from mmfusion.options import resolve
 from mmfusion.prepare import case as room
 from mmfusion.prepare import check_reference, choose_reference, load_case, prepare_case, prepare_volumes
@@ -335,6 +335,20 @@ def test_several_possible_lesions_stop_a_grid_that_is_centered_on_one_and_are_a_
     assert reason.startswith("mask: ") and "Name the one that is meant" in reason
 
 
+def test_nan_outside_the_brain_is_background_by_option(tmp_path):
+    ct, mr = scan("ct"), scan("mr")
+    far = np.linalg.norm(mr.grid.to_world(np.moveaxis(np.indices(mr.array.shape), 0, -1)) - MIDDLE, axis=-1) > 70
+    save_volume(ct, tmp_path / "ct.nii")
+    for name, outside in (("nan", np.nan), ("zero", 0)):
+        save_volume(mr.replace(array=np.where(far, np.float32(outside), mr.array)), tmp_path / f"{name}.nii")
+    cases = [Case("001", images={"ct": tmp_path / "ct.nii", "mr": tmp_path / f"{n}.nii"}) for n in ("nan", "zero")]
+    with pytest.raises(VoxelError, match="are not finite .*; with --nan background they count as air or zero"):
+        prepare_case(cases[0], **SMALL)
+    with_nan, with_zero = (prepare_case(case, nan="background", **SMALL) for case in cases)
+    np.testing.assert_array_equal(with_nan.image, with_zero.image)
+    assert with_nan.facts["mr_notes"] == f"{far.sum()} of {far.size} voxels are NaN and count as background (0)"
+
+
 @pytest.mark.parametrize("center", ["mask", "foreground"])
 def test_a_margin_around_the_box_empties_the_rest(center):
     scans = {"ct": scan("ct"), "mr": scan("mr")}
@@ -505,6 +519,60 @@ def test_pet_from_dicom_needs_no_manifest(tmp_path):
     lean = load_case(Case("001", images=images, covariates=told), suv="lbm")
     assert lean["pet"].units == "SUVlbm"
     np.testing.assert_allclose(lean["pet"].array, pet.array * (45.1970 / 70), rtol=1e-4)
+
+
+@pytest.fixture
+def counts(tmp_path):
+    """PET of the head in counts, without any sidecar, and a label map with the region 3 in it."""
+    pet = scan("pet")
+    save_volume(pet.replace(array=pet.array * np.float32(5000)), tmp_path / "p_pet.nii.gz")
+    labels = 3 * ball(MIDDLE, radius=25.0)(GRIDS["mr"]).array
+    save_volume(Volume(labels, GRIDS["mr"].affine, "mask", "label"), tmp_path / "p_regions.nii.gz")
+    return Case("p", images={"pet": tmp_path / "p_pet.nii.gz"})
+
+
+def test_pet_in_its_own_units_is_scaled_by_its_foreground_or_by_pet_max(counts):
+    pet = scan("pet").array * 5000
+    body = foreground(load_case(counts, suv="none")["pet"])
+    for options, high in (({}, np.percentile(pet[body], 99)), ({"pet_max": 40000.0}, 40000.0)):
+        result = prepare_case(counts, suv="none", keep_volumes=True, **options, **SMALL)
+        assert result.on_grid["pet"].units == result.facts["pet_units"] == "stored"
+        scaled = result.on_grid["pet"].array / high
+        expected = np.clip(scaled, 0, 1) if options else scaled  # hot voxels beyond the percentile keep their values
+        np.testing.assert_allclose(result.image[0], expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ReadError, match="looks like Bq/mL, not SUV"):
+        prepare_case(counts, **SMALL)
+
+
+def test_pet_as_a_ratio_to_the_region_of_the_row_or_of_a_pattern(counts):
+    folder = counts.images["pet"].parent
+    pet, grid = scan("pet").array, GRIDS["pet"]
+    labels = resample(load_volume(folder / "p_regions.nii.gz"), grid, order=0, fill=0).array
+    expected = pet / pet[labels == 3].mean()
+    row = replace(counts, reference_region=folder / "p_regions.nii.gz#3")
+    for case, suvr in ((counts, f"{folder}/{{subject}}_regions.nii.gz#3"), (row, "manifest"), (row, "other.nii#1")):
+        volume = load_case(case, suvr=suvr)["pet"]
+        np.testing.assert_allclose(volume.array, expected, rtol=1e-4, atol=1e-5)
+        assert volume.units == "SUVR"
+    result = prepare_case(row, suvr="manifest", pet_max=2.0, keep_volumes=True, **SMALL)
+    np.testing.assert_allclose(result.image[0], np.clip(result.on_grid["pet"].array / 2, 0, 1), atol=1e-6)
+    with pytest.raises(OptionError, match="suvr is manifest, but the row has no reference_region; fill that column"):
+        load_case(counts, suvr="manifest")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"suv": "none", "suv_max": 5.0}, "--suv-max is for SUV; with --suv none or --suvr use --pet-max"),
+        ({"suvr": "a.nii#1", "suv_max": 5.0}, "--suv-max is for SUV"),
+        ({"pet_max": 5.0}, "--pet-max is for PET that is no SUV"),
+        ({"suvr": "a.nii#1", "suv": "lbm"}, "--suvr is a ratio of values, whatever their units; leave out --suv lbm"),
+    ],
+)
+def test_options_of_pet_that_do_not_go_together(counts, options, message):
+    for prepare in (prepare_case, load_case):
+        with pytest.raises(OptionError, match=message):
+            prepare(counts, **options)
 
 
 def test_a_case_from_files_is_that_from_memory(tmp_path):

@@ -26,9 +26,10 @@ from mmfusion.cohort.simulate import (
     simulate_volumes,
     target_registration_error,
 )
-from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError
+from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError, ReadError
 from mmfusion.files import MARK, TEMPORARY, write_csv
 from mmfusion.io import load_transform, load_volume, save_volume
+from mmfusion.options import LATER
 from mmfusion.prepare import (
     Doubt,
     damaged_files,
@@ -727,6 +728,35 @@ def test_a_case_without_registration_writes_no_transform(tmp_path):
     row = room.write_case(tmp_path, Case("7", session="b", label="x"), result)
     assert sorted(p.name for p in (tmp_path / "cases" / "7_b").iterdir()) == ["case.json", "image.npy"]
     assert (row["case"], row["label"], row["pet_spacing"]) == ("7_b", "x", "9 7.5 8") and GRIDS["pet"].spacing[0] == 9
+
+
+def test_a_cohort_of_a_version_without_later_options_is_read(study):
+    path = study[1].folder / "options.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in facts.items() if name not in LATER}))
+    assert open_cohort(study[1].folder).options == study[1].options
+    path.write_text(json.dumps({name: value for name, value in facts.items() if name != "suv"}))
+    with pytest.raises(ReadError, match="lacks suv"):
+        open_cohort(study[1].folder)
+
+
+def test_the_reference_region_of_pet_counts_and_its_path_is_not_kept(tmp_path):
+    manifest = write_study(tmp_path / "study", 2)
+    for n in (1, 2):
+        labels = (scan("pet").array > 3).astype(np.uint8)
+        save_volume(scan("pet").replace(array=labels, units="label"), tmp_path / "study" / f"00{n}_regions.nii.gz")
+    asked = {"register": "none", "size": [12, 12, 12], "workers": 1, "modalities": ["pet"]}
+    first = prepare_cohort(manifest, tmp_path / "a", suvr=f"{tmp_path}/study/{{subject}}_regions.nii.gz#1", **asked)
+    assert first.options["suvr"] == "manifest" and {row["pet_units"] for row in first.rows} == {"SUVR"}
+    assert str(tmp_path) not in (tmp_path / "a" / "options.json").read_text()
+    text = manifest.read_text().splitlines()
+    rows = [f"{line},{word}" for line, word in zip(text, ("reference_region", "001_regions.nii.gz#1", ""), strict=True)]
+    manifest.write_text("\n".join(rows))
+    second = prepare_cohort(manifest, tmp_path / "a", suvr="manifest", **asked)
+    assert [row["status"] for row in second.rows] == ["done", "failed"]
+    assert second.rows[0]["key"] == first.rows[0]["key"] != second.rows[1]["key"]
+    with pytest.raises(OptionError, match="--suv-max is for SUV"):
+        prepare_cohort(manifest, tmp_path / "b", suv="none", suv_max=12.0, **asked)
 
 
 def test_a_reference_that_is_no_modality_is_refused(tmp_path):

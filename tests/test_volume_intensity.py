@@ -52,9 +52,10 @@ def test_no_foreground_is_named():
         foreground(Volume(np.full((5, 6, 7), -1000.0), np.eye(4), "ct", "HU"))
 
 
-def test_normalized_values_are_not_normalized_again():
-    volume = Volume(np.zeros((2, 3, 4), np.float32), np.eye(4), "pet", NORMALIZED)
-    with pytest.raises(VoxelError, match="pet was normalized before; give the scan in its own units"):
+@pytest.mark.parametrize(("units", "words"), [(NORMALIZED, "was normalized before"), ("", "does not say its units")])
+def test_values_are_normalized_once_and_by_known_units(units, words):
+    volume = Volume(np.zeros((2, 3, 4), np.float32), np.eye(4), "pet", units)
+    with pytest.raises(VoxelError, match=f"pet {words}; give the scan in its own units"):
         normalize(volume)
 
 

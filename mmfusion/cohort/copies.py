@@ -57,17 +57,17 @@ def voxel_digest(volume: Volume) -> str:
 
 def _size(path: Path) -> Any:
     """What two equal scans have in common and a directory listing tells; None if there is nothing to read."""
-    location, series = split_series(path)
+    location, name = split_series(path)
     if is_there(location, Path.is_file):
         return location.stat().st_size
-    return series or (len(_files(location)) or None)
+    return name if _has_uid(name) else (len(_files(location)) or None)
 
 
 def _content(path: Path) -> str:
     """A digest of a file, or of the voxels of the middle image of a DICOM folder (identifiers may differ)."""
-    location, series = split_series(path)
-    if series:
-        return series
+    location, name = split_series(path)
+    if _has_uid(name):
+        return str(name)
     if location.is_dir():
         import pydicom  # late: it costs a third of a second and most checks never come here
 
@@ -75,9 +75,14 @@ def _content(path: Path) -> str:
         data = pydicom.dcmread(files[len(files) // 2], force=True).get("PixelData", b"")
         # an image of one value says nothing: fall back to the path, which is unique
         data = data if len(set(data[:: max(1, len(data) // 4096)])) > 2 else str(location.resolve()).encode()
-        return hashlib.sha256(data).hexdigest()
+        return hashlib.sha256(data).hexdigest() + (name or "")  # water and fat of one folder are two scans
     with location.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _has_uid(name: str | None) -> bool:
+    """Whether what is named in a folder is one series wherever it lies, and not its kind of image alone."""
+    return "." in (name or "")
 
 
 def _files(folder: Path) -> list[Path]:

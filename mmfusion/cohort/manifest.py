@@ -242,7 +242,7 @@ def _looks_like_path(cell: str, folder: Path) -> bool:
 
 
 def _path(cell: str, folder: Path) -> Path:
-    """The path in a cell of a manifest in ``folder``; one of Windows with ``/`` for backslashes, if that exists."""
+    """The path in a cell of a manifest in ``folder``; one of Windows, that is not there, with ``/`` if that is."""
 
     def located(text: str) -> Path:
         path = Path(text)
@@ -251,7 +251,9 @@ def _path(cell: str, folder: Path) -> Path:
         return folder.absolute() / path
 
     path, plain = located(cell), located(cell.replace("\\", "/"))
-    return plain if not is_there(split_series(path)[0]) and is_there(split_series(plain)[0]) else path
+    if plain != path and not is_there(split_series(path)[0]) and is_there(split_series(plain)[0]):
+        return plain
+    return path
 
 
 def _is_number(cell: str) -> bool:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.cohort.found import Index, Unused, told_instead, why_first
+from mmfusion.cohort.columns import (
+    COLUMNS,
+    SEQUENCES,
+    Candidate,
+    candidates,
+    rank,
+    sequences_of,
+    why_better,
+    why_unfit,
+    with_plausible_agents,
+    without_free_text,
+)
+from mmfusion.cohort.files import without_paths
+from mmfusion.cohort.found import Index, Unused, told_instead
 from mmfusion.cohort.index_masks import join_masks
 from mmfusion.cohort.manifest import MODALITIES, Case, is_modality_key
 from mmfusion.cohort.subjects import by_subject, mixed, top_folder
 from mmfusion.cohort.unread import unread_notes
 from mmfusion.cohort.visits import SESSION_DAYS, visits
-from mmfusion.errors import ReadError
-from mmfusion.io import VOLUMES, Unread, find_series, normal
+from mmfusion.errors import MmfusionError, ReadError, UnitsError
+from mmfusion.io import VOLUMES, Unread, find_series, normal, read_series_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,25 +35,9 @@ if TYPE_CHECKING:
     from mmfusion.cohort.pseudonyms import Pseudonyms
     from mmfusion.io import Series
 
-_COLUMNS = {"CT": "ct", "PT": "pet", "MR": "mr", "NM": "spect"}
 _MASKS = ("RTSTRUCT", "SEG")
 _LEAST_IMAGES = 3
 _HEADERS, _VOXELS = (".hdr", ".hdr.gz"), (".img", ".img.gz")
-_SEQUENCES = (  # the first that matches names an MR series; T2 FLAIR is FLAIR, an ADC map is not DWI
-    ("flair", r"flair|dark.?fluid"),
-    ("adc", r"(?<![a-z])adc|apparent.?diff"),
-    ("dwi", r"dwi|diff|trace|(?<![a-z])calc\w*b|(?<![a-z])b\d{3}"),
-    ("swi", r"(?<![a-z])swi|suscept"),
-    ("stir", r"(?<![a-z])stir"),
-    ("t1gd", r"(?<![a-z])t1(gd|ce|c(?![a-z])|.*(gad|contrast|post|\+ ?c|(?<![a-z])(gd|ce)(?![a-z])))"),
-    ("t2", r"(?<![a-z])t2"),
-    ("t1", r"(?<![a-z])t1|mp.?rage|spgr"),
-    ("pd", r"(?<![a-z])pd|proton"),
-)
-_UNCORRECTED = r"(?<![a-z])(nac|no[ _-]?ac|non[ _-]?ac|non[ _-]?att\w*|uncorrected)(?![a-z])"
-_ATTENUATION = r"(?<![a-z])(mrac|[uµ]-?map|mu[ _-]?map|att\w*[ _-]?map)"
-
-
 _BLENDED = (
     "its folder holds images of another PatientID under the same SeriesInstanceUID; put the files of each PatientID "
     "into a folder of their own"
@@ -83,11 +79,14 @@ def index_tree(
 
     Columns: CT becomes ``ct``, PT ``pet``, NM ``spect``, MR ``mr``. Only if some session holds MR of several kinds
     (T1 and T2, say), every MR of the study goes to ``mr_t1``, ``mr_t1gd``, ``mr_t2``, ``mr_flair``, ``mr_dwi``,
-    ``mr_adc``, ``mr_pd``, ``mr_swi`` or ``mr_stir`` by the words of its description, else to ``mr_`` and the
-    description itself. Where several series of a session want one column, the best has it: attenuation corrected
-    before not, ORIGINAL\\\\PRIMARY before derived, then most images, then lowest series number. Scouts,
-    attenuation maps, screenshots, reports, series of fewer than 3 images and everything else that is not a
-    volume stay out. All that stays out is listed in ``others``, or counted in ``notes``.
+    ``mr_adc``, ``mr_pd``, ``mr_swi``, ``mr_stir``, ``mr_t1map`` and the like: by ImageType, a contrast agent by
+    ContrastBolusAgent, else by the words of its description, else to ``mr_`` and the description itself. Parts of an
+    image (``mr_water``, ``mr_fat``, ``mr_inphase``, ``mr_opposed``, ``mr_phase``, ...) always have columns of their
+    own, also where one series holds several of them. Where several series of a session want one column, the best that
+    can be read has it: one frame before several, ORIGINAL\\\\PRIMARY before derived, then most images, then lowest
+    series number. Scouts, attenuation maps, PET without attenuation correction, functional series, screenshots,
+    reports, series of fewer than 3 images and everything else that is not a volume, or cannot be read as one, stay
+    out. All that stays out is listed in ``others``, or counted in ``notes``.
 
     The mask is an RTSTRUCT or SEG that refers to a series of the row (to CT before MR before PET), or else shares its
     frame of reference. Where several fit equally well, none is taken and a note names them.
@@ -108,10 +107,10 @@ def index_tree(
         OptionError: ``subject_from`` is nothing that names subjects, or fits no folder.
     """
     unread = Unread()
-    series = find_series(root, progress=progress, unread=unread)
+    series = with_plausible_agents(find_series(root, progress=progress, unread=unread))
     named = pseudonyms or str
     if pseudonyms:
-        series = [_plain(one) for one in series]
+        series = [without_free_text(one) for one in series]
     index = Index()
     subjects = by_subject(series, root, subject_from=subject_from, named=named, notes=index.notes)
     blended = mixed(series)
@@ -142,17 +141,8 @@ def index_tree(
     return index
 
 
-def _plain(series: Series) -> Series:
-    """The series without the free text of its header, which may name the patient: only what the rules see in it."""
-    text = f"{series.description} {series.protocol}".lower()
-    seen = {"nac": _uncorrected(series), "umap": re.search(_ATTENUATION, text)}
-    words = [_sequence(series) if series.modality == "MR" else "", *(word for word, found in seen.items() if found)]
-    return replace(series, description=" ".join(filter(None, words)), protocol="")
-
-
 def _usable(series: Series, subject: str, others: list[Unused]) -> bool:
     """True for volumes; what is none is listed (masks come later)."""
-    words = f"{series.description} {series.protocol}".lower()
     reason = ""
     if series.modality in _MASKS:
         return False
@@ -162,10 +152,10 @@ def _usable(series: Series, subject: str, others: list[Unused]) -> bool:
         reason = "not a volume"
     elif series.is_localizer:
         reason = "a scout"
-    elif series.modality not in _COLUMNS:
+    elif series.modality not in COLUMNS:
         reason = f"modality {series.modality or 'unknown'} is not used"
-    elif re.search(_ATTENUATION, words):
-        reason = "an attenuation map"
+    elif unfit := why_unfit(series):
+        reason = unfit
     elif series.count < _LEAST_IMAGES:
         reason = f"{series.count} images are no volume"
     if reason:
@@ -174,22 +164,52 @@ def _usable(series: Series, subject: str, others: list[Unused]) -> bool:
 
 
 def _fill(rows: dict[str, list[_Row]], in_folder: Counter[Path], others: list[Unused], notes: list[str]) -> None:
-    """Give each session's series their columns."""
+    """Give each session's series their columns: of several the best that can be read."""
     every = [row for sessions in rows.values() for row in sessions]
-    several = any(len({_kind(one) for one in row.series if one.modality == "MR"}) > 1 for row in every)
+    several = any(len(sequences_of(row.series)) > 1 for row in every)
+    dynamic: Counter[str] = Counter()
     for row in every:
-        wanted: dict[str, list[Series]] = defaultdict(list)
-        for one in row.series:
-            column = _COLUMNS[one.modality]
-            wanted[f"mr_{_kind(one)}" if several and column == "mr" else column].append(one)
-        for column, candidates in sorted(wanted.items()):
-            best, *rest = sorted(candidates, key=_rank)
-            row.images[column] = _cell(best, in_folder)
-            notes += _notes_of(best, column, row.subject)
-            row.chosen.append(best)
-            for one in rest:
-                name = best.description or f"series {best.series_number}"
-                others.append(_unused(one, row.subject, f"{column} is {name!r}, {_better(best, one)}"))
+        wanted: dict[str, list[Candidate]] = defaultdict(list)
+        for column, candidate in candidates(row.series, several=several):
+            wanted[column].append(candidate)
+        for column, competing in sorted(wanted.items()):
+            best: Candidate | None = None
+            for one in sorted(competing, key=rank):
+                if best is None:
+                    cell = _cell(one, in_folder)
+                    reason, frames = _asked(one, cell, column, row.subject)
+                    if not reason:
+                        best = one
+                        row.images[column] = cell
+                        row.chosen.append(one.series)
+                        notes += _notes_of(one.series, column, row.subject)
+                        dynamic[column] += frames > 1
+                else:
+                    name = best.series.description or f"series {best.series.series_number}"
+                    reason = f"{column} is {name!r}, {why_better(best, one)}"
+                if reason:
+                    others.append(_unused(one.series, row.subject, reason))
+    for column, count in sorted(dynamic.items()):
+        if count:
+            rows_word = "row" if count == 1 else "rows"
+            notes.append(f"{column} has several frames in {count} {rows_word}; check and prepare need --frame")
+
+
+def _asked(candidate: Candidate, cell: Path, column: str, subject: str) -> tuple[str, int]:
+    """Why a candidate cannot be read, or nothing, and its number of frames; evident stacks of slices are not read."""
+    if candidate.series.is_plain_stack and not candidate.image_kind:
+        return "", 1
+    try:
+        kind = candidate.image_kind
+        return "", read_series_header(candidate.series, image_kind=kind, modality=column, frame="first").frames
+    except UnitsError as error:
+        if column == "pet":  # columns of the manifest may say what its header does not
+            return "", 1
+        problem = str(error)
+    except MmfusionError as error:
+        problem = str(error)
+    problem = without_paths(problem, Case(subject, images={column: cell})).partition(". ")[0]
+    return f"cannot be read, {problem.removeprefix(column).lstrip(': ').removesuffix('.')}", 1
 
 
 def _notes_of(series: Series, column: str, subject: str) -> list[str]:
@@ -202,37 +222,8 @@ def _notes_of(series: Series, column: str, subject: str) -> list[str]:
     return notes
 
 
-def _rank(series: Series) -> tuple[bool, bool, int, int, str]:
-    """What is better comes first."""
-    derived = tuple(part.upper() for part in series.image_type[:2]) != ("ORIGINAL", "PRIMARY")
-    return _uncorrected(series), derived, -series.count, series.series_number or 0, series.series_uid
-
-
-def _better(best: Series, other: Series) -> str:
-    words = ("which is attenuation corrected", "which is original, not derived", "which has more images")
-    return why_first(words, _rank(best), _rank(other))
-
-
 def _folders(series: Series, *, copies: bool = False) -> set[Path]:
     return {file.parent for file in (*series.files, *(series.copies if copies else ()))}
-
-
-def _uncorrected(series: Series) -> bool:
-    return series.modality == "PT" and bool(re.search(_UNCORRECTED, series.description.lower()))
-
-
-def _kind(series: Series) -> str:
-    """The MR sequence, else the description as a name."""
-    return _sequence(series) or re.sub(r"[^a-z0-9]+", "_", series.description.lower()).strip("_") or "unnamed"
-
-
-def _sequence(series: Series) -> str:
-    """The MR sequence by the description, or by the protocol if the description says nothing; empty if neither does."""
-    for text in (series.description.lower(), series.protocol.lower()):
-        for name, words in _SEQUENCES:
-            if re.search(words, text):
-                return name
-    return ""
 
 
 def _join_files(
@@ -284,7 +275,7 @@ def _join_files(
 def _is_plain_key(name: str) -> bool:
     """True for a known key, alone or with the name of a known sequence behind it: no other text of a file's name."""
     key, _, sequence = name.partition("_")
-    return key in MODALITIES and sequence in ("", *(word for word, _ in _SEQUENCES))
+    return key in MODALITIES and sequence in ("", *SEQUENCES)
 
 
 def _volume_files(files: Iterable[Path], root: Path) -> tuple[dict[Path, list[Path]], list[Path]]:
@@ -310,12 +301,15 @@ def _without_ending(name: str) -> str:
     return name.removesuffix(next(ending for ending in VOLUMES if name.endswith(ending)))
 
 
-def _cell(series: Series, in_folder: Counter[Path]) -> Path:
-    """The path that :func:`mmfusion.io.split_series` reads: with the UID if the folder holds more, or only a part."""
-    folder = series.folder.absolute()
-    if in_folder[series.folder] == 1 and _folders(series) == {series.folder}:
-        return folder
-    return folder.with_name(f"{folder.name}#{series.series_uid}")
+def _cell(candidate: Candidate, in_folder: Counter[Path]) -> Path:
+    """The path that :func:`mmfusion.io.split_series` reads.
+
+    With the UID if the folder holds more, or only a part, and with the kind of image if the series holds several.
+    """
+    series, folder = candidate.series, candidate.series.folder.absolute()
+    alone = in_folder[series.folder] == 1 and _folders(series) == {series.folder}
+    name = ":".join(filter(None, ["" if alone else series.series_uid, candidate.image_kind]))
+    return folder.with_name(f"{folder.name}#{name}") if name else folder
 
 
 def _unused(series: Series, subject: str, reason: str) -> Unused:

@@ -18,7 +18,7 @@ from mmfusion.files.writing import plain_cell
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-_SEPARATOR_SAID = re.compile('"?sep=(.)"?', re.IGNORECASE)  # no column of a table is called so
+_SEPARATOR_SAID = re.compile('"?sep=([,;|:\t])"?', re.IGNORECASE)  # no column of a table is called so
 _MISREAD = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What code raises that takes the content of a file for something else (torch says RuntimeError)."""
 

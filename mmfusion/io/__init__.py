@@ -3,7 +3,7 @@
 from mmfusion.io.dates import ScanDate
 from mmfusion.io.header import Header, kind_of
 from mmfusion.io.index import Series, find_series
-from mmfusion.io.load import VOLUMES, load_volume, read_header
+from mmfusion.io.load import VOLUMES, load_volume, read_header, read_series_header
 from mmfusion.io.masks import load_mask, open_mask
 from mmfusion.io.nifti import check_volume_name, save_volume
 from mmfusion.io.series import split_series
@@ -19,6 +19,7 @@ from mmfusion.io.walk import Unread, walk
 __all__ = [
     "load_volume",
     "read_header",
+    "read_series_header",
     "Header",
     "kind_of",
     "find_series",

@@ -66,7 +66,7 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
     inside = sorted((*walk(folder, unread, below=below), *unread.lost_links))
     if folder in unread.closed:
         raise ReadError(f"folder {folder} cannot be read; check its permissions")
-    opened = _open_series(inside, path, f"folder {folder}", series=series, **reading)
+    opened = open_files(inside, path, f"folder {folder}", series=series, **reading)
     if unread.closed:
         opened.doubts.append(
             f"{len(unread.closed)} files or folders beside the slices may not be read, and may hold some. Check their "
@@ -78,7 +78,7 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
 def _open_zip(path: Path, **reading: Any) -> Opened:
     archive = Archive(path)
     with archive:
-        opened = _open_series(archive.members, path, f"zip file {path}", **reading)
+        opened = open_files(archive.members, path, f"zip file {path}", **reading)
     nested = sum(member.suffix.lower() == ".zip" for member in archive.members)
     if nested:
         opened.notes.append(f"{nested} zip files inside the zip file left out")
@@ -92,7 +92,17 @@ def _open_zip(path: Path, **reading: Any) -> Opened:
     return opened
 
 
-def _open_series(inside: Sequence[DicomFile], path: Path, where: str, **reading: Any) -> Opened:
+@names_damage
+@lenient_dicom()
+def open_files(inside: Sequence[DicomFile], path: Path, where: str, **reading: Any) -> Opened:
+    """:func:`open_dicom` of these files alone.
+
+    Args:
+        inside: the files.
+        path: what messages call the scan.
+        where: what messages call the place where the files lie.
+        reading: the arguments of :func:`open_dicom`.
+    """
     try:
         return _opened(inside, path, where, settled=False, **reading)
     except (MmfusionError, MemoryError, OSError):

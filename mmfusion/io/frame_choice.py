@@ -77,20 +77,19 @@ def choose_frames(
             f"{source} has {what}: {frames} frames; one static frame is needed. "
             "Choose with --frame last or --frame mean"
         )
-    known = times()
-    known = known if len(known) == frames else [(None, None)] * frames
     text = str(frame).replace(" ", "")
     if text == "mean":
-        return _mean(range(frames), "their mean", frames, known)
+        return _mean(range(frames), "their mean", _known(times, frames))
     if numbers := _NUMBERS.fullmatch(text):
         first, last = int(numbers[1]), int(numbers[2])
         if first > last:
             raise OptionError(f"frame {frame} ends before it begins")
         _refuse_beyond(last, frames, source)
-        return _mean(range(first, last + 1), f"the mean of {first} to {last}", frames, known)
+        return _mean(range(first, last + 1), f"the mean of {first} to {last}", _known(times, frames))
     if window := _WINDOW.fullmatch(text):
+        known = _known(times, frames)
         inside = _in_window(window, frame, known, source)
-        return _mean(inside, f"the mean of {inside[0]} to {inside[-1]} ({text})", frames, known)
+        return _mean(inside, f"the mean of {inside[0]} to {inside[-1]} ({text})", known)
     if text in ("first", "last"):
         index = 0 if text == "first" else frames - 1
     elif text.isdecimal():
@@ -103,6 +102,11 @@ def choose_frames(
         )
     told = f" ({values[index]})" if values else ""
     return FrameChoice((index,), (1.0,), f"{frames} frames: frame {index}{told} is used")
+
+
+def _known(times: Callable[[], FrameTimes], frames: int) -> FrameTimes:
+    known = times()
+    return known if len(known) == frames else [(None, None)] * frames
 
 
 def _refuse_beyond(index: int, frames: int, source: object) -> None:
@@ -136,7 +140,7 @@ def _in_window(window: re.Match[str], frame: object, known: FrameTimes, source: 
     return inside
 
 
-def _mean(indices: Sequence[int], which: str, frames: int, known: FrameTimes) -> FrameChoice:
+def _mean(indices: Sequence[int], which: str, known: FrameTimes) -> FrameChoice:
     """The mean over these frames, weighted by their durations if all are known."""
     durations = [known[n][1] or 0.0 for n in indices]
     timed = min(durations) > 0
@@ -147,4 +151,4 @@ def _mean(indices: Sequence[int], which: str, frames: int, known: FrameTimes) ->
         how = ", weighted by duration" if weights is durations else ""
     else:
         how = ", unweighted"
-    return FrameChoice(tuple(indices), tuple(weights), f"{frames} frames: {which} is used{how}")
+    return FrameChoice(tuple(indices), tuple(weights), f"{len(known)} frames: {which} is used{how}")

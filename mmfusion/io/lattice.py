@@ -165,7 +165,8 @@ def _finest(
 def _runs(along: np.ndarray, positions: np.ndarray) -> list[tuple[int, int]]:
     """First and last slice of each spacing; empty if the gaps do not all belong to a spacing of several gaps.
 
-    Between two spacings one gap may be of a size between theirs: positions are those of the middle of thick slices.
+    Where two spacings meet, one gap may be of any size up to the wider: positions are those of the middle of slices,
+    and two stacks may overlap.
     """
     gaps = np.diff(along)
     rough = 2 * float(_rounding(positions, float(gaps.min())).max())
@@ -180,8 +181,7 @@ def _runs(along: np.ndarray, positions: np.ndarray) -> list[tuple[int, int]]:
                 return []
             continue
         inner = b - a == 1 and 0 < n < len(runs) - 1
-        low, high = sorted((gaps[a - 1], gaps[b])) if inner else (0.0, 0.0)
-        if not low < gaps[a] < high:
+        if not inner or gaps[a] > max(gaps[a - 1], gaps[b]):
             return []
     return long
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmfusion.errors import OptionError, ReadError, VoxelError
 from mmfusion.files import refuse_special
-from mmfusion.io.dicom import open_dicom
+from mmfusion.io.dicom import open_dicom, open_files
 from mmfusion.io.freesurfer import MGH, open_mgh
 from mmfusion.io.header import Header, Opened, kind_of
 from mmfusion.io.metaimage import META, open_metaimage
@@ -19,12 +19,14 @@ from mmfusion.io.nifti import open_nifti, pair_of
 from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import apply_sidecar, frame_times
 from mmfusion.io.suv import checked_suv
-from mmfusion.io.suv_table import to_suv
+from mmfusion.io.suv_table import doubts_of, to_suv
 from mmfusion.options import OPTIONS, unknown
 from mmfusion.volume import FILL, SUV_UNITS, Volume, nearest_ras, resample, spacing_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from mmfusion.io.index import Series
 
 NIFTI = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img")
 VOLUMES = (*NIFTI, *MGH, *META, ".zip")
@@ -45,6 +47,7 @@ def open_scan(
 ) -> Opened:
     """Read headers and check them; see :func:`load_volume` for arguments and errors."""
     checked_suv(suv)
+    OPTIONS["weight_unit"].check(weight_unit)
     suv = "none" if suvr else suv  # the unit does not matter to a ratio
     path, named = split_series(path)
     series = series or named
@@ -68,6 +71,7 @@ def open_scan(
         opened = open_dicom(path, modality=modality, frame=frame, series=series, **how)
     if opened.kind == "pet" and not opened.has_units:
         opened.pet_units = "stored" if suv == "none" else f"SUV{suv}"
+        opened.doubts += [] if suv == "none" else doubts_of(pet or {}, suv)
     if opened.kind == "pet" and suvr:
         opened.pet_units = "SUVR"
         _label_map(suvr)
@@ -103,6 +107,29 @@ def read_header(
         weight_unit=weight_unit,
         pet=pet,
     )
+    return _as_header(opened)
+
+
+def read_series_header(
+    series: Series, *, image_kind: str = "", modality: str = "", frame: str | int | None = None
+) -> Header:
+    """What :func:`read_header` would give for a series that :func:`find_series` found, from its files alone.
+
+    Args:
+        series: the series.
+        image_kind: one of its ``kinds``, where there are several.
+        modality, frame: as of :func:`load_volume`.
+
+    Raises:
+        MmfusionError: as :func:`read_header`.
+    """
+    named = image_kind or None
+    return _as_header(
+        open_files(series.files, series.folder, str(series.folder), series=named, modality=modality, frame=frame)
+    )
+
+
+def _as_header(opened: Opened) -> Header:
     # an array of no memory, because axes are turned in one place only
     turned, affine = nearest_ras(np.broadcast_to(np.uint8(0), opened.shape), opened.affine)
     i, j, k = turned.shape
@@ -142,15 +169,17 @@ def load_volume(
     values above 1000 are taken as Bq/mL.
 
     Args:
-        path: file or folder; ``#SeriesInstanceUID`` behind it is the same as ``series``.
+        path: file or folder; ``#SeriesInstanceUID`` or a kind of image behind it (:func:`mmfusion.io.split_series`) is
+            the same as ``series``.
         modality: the study's word (``ct``, ``pet_2``, ``t1``); see :func:`kind_of`. DICOM says it by itself.
         frame: of files and series with several frames: ``first``, ``last``, a number from 0, ``mean``, or the mean of
             some: ``20-24`` (both included), or ``40min-60min`` (or ``s``) after the start of the first frame. Means are
             weighted by the durations of the frames, where these are known.
         assume_orientation: directions of the stored axes, as ``LAS``, for NIfTI files that have none.
         series: which one, if the folder holds several: a SeriesInstanceUID or its end, a description (in any case)
-            or a part of it. If only one of them is of the kind that ``modality`` names, it is taken without being
-            named, with a note.
+            or a part of it; or the kind of image of a series with several
+            (:data:`mmfusion.io.image_kinds.IMAGE_KINDS`), as ``water`` or ``1.2.840.5:water``. If only one of them is
+            of the kind that ``modality`` names, it is taken without being named, with a note.
         suv: by what PET is normalized: ``bw`` body weight, ``lbm`` lean body mass, ``bsa`` body surface area
             (cm2/mL); see :mod:`mmfusion.io.suv`. ``none``: the values as they are stored, in ``Bq/mL`` or ``stored``.
         suvr: PET over its mean in a reference region, ``FILE#LABEL`` (or ``FILE#8+47``): voxels of a label map in the
@@ -168,7 +197,7 @@ def load_volume(
         ReadError: the file is missing, broken, holds several frames or series, or contradicts ``modality``.
         OrientationError: left and right cannot be known.
         UnitsError: HU or SUV cannot be known, or what the header says of the PET cannot be.
-        OptionError: an unknown ``suv``, ``frame`` or ``nan``, or a ``suvr`` without a label.
+        OptionError: an unknown ``suv``, ``weight_unit``, ``frame`` or ``nan``, or a ``suvr`` without a label.
         GeometryError: a 2D image or a singular affine.
         VoxelError: voxels that are not finite, or all equal.
     """
@@ -188,7 +217,7 @@ def load_volume(
     if nan == "background":
         _fill_nan(array, opened)
     if opened.kind == "pet" and opened.pet_units in SUV_UNITS and not opened.has_units:
-        array = to_suv(array, suv, pet, path, opened.notes, opened.doubts)
+        array = to_suv(array, suv, pet, path, opened.notes)
     volume = as_volume(opened, array, modality or opened.kind, opened.units).checked()
     return _to_ratio(volume, suvr) if suvr and opened.kind == "pet" else volume
 

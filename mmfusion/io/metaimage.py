@@ -60,8 +60,11 @@ def open_metaimage(path: Path, *, kind: str = "", frame: str | int | None = None
             raise ReadError(f"{path} cannot be read: {last_line(error)}. Copy or export it again") from None
         array = sitk.GetArrayViewFromImage(image).reshape(frames, *spatial[::-1])
         out = empty_voxels(spatial, opened.affine, path)
-        used = array[choice.indices[0] : choice.indices[-1] + 1]
-        fill(out, (used[0] if choice.single else np.average(used, axis=0, weights=choice.weights)).T)
+        mean = array[choice.indices[0]]
+        if not choice.single:
+            parts = zip(choice.indices, choice.weights, strict=True)
+            mean = sum(array[n].astype(float) * weight for n, weight in parts) / sum(choice.weights)
+        fill(out, mean.T)
         return out
 
     notes = [choice.note] if choice.note else []

@@ -36,12 +36,15 @@ _CODES = {
     "C-111A1": "F18", "77004003": "F18", "C-127A2": "Cu64", "3932008": "Cu64", "C-131A3": "Ga68", "35337001": "Ga68",
     "C-113A2": "Br76", "79523006": "Br76", "C-159A2": "Rb82", "79197006": "Rb82", "C-162A3": "Y86", "10738001": "Y86",
     "C-168A4": "Zr89", "63360001": "Zr89", "C-162A7": "Y90", "14691008": "Y90", "C-114A5": "I124", "40937006": "I124",
-}  # fmt: skip  # of DICOM's CID 4020, in SNOMED-RT (also as SNM3, 99SDM) and SNOMED CT; others by their meaning
+    "C-163A8": "Tc99m", "72454006": "Tc99m", "C-145A4": "In111", "56609000": "In111", "C-114A4": "I123",
+    "21572004": "I123", "C-114B1": "I131", "1368003": "I131", "C-101ED": "Lu177", "447553000": "Lu177",
+    "C-131A2": "Ga67", "2008008": "Ga67", "C-138A9": "Tl201", "60057003": "Tl201",
+}  # fmt: skip  # of DICOM's CID 18 and 4020, in SNOMED-RT (also as SNM3, 99SDM) and SNOMED CT; others by their meaning
 _HALF_LIFE_TOLERANCE = 0.02  # tables of half-lives differ by up to 1.3 % (Rb82)
 
 MAX_HALF_LIVES = 10.0
 """An injection that lies longer before the scan is a mistake in a date or time."""
-_USUAL_HALF_LIVES, _USUAL_S = 5.0, 3 * 3600.0  # an uptake above both leaves nothing to image
+USUAL_HALF_LIVES, _USUAL_S = 6.0, 3 * 3600.0  # an uptake above both leaves nothing to image; Cu64 is, up to 3 days
 BEFORE_INJECTION_S = 300.0
 """A dynamic scan may begin so long before the injection, s."""
 
@@ -79,7 +82,10 @@ def nuclide_of(*texts: str) -> str:
     that names several says nothing.
     """
     for text in texts:
-        found = {_CODES[text]} if text in _CODES else {name for name, rule in _rules().items() if rule.search(text)}
+        rules = _rules()
+        found = {_CODES[text]} if text in _CODES else {name for name, rule in rules.items() if rule.search(text)}
+        if not found:  # alone, in whatever capitals
+            found = {name for name, rule in rules.items() if re.fullmatch(rule.pattern, text.strip(), re.IGNORECASE)}
         if not found and re.search(r"\bFDG\b|fluorodeoxyglucose", text, re.IGNORECASE):
             found = {"F18"}
         if len(found) == 1:
@@ -93,6 +99,7 @@ def _rules() -> dict[str, re.Pattern[str]]:
     between, rules = r"[\s^\[\]_-]*", {}
     for name in (*HALF_LIVES_S, *_NO_POSITRONS):
         symbol, mass = re.fullmatch(r"([A-Za-z]+?)(\d+m?)", name).groups()  # type: ignore[union-attr]
+        mass = mass.replace("m", "[mM]")
         element = rf"(?:{symbol}|{symbol.upper()}|(?i:{_WORDS[symbol]}))"
         rules[name] = re.compile(
             rf"(?<!\d){mass}{between}{element}(?![a-z])|(?<![A-Za-z]){element}{between}{mass}(?![\dm])"
@@ -124,7 +131,7 @@ def settled_half_life(nuclide: str, written_s: float | None, name: str) -> float
 
 def is_usual_uptake(elapsed_s: float, half_life_s: float) -> bool:
     """Whether a scan may begin so long after the injection (:data:`BEFORE_INJECTION_S` before it, if it is dynamic)."""
-    return -BEFORE_INJECTION_S <= elapsed_s <= max(_USUAL_HALF_LIVES * half_life_s, _USUAL_S)
+    return -BEFORE_INJECTION_S <= elapsed_s <= max(USUAL_HALF_LIVES * half_life_s, _USUAL_S)
 
 
 def describe_uptake(elapsed_s: float, half_life_s: float) -> str:

@@ -13,6 +13,7 @@ from mmfusion.io.times import clock, elapsed_s, parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from mmfusion.io.header import Opened
 
@@ -102,10 +103,16 @@ def _differ(a_s: float, b_s: float, half_life_s: float) -> bool:
 
 def _clock_s(fields: Mapping[str, Any], name: str) -> float | None:
     """A time of day in s after TimeZero, at most half a day before or after it; None if one of the two is absent."""
-    zero, when = time_of(fields, "TimeZero"), time_of(fields, name)
+    zero, when = _zero(fields), time_of(fields, name)
     if zero is None or when is None:
         return None
     return ((clock(when) - clock(zero)).total_seconds() + 43200) % 86400 - 43200
+
+
+def _zero(fields: Mapping[str, Any]) -> datetime | timedelta | None:
+    """What the fields in seconds are relative to; without TimeZero, in DICOM's words, the first frame."""
+    zero = time_of(fields, "TimeZero")
+    return time_of(fields, "AcquisitionTime") if zero is None and _decay(fields) else zero
 
 
 def _decay(fields: Mapping[str, Any]) -> str:
@@ -138,7 +145,7 @@ def elapsed_of(
                 "InjectionStart and the other times, or give injection_time and acquisition_time in the manifest"
             )
         return reference_s - injected_s
-    zero = time_of(fields, "TimeZero")
+    zero = _zero(fields)
     if zero is None and (injection is None or scan is None):
         missing.append("TimeZero")
     if missing or half_life_s is None:

@@ -117,7 +117,7 @@ def _tomographic_offsets(path: DicomFile, header: Dataset) -> list[float]:
     count = int(number(header.get("NumberOfFrames")) or 1)
     step = number(header.get("SpacingBetweenSlices"))
     slices = numbers(header.get("SliceVector"))
-    if not slices and number(header.get("NumberOfSlices")) in (None, count):
+    if not slices and number(header.get("NumberOfSlices")) == count:
         slices = [n + 1.0 for n in range(count)]
     if not step or len(slices) != count:
         raise ReadError(

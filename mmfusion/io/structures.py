@@ -25,10 +25,8 @@ _NO_LESION = {  # RTROIInterpretedType (3006,00A4)
     *("BRACHY_CHNL_SHLD",),
 }
 _TARGET = r"gtv|ctv|ptv|itv|tumou?r|lesion|metasta"
-_NORMAL = frozenset(
-    re.findall(
-        r"\w+",
-        """
+# words of TG-263 names of the body, of normal organs, and of equipment
+_NORMAL_WORDS = """
     external body skin patient outline
     lung heart liver kidney spleen stomach pancreas bladder rectum bowel bowelbag colon sigmoid duodenum jejunum ileum
     esophagus oesophagus trachea bronchus bronchi bronchial carina aorta artery vein vena cava pericardium atrium
@@ -38,22 +36,18 @@ _NORMAL = frozenset(
     constrictor oral oralcavity cavity mandible lip tongue mouth tooth teeth palate femur femoral femoralhead femurhead
     head neck hip pelvis bone marrow sacrum rib chestwall chest wall thorax breast nipple ovary uterus vagina cervix
     testis testes testicle penilebulb penile bulb penis prostate urethra ureter seminal seminalvesicle vesicle
-    gallbladder bile bileduct duct adrenal brachial brachialplexus plexus muscle musc fat thymus lobe temporal frontal
-    parietal occipital cortex matter csf largebowel smallbowel
+    gallbladder bile bileduct duct adrenal pulmonary coronary lad nrv brachial brachialplexus plexus muscle musc fat
+    thymus lobe temporal frontal parietal occipital cortex matter csf largebowel smallbowel
     couch couchsurface couchinterior table tabletop bolus support fixation isocenter isocentre marker fiducial air
     background artifact artefact
-""",
-    )
-)  # words of TG-263 names of the body, of normal organs, and of equipment
-_BESIDE = frozenset(
-    re.findall(
-        r"\w+",
-        """
+"""
+# words that only say which of them
+_BESIDE_WORDS = """
     l r lt rt left right bilat bilateral both a v n o post posterior ant anterior sup superior inf inferior upper lower
     middle medial lateral prox proximal dist distal total whole all inner outer large small white grey gray prv mm cm
-""",
-    )
-)  # words that only say which of them
+    internal interior exterior surface bag constrict
+"""
+_NORMAL, _BESIDE = frozenset(_NORMAL_WORDS.split()), frozenset(_BESIDE_WORDS.split())
 _MOST_SHOWN = 15
 
 

@@ -23,7 +23,6 @@ def to_suv(
     pet: Mapping[str, Any] | None,
     source: object,
     notes: list[str],
-    doubts: list[str],
 ) -> np.ndarray:
     """PET voxels of a file without tags (NIfTI, MHA, NRRD) as SUV, g/mL (``bsa``: cm2/mL).
 
@@ -42,11 +41,25 @@ def to_suv(
             )
         return array
     try:
-        factor, note = _factor(dict(pet or {}), suv, maximum, source, doubts)
+        factor, note = _factor(dict(pet or {}), suv, maximum, source, [])
     except ValueError as error:
         raise UnitsError(f"pet file {source}: {error}") from None
     notes.append(note)
     return array * np.float32(factor)
+
+
+def doubts_of(pet: Mapping[str, Any], suv: str) -> list[str]:
+    """What cannot be of the manifest's columns for a file without tags, which may need them; its voxels will tell."""
+    doubts: list[str] = []
+    if not all(pet.get(name) for name in ("weight_kg", "dose_mbq", "injection_time", "acquisition_time")):
+        return []
+    try:
+        _factor(dict(pet), suv, 0.0, "", doubts)
+    except UnitsError:
+        return []
+    except ValueError as error:
+        doubts.append(f"columns of the manifest: {error}")
+    return doubts
 
 
 def _factor(pet: dict[str, Any], suv: str, maximum: float, source: object, doubts: list[str]) -> tuple[float, str]:

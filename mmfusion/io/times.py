@@ -6,7 +6,13 @@ import re
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from mmfusion.io.pet_facts import BEFORE_INJECTION_S, MAX_HALF_LIVES, describe_uptake, is_usual_uptake
+from mmfusion.io.pet_facts import (
+    BEFORE_INJECTION_S,
+    MAX_HALF_LIVES,
+    USUAL_HALF_LIVES,
+    describe_uptake,
+    is_usual_uptake,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,8 +146,8 @@ def elapsed_s(
             "manifest, both with it or both without"
         )
     raise ValueError(
-        f"the injection lies more than {MAX_HALF_LIVES:g} half-lives before the scan or after it. Give injection_time "
-        "and acquisition_time in the manifest"
+        f"the injection lies after the scan or more than {USUAL_HALF_LIVES:g} half-lives before it. Give "
+        "injection_time and acquisition_time in the manifest"
     )
 
 

@@ -23,6 +23,7 @@ from mmfusion.prepare.folder import (
     write_case,
     write_cohort,
 )
+from mmfusion.prepare.scaling import check_pet
 
 __all__ = [
     "CaseResult",
@@ -31,6 +32,7 @@ __all__ = [
     "check_reference",
     "choose_reference",
     "load_case",
+    "check_pet",
     "prepare_case",
     "prepare_volumes",
     "Cohort",

@@ -104,11 +104,11 @@ def prepare_cohort(
         OutputError: ``out`` is not a cohort folder, holds what is read, or cannot be written.
         CohortError: a case failed, and ``strict``; or another call is writing into the folder.
     """
-    check_pet(options)
     storage = resolve({name: options.pop(name) for name in GROUPS["storage"] if name in options}, "storage")
     options = resolve(options, "case")
     check_device(device)
     check_crop(options)
+    check_pet(options)
     parse_standard(options["mr_standard"])
     cases, names = read_study(manifest, options["modalities"])
     cases = [with_region(case, options["suvr"]) for case in cases]

@@ -28,6 +28,7 @@ from mmfusion.errors import OptionError
 from mmfusion.files import temporary_path, to_disk, write_json, write_text
 from mmfusion.io import kind_of, save_transform, save_volume
 from mmfusion.prepare.folder import announce_files
+from mmfusion.volume import PET_UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -181,7 +182,7 @@ def _space(world: str) -> str:
 
 def _kind_and_suffix(modality: str, units: str) -> tuple[str, str]:
     """Folder and suffix by BIDS: ``pet``, ``ct`` (a convention of ours) or the contrast of an MR."""
-    if units.startswith("SUV"):
+    if units in PET_UNITS:
         return "pet", "pet"
     if units == "HU" or kind_of(modality) == "ct":
         return "ct", "ct"

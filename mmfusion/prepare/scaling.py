@@ -56,11 +56,12 @@ def scaling(
     return lambda v: normalize(v, ct_window=window, suv_max=options["suv_max"], mr_scaling=mr)
 
 
-def check_pet(options: Mapping[str, Any]) -> None:
+def check_pet(options: Mapping[str, Any], *, given: bool = False) -> None:
     """Refuse options of PET that do not go together.
 
     Args:
-        options: as given, or all with their defaults: a ``suv_max`` that is the default counts as not given.
+        options: of the group ``case``.
+        given: they are what was given; else defaults are among them, and a ``suv_max`` that is the default is none.
 
     Raises:
         OptionError: ``suv_max`` where PET is no SUV, ``pet_max`` where it is, or ``suvr`` beside a kind of SUV.
@@ -69,7 +70,7 @@ def check_pet(options: Mapping[str, Any]) -> None:
     if ratio and suv not in ("bw", "none"):
         raise OptionError(f"--suvr is a ratio of values, whatever their units; leave out --suv {suv}")
     own = ratio or suv == "none"
-    if own and options.get("suv_max") not in (None, OPTIONS["suv_max"].default):
+    if own and options.get("suv_max") not in (None, None if given else OPTIONS["suv_max"].default):
         raise OptionError("--suv-max is for SUV; with --suv none or --suvr use --pet-max, in the units of the scans")
     if not own and options.get("pet_max") is not None:
         raise OptionError("--pet-max is for PET that is no SUV (--suv none, --suvr); use --suv-max")

@@ -45,7 +45,15 @@ from mmfusion.files import (
 from mmfusion.networks.build import build, default_losses
 from mmfusion.options import GROUPS, OPTIONS, resolve, unknown
 from mmfusion.predict import Model, dataset_items
-from mmfusion.prepare import Cohort, PreparedCase, open_cohort, prepare_cohort, refuse_contradictions, versions
+from mmfusion.prepare import (
+    Cohort,
+    PreparedCase,
+    check_pet,
+    open_cohort,
+    prepare_cohort,
+    refuse_contradictions,
+    versions,
+)
 from mmfusion.progress import progress_line
 from mmfusion.training.checkpoint import keep_unfinished
 from mmfusion.training.distributed import by_first
@@ -203,6 +211,7 @@ def open_study(
         opened = open_cohort(cohort)
         refuse_contradictions(opened, {**given, "modalities": modalities})
     else:
+        check_pet(given, given=True)
         given |= {"modalities": modalities, "progress": progress_line("prepared")}
         RunFolder(run).claim()
         opened = prepare_cohort(str(manifest), RunFolder(run).cohort, workers=workers, **given)

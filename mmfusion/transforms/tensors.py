@@ -28,7 +28,7 @@ def to_meta_tensor(volume: Volume, **meta: Any) -> MetaTensor:
 
 
 def from_meta_tensor(tensor: MetaTensor) -> Volume:
-    """A MONAI image ``[1, i, j, k]`` (of :class:`LoadVolumed`, or of MONAI's own loader) as a volume."""
+    """A MONAI image ``[1, i, j, k]`` as a volume, its units empty if it does not say them (of MONAI's own loader)."""
     meta = dict(tensor.meta)
     return Volume(
         tensor.detach().cpu().numpy()[0],

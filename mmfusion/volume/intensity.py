@@ -110,10 +110,11 @@ def normalize(
         mr_scaling: offset and scale of :func:`normalize_mr`.
 
     Raises:
-        VoxelError: they were normalized before.
+        VoxelError: they were normalized before, or their units are unknown.
     """
-    if volume.units == NORMALIZED:
-        raise VoxelError(f"{volume.name} was normalized before; give the scan in its own units")
+    if volume.units in (NORMALIZED, ""):
+        found = "was normalized before" if volume.units else "does not say its units"
+        raise VoxelError(f"{volume.name} {found}; give the scan in its own units (HU, SUVbw, a.u.)")
     if volume.units == "HU":
         return window_ct(volume.array, *ct_window)
     if volume.units in SUV_UNITS:
