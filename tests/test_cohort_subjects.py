@@ -67,8 +67,8 @@ def test_people_without_identifiers_and_with_the_same_uids_are_told_by_folders(
     def same(dataset, n: int) -> None:
         dataset.SOPInstanceUID = uid or dataset.SOPInstanceUID
 
-    for folder in ("a/x", "b/y", "c/z"):
-        scan(tmp_path / folder, patient, **CONSTANT, edit=same)
+    for folder, height in (("a/x", 30.0), ("b/y", 30.0), ("c/z", 37.5)):  # the last lies above the others
+        scan(tmp_path / folder, patient, **CONSTANT, edit=same, origin=(-10.0, 20.0, height))
     assert people(tmp_path) == {"x": ["ct"], "y": ["ct"], "z": ["ct"]}
 
 
@@ -96,6 +96,9 @@ def test_spellings_in_different_studies_stay_apart_with_a_warning(tmp_path: Path
     index = build_index(tmp_path)
     assert [case.subject for case in index.cases] == ["P-1", "p01"]
     assert "subjects P-1 and p01 may be one person: their PatientIDs differ only in case" in index.notes[0]
+    for n, patient in enumerate(("P-2", "p02")):  # nor does a study that is everybody's make them one
+        scan(tmp_path / "c" / str(n), patient, **(CONSTANT | {"series_uid": f"1.3.{n}", "StudyInstanceUID": ""}))
+    assert {"P-2", "p02"} < set(people(tmp_path))
     index.write(tmp_path / "m.csv")
     assert [one.line for one in check_manifest(tmp_path / "m.csv") if "may be P-1 (line 2)" in one.problem] == [3]
 

@@ -143,16 +143,18 @@ def _by_patient(
     return owners
 
 
-def _spellings(series: Iterable[Series], named: Callable[[str], str], show: bool, notes: list[str]) -> dict[str, str]:
+def _spellings(series: Sequence[Series], named: Callable[[str], str], show: bool, notes: list[str]) -> dict[str, str]:
     """Each PatientID to the spelling that counts: spellings within one study are of one person, the most common one."""
     count: Counter[str] = Counter()
     keys: dict[str, set[Hashable]] = defaultdict(set)
     people: dict[str, set[str]] = defaultdict(set)
+    nobodys = _constant(series) | {""}
     for one in series:
         count[one.patient_id] += 1
         people[one.series_uid] |= {folded(one.patient_id)} - {""}
         for spelling in one.spellings:
-            keys[spelling] |= {(one.study_uid, folded(spelling))}
+            place = one.folder if one.study_uid in nobodys else one.study_uid
+            keys[spelling] |= {(place, folded(spelling))}
     spelled: dict[str, str] = {}
     for members in _united(keys):
         best = min(members, key=lambda one: (-count[one], one))
@@ -164,7 +166,7 @@ def _spellings(series: Iterable[Series], named: Callable[[str], str], show: bool
                 "one person"
             )
     alike: dict[str, list[str]] = defaultdict(list)
-    for best in sorted(set(spelled.values())):
+    for best in sorted(one for one in set(spelled.values()) if not names_nobody(one)):
         alike[folded(best)].append(named(best))
     for names in alike.values():
         if len(names) > 1:

@@ -16,10 +16,11 @@ from mmfusion.errors import ReadError
 from mmfusion.io.dates import DATES, ScanDate, scan_date
 from mmfusion.io.image_kinds import OTHER, in_order, kinds_of
 from mmfusion.io.load import VOLUMES
+from mmfusion.io.people import patient_of, told_apart
 from mmfusion.io.pictures import UNSPECIFIED, rescale_type, why_no_volume
 from mmfusion.io.slices import frame_tag
 from mmfusion.io.sniff import ending_of
-from mmfusion.io.spelling import folded, names_nobody, normal
+from mmfusion.io.spelling import folded
 from mmfusion.io.tags import (
     IDENTITY,
     NUCLEAR,
@@ -37,13 +38,13 @@ from mmfusion.io.tags import (
 from mmfusion.io.walk import Unread, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from pydicom import Dataset
 
 _Member = tuple[Path, "Dataset"]
 _TAGS = (
-    *IDENTITY, *DATES, "PatientID", "ProtocolName", "SequenceName", "ImagePositionPatient",
+    *IDENTITY, *DATES, "PatientID", "InstanceNumber", "ProtocolName", "SequenceName", "ImagePositionPatient",
     "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "PerFrameFunctionalGroupsSequence",
     "SharedFunctionalGroupsSequence", "DetectorInformationSequence", "PhotometricInterpretation", "SamplesPerPixel",
     "RescaleType", "RescaleSlope", "RescaleIntercept", "ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence",
@@ -142,7 +143,7 @@ def find_series(
     if not root.is_dir():
         raise ReadError(f"folder {root} does not exist")
     unread = Unread() if unread is None else unread
-    groups: dict[tuple[str, str, str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[tuple[Path, Dataset]]] = defaultdict(list)
     seen = skipped = 0
     for path in walk(root, unread):
         seen += 1
@@ -158,9 +159,8 @@ def find_series(
         progress(seen, skipped)
     if root in unread.closed:
         raise ReadError(f"folder {root} cannot be read; check its permissions")
-    _join_nameless(groups)
     series = []
-    for members in _told_apart(groups):
+    for members in told_apart(groups):
         one, left_out = _sound_series(members)
         series += [one] if one else []
         unread.damaged += left_out
@@ -179,7 +179,7 @@ def _header(path: Path, unread: Unread) -> tuple[Dataset, tuple[str, str, str, s
         if header is not None:
             with suppress(Exception):  # as in _sound_series
                 place = "" if header.get("SeriesInstanceUID") else str(path.parent)
-                person = folded(_patient(header))  # anonymizers give several people the same UIDs
+                person = folded(patient_of(header))
                 return header, (str(header.get("StudyInstanceUID", "")), series_name(header), place, person)
         if header is not None or claims_dicom(path):
             unread.damaged.append(path)
@@ -188,58 +188,6 @@ def _header(path: Path, unread: Unread) -> tuple[Dataset, tuple[str, str, str, s
     except ReadError:
         (unread.damaged if os.access(path, os.R_OK) else unread.closed).append(path)
     return None
-
-
-def _join_nameless(groups: dict[tuple[str, str, str, str], list[tuple[Path, Dataset]]]) -> None:
-    """Files without PatientID are of the one person whose files of the series lie in the same folder."""
-    people: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for *series, person in groups:
-        people[series[0], series[1], series[2]].append(person)
-    for (study, name, place), found in people.items():
-        if len(found) == 2 and "" in found:
-            bare, named = (groups[study, name, place, person] for person in sorted(found))
-            if {path.parent for path, _ in bare} <= {path.parent for path, _ in named}:
-                named += groups.pop((study, name, place, ""))
-                named.sort(key=lambda member: member[0])
-
-
-def _told_apart(
-    groups: dict[tuple[str, str, str, str], list[tuple[Path, Dataset]]],
-) -> Iterator[list[tuple[Path, Dataset]]]:
-    """The files of each series; without a PatientID that names somebody, scans of one place in two folders are two."""
-    for (*_, person), members in groups.items():
-        folders: dict[Path, list[tuple[Path, Dataset]]] = defaultdict(list)
-        for path, header in members:
-            folders[path.parent].append((path, header))
-        if names_nobody(person) and len(folders) > 1 and _overlap(folders.values()):
-            yield from folders.values()
-        else:
-            yield members
-
-
-def _overlap(folders: Iterable[list[tuple[Path, Dataset]]]) -> bool:
-    """True if two folders have images of one place that are no copies: their UIDs differ, or are no UIDs."""
-    there: dict[str, str] = {}
-    for members in folders:
-        uids = Counter(str(header.get("SOPInstanceUID")) for _, header in members)
-        here = {str(place): str(header.get("SOPInstanceUID")) for _, header in members if (place := _place(header))}
-        if any(there.get(place, uid) != uid or (place in there and uids[uid] > 1) for place, uid in here.items()):
-            return True
-        there |= here
-    return False
-
-
-def _place(header: Dataset) -> str:
-    with suppress(Exception):
-        return _text(header, "ImagePositionPatient")
-    return ""
-
-
-def _patient(header: Dataset) -> str:
-    """The PatientID; empty if there is none, or none that can be decoded."""
-    with suppress(Exception):
-        return normal(_text(header, "PatientID"))
-    return ""
 
 
 def _sound_series(members: list[tuple[Path, Dataset]]) -> tuple[Series | None, list[Path]]:
@@ -273,8 +221,8 @@ def _series(members: list[tuple[Path, Dataset]], copies: tuple[Path, ...] = ()) 
     return Series(
         folder=Path(os.path.commonpath([path.parent for path in files])),
         files=files,
-        patient_id=next(filter(None, map(_patient, (header for _, header in members))), ""),
-        spellings=tuple(sorted({_patient(header) for _, header in members} - {""})),
+        patient_id=next(filter(None, map(patient_of, (header for _, header in members))), ""),
+        spellings=tuple(sorted({patient_of(header) for _, header in members} - {""})),
         study_uid=_text(first, "StudyInstanceUID"),
         study_date=_text(first, "StudyDate"),
         scanned=scan_date(first),
