@@ -54,7 +54,7 @@ _TAGS = (
 _NO_AGENT = (
     r"\W*|(0|no|none|not|nil|nein|without|ohne|kein\w*|sans|unknown)\b.*|non|n/?a?|nati\w+"  # what fills the tag
 )
-_IMAGE_TYPE, _PER_FRAME = 0x00080008, 0x52009230
+_IMAGE_TYPE, _POSITION, _PER_FRAME = 0x00080008, 0x00200032, 0x52009230
 _SAME = (0x00280010, 0x00280011, 0x00200037, 0x00280030)  # Rows, Columns, ImageOrientationPatient, PixelSpacing
 _SCALE = (0x00281052, 0x00281053)  # RescaleIntercept, RescaleSlope
 
@@ -300,8 +300,8 @@ def _has_agent(header: Dataset) -> bool:
 
 
 def _distinct(images: list[_Member], tag: int) -> list[_Member]:
-    """One of the images for each value of a tag as it is written; converting each takes long."""
-    return list({str(getattr(one[1].get_item(tag), "value", None)): one for one in images}.values())
+    """One of the images for each value of a tag as it is written."""
+    return list({str(_unconverted(one[1], tag)): one for one in images}.values())
 
 
 def _kinds(images: list[_Member]) -> tuple[str, ...]:
@@ -335,7 +335,9 @@ def _extent(images: list[_Member], count: int) -> tuple[tuple[int, int, int], tu
 
 def _positions(path: Path, header: Dataset) -> Iterator[Any]:
     if _PER_FRAME not in header:
-        position = header.get("ImagePositionPatient")
+        position = _unconverted(header, _POSITION)
+        if isinstance(position, bytes):
+            position = [float(one) for one in position.strip(b"\0 ").split(b"\\")] if position else None
         if position:
             yield position
         return
@@ -343,6 +345,11 @@ def _positions(path: Path, header: Dataset) -> Iterator[Any]:
         position = frame_tag(path, header, n, "PlanePositionSequence", "ImagePositionPatient")
         if position:
             yield position
+
+
+def _unconverted(header: Dataset, tag: int) -> Any:
+    """The value as it is written, if it was not asked for yet: pydicom takes long to convert it."""
+    return getattr(header.get_item(tag), "value", None)
 
 
 def _is_straight(positions: np.ndarray) -> bool:
