@@ -64,6 +64,7 @@ def test_a_half_life_that_is_not_the_nuclides():
             suv_factor(header(tracer=nuclide("C-111A1", RadionuclideHalfLife=wrong)))
     told = suv_factor(header(tracer=nuclide("C-111A1", RadionuclideHalfLife=109.77)), pet={"half_life_s": 3600})
     assert told == pytest.approx(ONE_HOUR)
+    assert suv_factor(header(Units="GML", tracer=nuclide("C-111A1", RadionuclideHalfLife=109.77))) == 1  # not needed
     found = header(tracer=nuclide("", "^11^Carbon", RadionuclideHalfLife=None))  # the name suffices
     assert suv_factor(found) == pytest.approx(70e3 / 350e6 * 2 ** (3600 / 1221.84))
 

@@ -107,6 +107,15 @@ def _rules() -> dict[str, re.Pattern[str]]:
     return rules
 
 
+def refuse_without_positrons(nuclide: str) -> None:
+    """Refuse what is called PET of a radionuclide (:func:`nuclide_of`) that PET cannot see."""
+    if nuclide in _NO_POSITRONS:
+        raise ValueError(
+            f"the radionuclide is {nuclide}, which emits no positrons, so this is no PET. Correct it, or take the "
+            "values as they are with --suv none"
+        )
+
+
 def settled_half_life(nuclide: str, written_s: float | None, name: str) -> float | None:
     """The half-life, s, from the radionuclide's name and what is written of it; None if neither is known.
 
@@ -115,11 +124,6 @@ def settled_half_life(nuclide: str, written_s: float | None, name: str) -> float
         written_s: the half-life of a header.
         name: the tag or field that has it.
     """
-    if nuclide in _NO_POSITRONS:
-        raise ValueError(
-            f"the radionuclide is {nuclide}, which emits no positrons, so this is no PET. Correct it, or take the "
-            "values as they are with --suv none"
-        )
     known, written = HALF_LIVES_S.get(nuclide), written_s if written_s and written_s > 0 else None
     if known and written and abs(written / known - 1) > _HALF_LIFE_TOLERANCE:
         raise ValueError(

@@ -23,6 +23,7 @@ from mmfusion.io.pet_facts import (
     KG_PER_UNIT,
     check_dose,
     nuclide_of,
+    refuse_without_positrons,
     settled_half_life,
 )
 from mmfusion.io.sidecar_fields import number_of, numbers_of, value_of
@@ -225,6 +226,7 @@ def _half_life_s(fields: Mapping[str, Any]) -> float | None:
             f"TracerRadionuclide is {text}; the half-life is known of {', '.join(HALF_LIVES_S)}. Give half_life_s in "
             "the manifest"
         )
+    refuse_without_positrons(nuclide)
     return settled_half_life(nuclide, written, "RadionuclideHalfLife")
 
 

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.errors import UnitsError
-from mmfusion.io.pet_facts import KG_PER_UNIT, check_dose, nuclide_of, settled_half_life
+from mmfusion.io.pet_facts import KG_PER_UNIT, check_dose, nuclide_of, refuse_without_positrons, settled_half_life
 from mmfusion.io.suv import body_of, given, mean_decay, suv_per_bq
 from mmfusion.io.tags import listed, number, private
 from mmfusion.io.times import (
@@ -77,7 +77,8 @@ def suv_factor(
     notes, doubts = [] if notes is None else notes, [] if doubts is None else doubts
     units = str(header.get("Units") or "").upper()
     try:
-        half_life = _half_life(header, dict(pet or {}))
+        if given(pet or {}, "half_life_s") is None:
+            refuse_without_positrons(_nuclide(header))
     except ValueError as error:
         raise UnitsError(f"{source}: SUV cannot be computed, {error}") from None
     if units in ("GML", "CM2ML"):
@@ -98,15 +99,18 @@ def suv_factor(
         if not philips_bq:
             raise UnitsError(
                 f"{source}: SUV cannot be computed, values are counts (Units CNTS) and the DICOM lacks Philips' scale "
-                "factors (7053,1000) and (7053,1009). Export it as BQML or SUVbw"
+                "factors (7053,1000) and (7053,1009). Export it as BQML or SUVbw, or use --suv none"
             )
         to_bq = philips_bq
     elif units != "BQML":
         word = units if units in _UNITS else "no word of DICOM"
         found = f"Units (0054,1001) is {word}" if units else "DICOM lacks Units (0054,1001)"
-        raise UnitsError(f"{source}: SUV cannot be computed, {found}; BQML, GML, CM2ML or CNTS is needed")
+        raise UnitsError(
+            f"{source}: SUV cannot be computed, {found}; BQML, GML, CM2ML or CNTS is needed. "
+            "Export the scan again, or take its values as they are with --suv none"
+        )
     try:
-        factor, told = _bq_factor(header, suv, first_acquisition, half_life, dict(pet or {}), weight_unit, doubts)
+        factor, told = _bq_factor(header, suv, first_acquisition, dict(pet or {}), weight_unit, doubts)
     except ValueError as error:
         raise UnitsError(f"{source}: SUV cannot be computed, {error}") from None
     if units == "BQML":
@@ -114,15 +118,12 @@ def suv_factor(
     return to_bq * factor
 
 
-def _half_life(header: Dataset, pet: Mapping[str, Any]) -> float | None:
-    """The half-life of the tracer, s, by the manifest, the tag or the name of the radionuclide; None if unknown."""
+def _nuclide(header: Dataset) -> str:
+    """The radionuclide by its code or name; empty if it is not known."""
     tracer = (header.get("RadiopharmaceuticalInformationSequence") or [{}])[0]
     code = (tracer.get("RadionuclideCodeSequence") or [{}])[0]
     texts = (code.get("CodeValue"), code.get("CodeMeaning"), tracer.get("Radiopharmaceutical"))
-    return given(pet, "half_life_s") or settled_half_life(
-        nuclide_of(*(str(text or "") for text in texts)), number(tracer.get("RadionuclideHalfLife")),
-        _TAG_NAMES["half_life_s"],
-    )  # fmt: skip
+    return nuclide_of(*(str(text or "") for text in texts))
 
 
 def own_units(header: Dataset, notes: list[str], doubts: list[str]) -> str:
@@ -171,7 +172,6 @@ def _bq_factor(
     header: Dataset,
     suv: str,
     first_acquisition: datetime | timedelta | None,
-    half_life: float | None,
     pet: dict[str, Any],
     weight_unit: str,
     doubts: list[str],
@@ -203,6 +203,9 @@ def _bq_factor(
         "height_cm": height_m and height_m * 100,
     }  # fmt: skip
     body = body_of(pet, tags, suv)
+    half_life = given(pet, "half_life_s") or settled_half_life(
+        _nuclide(header), number(tracer.get("RadionuclideHalfLife")), _TAG_NAMES["half_life_s"]
+    )
     dose, own_dose = (dose_bq or 0.0) / 1e6, given(pet, "dose_mbq")
     missing = [name for name, value in body.items() if not value]
     missing += [name for name, value in (("dose_mbq", own_dose or dose), ("half_life_s", half_life or 0)) if value <= 0]
