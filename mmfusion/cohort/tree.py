@@ -83,7 +83,7 @@ def index_tree(
     ContrastBolusAgent, else by the words of its description, else to ``mr_`` and the description itself. Parts of an
     image (``mr_water``, ``mr_fat``, ``mr_inphase``, ``mr_opposed``, ``mr_phase``, ...) always have columns of their
     own, also where one series holds several of them. Where several series of a session want one column, the best that
-    can be read has it: one frame before several, ORIGINAL\\\\PRIMARY before derived, then most images, then lowest
+    can be read has it: one frame before several, ORIGINAL\\PRIMARY before derived, then most images, then lowest
     series number. Scouts, attenuation maps, PET without attenuation correction, functional series, screenshots,
     reports, series of fewer than 3 images and everything else that is not a volume, or cannot be read as one, stay
     out. All that stays out is listed in ``others``, or counted in ``notes``.
