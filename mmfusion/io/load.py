@@ -26,7 +26,7 @@ from mmfusion.volume import FILL, SUV_UNITS, Volume, nearest_ras, resample, spac
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmfusion.io.index import Series
+    from mmfusion.io.series_facts import Series
 
 NIFTI = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img")
 VOLUMES = (*NIFTI, *MGH, *META, ".zip")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mmfusion.errors import ReadError, UnitsError
 from mmfusion.io.header import kind_of
 from mmfusion.io.slices import are_few
-from mmfusion.io.tags import NUCLEAR, image_kinds, tomography
+from mmfusion.io.tags import NUCLEAR, image_type, tomography
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ _COLORS = ("PALETTE COLOR", "RGB", "ARGB", "HSV", "CMYK", "YBR_FULL", "YBR_FULL_
 
 def why_no_volume(header: Dataset) -> str:
     """What an image is if its pixels are no slices of gray values; empty if they are."""
-    kinds = image_kinds(header)
+    kinds = image_type(header)
     if "MOSAIC" in kinds and _FRAMES not in header:
         return "a mosaic (all slices of a volume in one picture); convert it to NIfTI by dcm2niix"
     color = str(header.get("PhotometricInterpretation") or "MONOCHROME").upper()

@@ -8,8 +8,8 @@ import numpy as np
 
 from mmfusion.errors import ReadError
 from mmfusion.io.contours import crossing_layers, inside_contours, is_planar, without_repeats
-from mmfusion.io.index import referenced_series
 from mmfusion.io.metaimage import LPS_TO_RAS
+from mmfusion.io.series_facts import referenced_series
 from mmfusion.io.structures import OpenedMask, Structure, choose
 from mmfusion.io.tags import listed, names_damage
 

@@ -281,12 +281,12 @@ def is_image(header: Dataset) -> bool:
 
 def tomography(header: Dataset) -> Dataset | None:
     """The item that says where the slices of a reconstructed nuclear medicine object begin; None of all else."""
-    if header.get("SOPClassUID") != NUCLEAR or not any("RECON" in kind for kind in image_kinds(header)):
+    if header.get("SOPClassUID") != NUCLEAR or not any("RECON" in kind for kind in image_type(header)):
         return None
     return next((item for item in header.get("DetectorInformationSequence") or [] if item.get(_POSITION)), None)
 
 
-def image_kinds(header: Dataset) -> list[str]:
+def image_type(header: Dataset) -> list[str]:
     """The words of ImageType."""
     return [str(part).upper() for part in listed(header.get("ImageType"))]
 
@@ -301,7 +301,7 @@ def series_name(header: Dataset) -> str:
 
 def is_localizer(header: Dataset) -> bool:
     """True for the scout images from which the scan was planned."""
-    return "LOCALIZER" in image_kinds(header)
+    return "LOCALIZER" in image_type(header)
 
 
 def private(header: Dataset, group: int, creator: str, element: int) -> Any:
