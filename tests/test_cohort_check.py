@@ -317,13 +317,17 @@ def test_table() -> None:
 def test_soft_tissue_sarcoma_has_no_problem(testdata: Path, tmp_path: Path) -> None:
     root = testdata / "sts_dicom"
     build_index(root, labels=root / "participants.csv", label="lung_metastasis").write(tmp_path / "m.csv")
-    assert check_manifest(tmp_path / "m.csv") == [] == check_manifest(tmp_path / "m.csv", deep=True)
+    found = check_manifest(tmp_path / "m.csv")
+    assert {(one.level, one.modality) for one in found} == {("warning", "")}
+    assert all("days apart" in one.problem for one in found) and len(found) == 6  # the MR of these was made on its own
+    assert check_manifest(tmp_path / "m.csv", deep=True) == found
 
 
 def test_what_cannot_be_of_a_pet_scan_is_told_without_its_voxels(tmp_path: Path) -> None:
     """A dose in kBq in the header; a long uptake by the clock; columns for a file without tags."""
     write_series(tmp_path / "dose", np.abs(voxels()), **pet_tags(RadionuclideTotalDose=3.5e5))
-    write_series(tmp_path / "uptake", np.abs(voxels(seed=1)), **pet_tags(RadiopharmaceuticalStartTime="030000"))
+    tags = pet_tags(RadiopharmaceuticalStartTime="030000") | {"PatientID": "S02"}
+    write_series(tmp_path / "uptake", np.abs(voxels(seed=1)), **tags)
     head = "subject,label,pet,weight_kg,dose_mbq,injection_time,acquisition_time\n"
     rows = "A,0,dose,,,,\nB,1,uptake,,,,\nC,0,c.nii,70000,350,09:00,10:00\nD,1,d.nii,70,350,09:00,10:00\n"
     found = [row for row in check(tmp_path, head + rows) if row[3] == "pet" and row[0] != "note"]
@@ -341,7 +345,7 @@ def test_what_cannot_be_of_a_pet_scan_is_told_without_its_voxels(tmp_path: Path)
 def test_a_folder_of_gzipped_or_no_dicom_has_copies_too(tmp_path: Path) -> None:
     for subject in "AB":
         folder = tmp_path / subject
-        write_series(folder, voxels((7, 5, 6)), Modality="MR")
+        write_series(folder, voxels((7, 5, 6)), Modality="MR", PatientID=subject)
         for path in list(folder.iterdir()):
             path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
             path.unlink()
@@ -350,3 +354,14 @@ def test_a_folder_of_gzipped_or_no_dicom_has_copies_too(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("subject,mr,pet\nA,A#made,textA\nB,B#made,textB\n")
     found = [one.problem for one in check_manifest(tmp_path / "m.csv") if one.modality == "mr"]
     assert found == ["same content as subject A mr (line 2)"]
+
+
+def test_scans_of_two_people_in_one_row_and_of_one_person_under_two_subjects(tmp_path: Path) -> None:
+    for name, person in (("a", "P-1"), ("b", "p 1"), ("c", "P2"), ("d", "ANONYMOUS"), ("e", "anonymous")):
+        write_series(tmp_path / name, voxels(seed=ord(name)), Modality="MR", PatientID=person)
+    table = "subject,label,mr,t2\nA,0,a,b\nB,1,c,a\nC,1,d,\nD,0,e,\n"
+    found = [(row[2], row[3], row[4]) for row in check(tmp_path, table) if "PatientID" in row[4]]
+    assert found == [
+        ("B", "", "mr and t2 have different PatientIDs"),
+        ("B", "t2", "same PatientID as subject A (line 2)"),
+    ]

@@ -57,8 +57,9 @@ def check_manifest(
     cases, _, problems = parse_manifest(path, modalities)
     problems += _labels(cases) + _parts(cases) + _subjects(cases) + _modalities(cases)
     digests: list[tuple[Case, str, str]] = []
+    people: dict[str, Case] = {}
     for done, case in enumerate(cases, 1):
-        found = header_problems(case, reading, roi)
+        found = header_problems(case, reading, people, roi)
         problems += found
         if deep:
             problems += voxel_problems(case, reading, found, digests)

@@ -45,8 +45,17 @@ def _is_there(cell: Path) -> bool:
     return is_there(path) and not is_special(path)
 
 
-def header_problems(case: Case, reading: Mapping[str, Any], roi: Sequence[str] | None = None) -> list[Problem]:
-    """The headers of one row, one by one and against each other; ``roi`` names its structures if the row does not."""
+def header_problems(
+    case: Case, reading: Mapping[str, Any], people: dict[str, Case], roi: Sequence[str] | None = None
+) -> list[Problem]:
+    """The headers of one row, one by one and against each other.
+
+    Args:
+        case: the row.
+        reading: options of :func:`mmfusion.io.read_header`.
+        people: the first row with a scan of each PatientID, by :attr:`mmfusion.io.Header.person`; takes those of this.
+        roi: names the structures of the mask if the row does not.
+    """
     out, headers = [], dict[str, "Header"]()
     case, reading = _with_region(case, reading)
 
@@ -81,6 +90,15 @@ def header_problems(case: Case, reading: Mapping[str, Any], roi: Sequence[str] |
                 say("note", "mask", note)
             for doubt in mask.doubts:
                 say("warning", "mask", *_halves(doubt))
+    persons = {header.person: name for name, header in headers.items() if header.person}
+    if len(persons) > 1:
+        problem = f"{' and '.join(sorted(persons.values()))} have different PatientIDs"
+        say("warning", "", problem, "If they are of several people, put them into several rows.")
+    for person, name in persons.items():
+        first = people.setdefault(person, case)
+        if first.subject != case.subject:
+            remedy = "If they are one person, give them one subject: it could leak from train to test."
+            say("warning", name, f"same PatientID as subject {first.subject} (line {first.line})", remedy)
     found = {name: header.orientation for name, header in headers.items()}
     if len(set(found.values())) > 1:
         say("note", "", f"{', '.join(f'{name} {axes}' for name, axes in found.items())}: reoriented")

@@ -16,6 +16,7 @@ from mmfusion.io.header import Opened, kind_of, settled_kind
 from mmfusion.io.image_kinds import of_one_kind, split_kind
 from mmfusion.io.lattice import Lattice, stack
 from mmfusion.io.metaimage import LPS_TO_RAS
+from mmfusion.io.people import person_digest
 from mmfusion.io.pictures import hounsfield, named, without_pictures
 from mmfusion.io.pixels import plain_plane
 from mmfusion.io.series import UID, one_series
@@ -175,6 +176,7 @@ def _opened(
         notes=[*notes, *lattice.notes],
         doubts=[*doubts, *lattice.doubts],
         scanned=scan_date(first),
+        person=person_digest(first),
     )
 
 

@@ -62,6 +62,7 @@ class Header:
         notes: what is unusual and was accepted or repaired.
         doubts: what may be wrong with the values or lost of the scan; ``check`` warns, and a prepared case is doubtful.
         scanned: when it was made; of DICOM only.
+        person: the same for scans of one PatientID, without telling it; of DICOM only.
     """
 
     shape: tuple[int, int, int]
@@ -75,6 +76,7 @@ class Header:
     notes: tuple[str, ...]
     doubts: tuple[str, ...] = ()
     scanned: ScanDate = field(default_factory=ScanDate)
+    person: str = ""
 
     @property
     def grid(self) -> Grid:
@@ -95,7 +97,7 @@ class Opened:
         series_uid: DICOM's SeriesInstanceUID, or empty.
         has_units: True if the values already have their physical unit, as those of DICOM.
         pet_units: what PET comes in: ``SUVbw`` (``SUVlbm``, ``SUVbsa``), ``SUVR``, or its own ``Bq/mL`` or ``stored``.
-        notes, doubts, scanned: as of :class:`Header`.
+        notes, doubts, scanned, person: as of :class:`Header`.
 
     Raises:
         GeometryError: the affine is singular.
@@ -115,6 +117,7 @@ class Opened:
     notes: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     scanned: ScanDate = field(default_factory=ScanDate)
+    person: str = ""
 
     def __post_init__(self) -> None:
         try:

@@ -145,6 +145,7 @@ def _as_header(opened: Opened) -> Header:
         notes=tuple(opened.notes),
         doubts=tuple(opened.doubts),
         scanned=opened.scanned,
+        person=opened.person,
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.io.spelling import names_nobody, normal
+from mmfusion.io.spelling import folded, names_nobody, normal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,6 +23,12 @@ def patient_of(header: Dataset) -> str:
     with suppress(Exception):  # pydicom raises nearly anything on damaged values
         return normal(str(header.get("PatientID") or ""))
     return ""
+
+
+def person_digest(header: Dataset) -> str:
+    """The same for all scans of one PatientID, in any spelling, without telling it; empty if it names nobody."""
+    person = folded(patient_of(header))
+    return "" if names_nobody(person) else hashlib.sha256(person.encode()).hexdigest()[:16]
 
 
 def told_apart(groups: Mapping[tuple[str, ...], _Files]) -> Iterator[_Files]:
