@@ -1,5 +1,6 @@
 """A real Dask cluster on this machine prepares the same bytes, and survives what a case does to its process."""
 
+import gc
 import os
 import signal
 import sys
@@ -91,6 +92,8 @@ def test_a_lost_worker_gives_its_job_to_another(address):
 def test_what_cannot_be_is_one_sentence(address, monkeypatch):
     with pytest.raises(OptionError, match=r"no Dask scheduler answers at somewhere .*; check --scheduler"):
         Cluster("somewhere")
+    clients = [one for one in gc.get_objects() if type(one) is distributed.Client]
+    assert all(one.status == "closed" for one in clients)
     monkeypatch.setattr("mmfusion.prepare.cluster.__version__", "0.0.1")
     with (
         Cluster(address) as pool,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import Executor, Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,10 +36,16 @@ class Cluster(Executor):
             from distributed import Client
         except ImportError:
             raise OptionError("--scheduler needs Dask: pip install 'mmfusion[cluster]'") from None
+        problem = ""
         try:
             self._client = Client(address, timeout=_CONNECT_S, set_as_default=False)
         except (OSError, ValueError) as error:
-            raise OptionError(f"no Dask scheduler answers at {address} ({error}); check --scheduler") from None
+            problem = str(error)
+        if problem:
+            # Dask's client closes itself when it is collected, and would wait forever for a lock if that happened
+            # while another one starts: let it go now
+            gc.collect()
+            raise OptionError(f"no Dask scheduler answers at {address} ({problem}); check --scheduler")
         self._limit_s = limit_s
         self._executor = self._client.get_executor(pure=False)
 
