@@ -45,7 +45,8 @@ def test_check_accepts_the_manifest_and_says_what_is_odd(capsys):
         "sheared by 9.5 degrees",
         "lengths are in meters; converted to mm",
         "spacing 6.5 x 6.5 x 15 mm is unusual",
-        "0 errors, 1 warning, 7 notes",
+        "pixdim was not set (1 x 1 x 1); the voxel size of the sform is used",
+        "0 errors, 1 warning, 9 notes",
     ):
         assert words in text
 

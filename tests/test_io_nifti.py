@@ -137,8 +137,17 @@ def test_an_sform_whose_voxels_are_not_as_large_as_pixdim_says_is_named(tmp_path
         "voxels are 1.5 x 2 x 3.5 by the sform, which is used, but 1.8 x 2 x 3.5 by pixdim. Compare the size with the "
         "original scan, and correct the one that is wrong",
     )
-    assert read_header(path).doubts == (doubts if named else ())
+    assert read_header(path).doubts == (doubts if named else ()) and not read_header(path).notes
     np.testing.assert_allclose(np.sort(load_volume(path).spacing), [1.5, 2, 3.5], atol=1e-5)
+
+
+def test_a_pixdim_that_nobody_set_is_a_note(tmp_path):
+    def edit(header):
+        header["qform_code"], header["pixdim"][0, 1:4] = 0, 1
+
+    header = read_header(write(tmp_path / "a.nii", noise(), edit=edit))
+    assert header.doubts == ()
+    assert header.notes == ("pixdim was not set (1 x 1 x 1); the voxel size of the sform is used",)
 
 
 def test_disagreeing_sform_and_qform_use_the_sform_with_a_note(tmp_path):

@@ -278,7 +278,11 @@ def _affine(
         if apart > _DISAGREE_MM:
             notes.append(f"sform and qform disagree by up to {apart:.1f} mm; the sform is used")
     if sform is not None:
-        doubts += _contradiction(sform, pixdim)
+        contradiction = _contradiction(sform, pixdim)
+        if contradiction and header["qform_code"] == 0 and (pixdim == 1).all():  # as a new header has it
+            notes.append("pixdim was not set (1 x 1 x 1); the voxel size of the sform is used")
+        else:
+            doubts += contradiction
         return scale @ sform
     if qform is not None:
         return scale @ qform
