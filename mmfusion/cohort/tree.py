@@ -39,7 +39,7 @@ _MASKS = ("RTSTRUCT", "SEG")
 _LEAST_IMAGES = 3
 _HEADERS, _VOXELS = (".hdr", ".hdr.gz"), (".img", ".img.gz")
 _BLENDED = (
-    "its folder holds images of another PatientID under the same SeriesInstanceUID; put the files of each PatientID "
+    "its folder holds images of another PatientID or study under the same SeriesInstanceUID; put the files of each "
     "into a folder of their own"
 )
 
