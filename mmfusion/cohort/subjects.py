@@ -69,20 +69,20 @@ def top_folder(folder: Path, root: Path) -> str:
     return next(iter(_parts(folder, root)), "")
 
 
-def mixed(series: Iterable[Series]) -> set[Series]:
+def mixed(series: Sequence[Series]) -> set[Series]:
     """The series that are read together with files of another person or study under the same SeriesInstanceUID.
 
     They lie in one folder, or below the folder that holds a series of several folders.
     """
     owners: dict[str, dict[Path, set[tuple[str, str]]]] = defaultdict(lambda: defaultdict(set))
-    every = [(one, {file.parent for file in one.files}) for one in series]
-    for one, folders in every:
-        for folder in folders:
+    for one in series:
+        for folder in one.folders:
             owners[one.series_uid][folder].add((one.patient_id, one.study_uid))
     found = set()
-    for one, folders in every:
+    for one in series:
         there = owners[one.series_uid]
-        read = folders if len(folders) == 1 else [folder for folder in there if folder.is_relative_to(one.folder)]
+        alone = len(one.folders) == 1
+        read = one.folders if alone else [folder for folder in there if folder.is_relative_to(one.folder)]
         if len(set().union(*(there[folder] for folder in read))) > 1:
             found.add(one)
     return found
