@@ -149,7 +149,7 @@ def describe(members: list[tuple[Path, Dataset]], copies: tuple[Path, ...] = ())
         copies=copies,
         kinds=kinds,
         frames=-(-repeats // max(len(kinds), 1)),
-        is_plain_stack=is_even and is_uniform,
+        is_plain_stack=is_even and is_uniform and spacing is not None and min(spacing) > 0,
         corrected="ATTN" in corrected if corrected else None,
         contrast_agent=_has_agent(first),
         echo_planar="EP" in listed(first.get("ScanningSequence")) or _text(first, "EchoPlanarPulseSequence") == "YES",
