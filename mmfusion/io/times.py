@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 _DAY_S = 86400.0
 _Time = TypeVar("_Time", bound="datetime | timedelta")
-_TIME = re.compile(r"(?:(\d{4})-?(\d\d)-?(\d\d)[ T]?)?(\d\d?(?=:)|\d\d):?([0-5]\d)(?::?([0-5]\d|60)(\.\d+)?)?\s*([+-]\d\d:?\d\d|Z)?")
+_TIME = re.compile(
+    r"(?:(\d{4})-?(\d\d)-?(\d\d)[ T]?)?(\d\d?(?=:)|\d\d):?([0-5]\d)(?::?([0-5]\d|60)(\.\d+)?)?"
+    r"\s*([+-]\d\d:?\d\d|Z)?"
+)
 
 
 def parse_time(value: Any) -> datetime | timedelta | None:
