@@ -332,6 +332,10 @@ def test_frames_are_chosen_by_number_and_by_time(tmp_path):
     assert_factor(path, 3 * factor(), frame="1200s-1500s")
     header = read_header(path, modality="pet", frame="10-25min")
     assert header.notes[0] == "3 frames: the mean of 1 to 2 (10-25min) is used, weighted by duration"
+    assert header.doubts == ()
+    for frame, filled in {"10min-60min": "600 to 1500", "5min-25min": "600 to 1500", "0s-1400s": "0 to 1200"}.items():
+        [doubt] = read_header(path, modality="pet", frame=frame).doubts
+        assert f"s fill {filled} s of it. Choose a window" in doubt
     with pytest.raises(ReadError, match="no frame lies wholly between 60 and 540 s .*; the 3 frames end after 1500 s"):
         read_header(path, modality="pet", frame="1min-9min")
     pet(tmp_path, FRAMES, **(DYNAMIC | {"FrameTimesStart": None, "ImageDecayCorrectionTime": 0}))

@@ -147,6 +147,7 @@ def _opened(
     values = [f"{frames.tag} {value}" for value in frames.values]
     choice = choose_frames(frame, len(frames.sets), frames.summary, path, partial(times_of, frames), values)
     notes += [choice.note] if choice.note else []
+    doubts += choice.doubts
     lattice, ordered = _stacked(frames, choice, path)
     factors, units = [[1.0] * len(pieces) for pieces in ordered], ""
     if kind == "pet" and suv != "none":
