@@ -212,9 +212,8 @@ def test_fields_that_may_be_inherited_are_refused(tmp_path, above, applies):
     if not applies:
         assert_factor(path, factor())
         return
-    message = (
-        rf"fields of its PET-BIDS sidecar may be inherited from .*{above}, which is not read\. Put all fields into"
-    )
+    where = "1 folder above it" if "/" in above else "2 folders above it"  # no name: it may be the person's
+    message = rf"may be inherited from another \*pet\.json, {where}, which is not read\. Put all fields into"
     with pytest.raises(UnitsError, match=message):
         read_header(path, modality="pet")
 
