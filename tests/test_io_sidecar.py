@@ -250,6 +250,7 @@ DICOM = {  # as dcm2niix writes them: injected one hour before, corrected to the
         ({"TimeZero": "10:40:00", "InjectionStart": -6000, "AcquisitionTime": "10:40:00", "DecayFactor": 1.3704}, 3600),
         ({"TracerRadionuclide": "F18", "RadionuclideHalfLife": None}, 3600),
         ({"InjectedRadioactivity": 350, "InjectedRadioactivityUnits": "MBq"}, 3600),  # says it twice
+        ({"ImageDecayCorrected": "True"}, 3600),
     ],
 )
 def test_fields_of_dcm2niix(tmp_path, changes, elapsed_s):
@@ -276,6 +277,9 @@ def test_frames_of_dcm2niix_without_decay_correction(tmp_path):
             r"contradicts SeriesTime, which DecayCorrection START refers to \(-3000 s\)",
         ),
         ({"ImageDecayCorrected": False}, "ImageDecayCorrected is false, but DecayCorrection is START"),
+        ({"ImageDecayCorrected": "false"}, "ImageDecayCorrected is false, but DecayCorrection is START"),
+        ({"ImageDecayCorrected": "START"}, "ImageDecayCorrected is 'START'; true or false is expected"),
+        ({"DecayCorrection": "ADMIN", "ImageDecayCorrectionTime": 0}, r"Time \(0 s .* ADMIN, by which .* \(-3600 s\)"),
         ({"ImageDecayCorrected": True, "DecayCorrection": "NONE"}, "is true, but DecayCorrection is NONE"),
         ({"InjectedRadioactivity": 300, "InjectedRadioactivityUnits": "MBq"}, "RadionuclideTotalDose .Bq. contradict"),
         ({"RadionuclideTotalDose": 350}, "RadionuclideTotalDose is 0.00035 MBq; 1 to 10000 MBq is expected"),
