@@ -138,3 +138,12 @@ def test_slices_that_say_different_things_are_a_doubt(tmp_path, change):
     write_series(tmp_path, np.abs(voxels()), edit=edit, **pet_tags())
     [doubt] = read_header(tmp_path).doubts
     assert "of its slices differ by up to" in doubt and ("10%" in doubt) == ("PatientWeight" in change)
+
+
+def test_a_second_injection_is_a_doubt():
+    found, doubts, settled = header(), [], []
+    [first] = found.RadiopharmaceuticalInformationSequence
+    found.RadiopharmaceuticalInformationSequence = [first, first]
+    assert suv_factor(found, doubts=doubts) == pytest.approx(ONE_HOUR)
+    assert "has 2 injections" in doubts[0]
+    assert suv_factor(found, doubts=settled, pet={"dose_mbq": 350}) == pytest.approx(ONE_HOUR) and not settled
