@@ -64,6 +64,7 @@ def open_nifti(
     doubts: list[str] = []
     affine = _affine(header, spatial, path, assume_orientation, notes, doubts)
     notes += [choice.note] if choice.note else []
+    doubts += choice.doubts
 
     image = pair_of(path)[1]
     read = partial(read_voxels, image, header, spatial, affine, frames, choice)

@@ -219,6 +219,12 @@ def _bq_factor(
         raise ValueError(
             f"DICOM lacks {', '.join(_TAG_NAMES[name] for name in missing)}. Give {', '.join(missing)} in the manifest"
         )
+    doses = [one.get("RadionuclideTotalDose") for one in header.get("RadiopharmaceuticalInformationSequence") or []]
+    if not own_dose and (count := sum(number(one) is not None for one in doses)) > 1:
+        doubts.append(
+            f"the header has {count} injections (RadiopharmaceuticalInformationSequence), and the first is used. Check "
+            "it, or give dose_mbq and injection_time in the manifest"
+        )
     check_dose(own_dose or dose, "dose_mbq" if own_dose else _TAG_NAMES["dose_mbq"])
     elapsed = 0.0 if scan is None else elapsed_s(injections, scan, half_life, doubts)
     factor = suv_per_bq(body, suv, own_dose or dose, half_life, elapsed)
