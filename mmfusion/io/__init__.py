@@ -5,7 +5,7 @@ from mmfusion.io.header import Header, kind_of
 from mmfusion.io.index import find_series
 from mmfusion.io.load import VOLUMES, load_volume, read_header, read_series_header
 from mmfusion.io.masks import load_mask, open_mask
-from mmfusion.io.nifti import check_volume_name, save_volume
+from mmfusion.io.nifti_write import check_volume_name, save_volume
 from mmfusion.io.series import split_series
 from mmfusion.io.series_facts import Series
 from mmfusion.io.sidecar import sidecar_of
