@@ -6,7 +6,7 @@ from mmfusion.io.index import find_series
 from mmfusion.io.load import VOLUMES, load_volume, read_header, read_series_header
 from mmfusion.io.masks import load_mask, open_mask
 from mmfusion.io.nifti_write import check_volume_name, save_volume
-from mmfusion.io.series import split_series
+from mmfusion.io.series import names_uid, split_series
 from mmfusion.io.series_facts import Series
 from mmfusion.io.sidecar import sidecar_of
 from mmfusion.io.sniff import ending_of, is_common
@@ -37,6 +37,7 @@ __all__ = [
     "is_common",
     "ending_of",
     "split_series",
+    "names_uid",
     "sidecar_of",
     "voxels_file_of",
     "load_mask",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from mmfusion.io.metaimage import LPS_TO_RAS
 from mmfusion.io.people import person_digest
 from mmfusion.io.pictures import hounsfield, named, without_pictures
 from mmfusion.io.pixels import plain_plane
-from mmfusion.io.series import UID, one_series
+from mmfusion.io.series import names_uid, one_series
 from mmfusion.io.slices import Slice, normal_of, parallel, slices_of, unusual_cosines
 from mmfusion.io.suv_dicom import earliest_acquisition, own_units, suv_factor
 from mmfusion.io.tags import IDENTITY, lenient_dicom, names_damage, read_tags, series_name
@@ -54,7 +53,7 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
     """
     if path.suffix.lower() == ".zip" and path.is_file():
         return _open_zip(path, series=series, **reading)
-    folder, below = path, path.is_dir() and bool(re.fullmatch(UID, split_kind(series)[0] or ""))
+    folder, below = path, path.is_dir() and names_uid(series)
     if not path.is_dir():
         folder = path.parent
         header = read_tags(path, IDENTITY)

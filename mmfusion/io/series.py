@@ -12,9 +12,10 @@ from mmfusion.files import is_there
 from mmfusion.io.dates import DATES
 from mmfusion.io.header import settled_kind
 from mmfusion.io.image_kinds import kinds_of, split_kind
+from mmfusion.io.people import patient_of
 from mmfusion.io.pictures import why_no_volume
 from mmfusion.io.sniff import pattern_of, stands_for_slice
-from mmfusion.io.spelling import folded, normal
+from mmfusion.io.spelling import folded
 from mmfusion.io.tags import (
     FRAMES,
     GEOMETRY,
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 _SUV_DEPENDS_ON = ("ActualFrameDuration", "SUVType", "TimezoneOffsetFromUTC")  # absent, they mean something else
 _NEEDED = {*IDENTITY, *GEOMETRY, "RescaleSlope", "RescaleIntercept", *_SUV_DEPENDS_ON}
 _TELLING = ("ImagePositionPatient", "ImageType", *FRAMES, "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime")
-UID = r"\d+(\.\d+)+"
-"""How a UID looks, or the end of one."""
+_UID = r"\d+(\.\d+)+"  # or the end of one
 _Files = list[tuple[DicomFile, "Dataset"]]
 
 
@@ -56,8 +56,12 @@ def split_series(path: str | Path) -> tuple[Path, str | None]:
     if not (mark and before and name) or is_there(path):
         return path, None
     place = path.with_name(before)
-    uid = split_kind(name)[0] or ""
-    return (place, name) if re.fullmatch(UID, uid) or is_there(place) else (path, None)
+    return (place, name) if names_uid(name) or is_there(place) else (path, None)
+
+
+def names_uid(name: str | None) -> bool:
+    """Whether the name of a series is a UID, or the end of one, with or without a kind of image behind it."""
+    return bool(re.fullmatch(_UID, split_kind(name)[0] or ""))
 
 
 def one_series(
@@ -113,7 +117,7 @@ def _refuse_several_people(files: _Files, where: str, notes: list[str]) -> None:
     Raises:
         ReadError: the images have several PatientIDs.
     """
-    spelled = Counter(normal(str(header.get("PatientID") or "")) for _, header in files)
+    spelled = Counter(patient_of(header) for _, header in files)
     bare = spelled.pop("", 0)
     people = len({folded(one) for one in spelled})
     if people > 1:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmfusion.errors import UnitsError
 from mmfusion.io.pet_facts import KG_PER_UNIT, check_dose, nuclide_of, refuse_without_positrons, settled_half_life
 from mmfusion.io.suv import body_of, given, mean_decay, suv_per_bq
-from mmfusion.io.tags import listed, number, private
+from mmfusion.io.tags import corrections, number, private
 from mmfusion.io.times import (
     clock,
     date_time,
@@ -130,7 +130,7 @@ def own_units(header: Dataset, notes: list[str], doubts: list[str]) -> str:
     """The units of PET whose values are taken as they are: ``Bq/mL``, or ``stored`` for all others."""
     word = str(header.get("Units") or "").upper()
     notes.append(f"values as they are stored, not SUV (Units {word if word in _UNITS else 'unknown'})")
-    if "ATTN" not in {str(one).upper() for one in listed(header.get("CorrectedImage"))}:
+    if "ATTN" not in corrections(header):
         doubts.append(
             "CorrectedImage (0028,0051) lacks ATTN: the scan may not be corrected for attenuation. Give the corrected "
             "reconstruction"
@@ -181,7 +181,7 @@ def _bq_factor(
     Raises:
         ValueError: it cannot be computed, and why.
     """
-    corrected = {str(word).upper() for word in listed(header.get("CorrectedImage"))}
+    corrected = corrections(header)
     decay = str(header.get("DecayCorrection") or "").upper()
     if "ATTN" not in corrected:
         raise ValueError(

@@ -287,8 +287,17 @@ def tomography(header: Dataset) -> Dataset | None:
 
 
 def image_type(header: Dataset) -> list[str]:
-    """The words of ImageType."""
-    return [str(part).upper() for part in listed(header.get("ImageType"))]
+    """The words of ImageType (0008,0008), in capitals."""
+    return _words(header, "ImageType")
+
+
+def corrections(header: Dataset) -> list[str]:
+    """The words of CorrectedImage (0028,0051), in capitals: ``ATTN``, ``DECY``, ...; empty if it is absent."""
+    return _words(header, "CorrectedImage")
+
+
+def _words(header: Dataset, tag: str) -> list[str]:
+    return [str(part).upper() for part in listed(header.get(tag))]
 
 
 def series_name(header: Dataset) -> str:
