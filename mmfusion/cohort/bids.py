@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.bids_tables import session_facts
-from mmfusion.cohort.found import Index, Unused, told_instead, why_first
+from mmfusion.cohort.found import Index, Unused, describe_unused, why_first
 from mmfusion.cohort.manifest import Case
 from mmfusion.cohort.unread import unread_notes
 from mmfusion.errors import ReadError
@@ -151,7 +151,7 @@ def index_bids(root: Path, *, label: str | None = None, named: Callable[[str], s
     if not rows:
         raise ReadError(
             f"{root} is a BIDS tree without a usable scan: no volume in sub-*/[ses-*/] anat, pet or ct"
-            + told_instead(index)
+            + describe_unused(index)
         )
     images = _columns(rows, index.others)
     masks = _masks(root, list(rows), index.others)

@@ -7,9 +7,8 @@ from collections import Counter, defaultdict
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
-from mmfusion.cohort.labels import few
 from mmfusion.cohort.manifest import MODALITIES
-from mmfusion.errors import OptionError
+from mmfusion.errors import OptionError, few
 from mmfusion.io import ALIKE, folded, names_nobody, normal
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def by_subject(
     """
     show = named is str
     if subject_from is None or subject_from.lower() == "patientid":
-        owners = _by_patient(series, root, named, show, notes, believe=subject_from is not None)
+        owners = _by_patient(series, root, named, show, notes, any_identifier=subject_from is not None)
     else:
         owners = _by_folder(series, root, subject_from, notes)
     out: dict[str, list[Series]] = defaultdict(list)
@@ -69,7 +68,7 @@ def top_folder(folder: Path, root: Path) -> str:
     return next(iter(_parts(folder, root)), "")
 
 
-def mixed(series: Iterable[Series]) -> set[Series]:
+def sharing_uid(series: Iterable[Series]) -> set[Series]:
     """The series that lie in a folder with files of another person under the same SeriesInstanceUID."""
     there: dict[tuple[str, Path], list[Series]] = defaultdict(list)
     for one in series:
@@ -123,23 +122,29 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def _by_patient(
-    series: Sequence[Series], root: Path, named: Callable[[str], str], show: bool, notes: list[str], *, believe: bool
+    series: Sequence[Series],
+    root: Path,
+    named: Callable[[str], str],
+    show: bool,
+    notes: list[str],
+    *,
+    any_identifier: bool,
 ) -> list[str]:
     """The subject of each series by PatientID, and by study and folder where there is none.
 
-    ``believe``: an identifier such as ANONYMOUS is one, whatever it stands for.
+    ``any_identifier``: an identifier such as ANONYMOUS is one, whatever it stands for.
     """
     spelled = _spellings(series, named, show, notes)
     owners = [spelled.get(one.patient_id, "") for one in series]
     studies: dict[str, set[str]] = defaultdict(set)
     for one, owner in zip(series, owners, strict=True):
         studies[owner].add(one.study_uid)
-    constant = _constant(series)
-    nobody = {one for one, found in studies.items() if names_nobody(one) and (len(found) > 1 or found & constant)}
-    owners = ["" if owner in nobody and not believe else owner for owner in owners]
+    repeated = _repeated_studies(series)
+    nobody = {one for one, found in studies.items() if names_nobody(one) and (len(found) > 1 or found & repeated)}
+    owners = ["" if owner in nobody and not any_identifier else owner for owner in owners]
     _join_by_study(series, owners, named, notes)
     _name_by_folder(series, owners, root, named, show, notes)
-    _tell_of_folders(series, owners, root, named, show, notes)
+    _note_several_folders(series, owners, root, named, show, notes)
     return owners
 
 
@@ -148,15 +153,15 @@ def _spellings(series: Sequence[Series], named: Callable[[str], str], show: bool
     count: Counter[str] = Counter()
     keys: dict[str, set[Hashable]] = defaultdict(set)
     people: dict[str, set[str]] = defaultdict(set)
-    nobodys = _constant(series) | {""}
+    shared_studies = _repeated_studies(series) | {""}
     for one in series:
         count[one.patient_id] += 1
         people[one.series_uid] |= {folded(one.patient_id)} - {""}
         for spelling in one.spellings:
-            place = one.folder if one.study_uid in nobodys else one.study_uid
+            place = one.folder if one.study_uid in shared_studies else one.study_uid
             keys[spelling] |= {(place, folded(spelling))}
     spelled: dict[str, str] = {}
-    for members in _united(keys):
+    for members in _grouped_by_key(keys):
         best = min(members, key=lambda one: (-count[one], one))
         spelled |= dict.fromkeys(members, best)
         if len(members) > 1:
@@ -182,9 +187,9 @@ def _spellings(series: Sequence[Series], named: Callable[[str], str], show: bool
 def _join_by_study(series: Sequence[Series], owners: list[str], named: Callable[[str], str], notes: list[str]) -> None:
     """Give series without an owner to the one of their study, if it has one."""
     known: dict[str, set[str]] = defaultdict(set)
-    nobodys = _constant(series) | {""}
+    shared_studies = _repeated_studies(series) | {""}
     for one, owner in zip(series, owners, strict=True):
-        if owner and one.study_uid not in nobodys:
+        if owner and one.study_uid not in shared_studies:
             known[one.study_uid].add(owner)
     joined: Counter[str] = Counter()
     for n, one in enumerate(series):
@@ -205,13 +210,13 @@ def _name_by_folder(
     if not bare:
         return
     frames = _personal_frames([series[n] for n in bare])
-    constant = _constant([series[n] for n in bare]) | {""}
+    repeated = _repeated_studies([series[n] for n in bare]) | {""}
     keys: dict[int, set[Hashable]] = {}
     for n in bare:
         one = series[n]
-        keys[n] = {("folder", one.folder) if one.study_uid in constant else ("study", one.study_uid)}
-        keys[n] |= set() if one.study_uid in constant else {("frame", one.frame_of_reference)} & frames
-    groups = _united(keys)
+        keys[n] = {("folder", one.folder) if one.study_uid in repeated else ("study", one.study_uid)}
+        keys[n] |= set() if one.study_uid in repeated else {("frame", one.frame_of_reference)} & frames
+    groups = _grouped_by_key(keys)
     names = _folder_names([[_parts(series[n].folder, root) for n in group] for group in groups], root.name)
     scattered = set()
     for group, name in zip(groups, names, strict=True):
@@ -244,7 +249,7 @@ def _scattered(series: Sequence[Series], root: Path) -> bool:
     return max(Counter(kind for _, kind in branches).values(), default=0) > 1
 
 
-def _constant(series: Iterable[Series]) -> set[str]:
+def _repeated_studies(series: Iterable[Series]) -> set[str]:
     """The studies that have a SeriesInstanceUID twice, and so are no person's: all were given the same UIDs."""
     times = Counter((one.study_uid, one.series_uid) for one in series)
     return {study for (study, _), count in times.items() if count > 1}
@@ -286,7 +291,7 @@ def _folder_names(groups: Sequence[Sequence[_Parts]], root: str) -> list[str]:
     return [("_".join(names) if whole else names[-1]) if names else root for names in kept]
 
 
-def _tell_of_folders(
+def _note_several_folders(
     series: Sequence[Series],
     owners: Sequence[str],
     root: Path,
@@ -301,14 +306,14 @@ def _tell_of_folders(
             folders[owner][top_folder(one.folder, root)].add(one.study_uid)
     for owner, found in sorted(folders.items()):
         if len(found) > 1 and max(Counter(chain.from_iterable(found.values())).values()) == 1:
-            which = f" ({', '.join(sorted(found)[:5])}{', ...' if len(found) > 5 else ''})" if show else ""
+            which = f" ({few(sorted(found), most=5)})" if show else ""
             notes.append(
                 f"PatientID {named(owner)} is in {len(found)} folders{which} and counts as one subject; if these are "
                 "several people, give --subject-from folder"
             )
 
 
-def _united(keys: Mapping[_Item, Iterable[Hashable]]) -> list[list[_Item]]:
+def _grouped_by_key(keys: Mapping[_Item, Iterable[Hashable]]) -> list[list[_Item]]:
     """The items in groups: two that share a key are in one."""
     above: dict[Hashable, Hashable] = {}
 

@@ -27,8 +27,8 @@ def unread_notes(unread: Unread, root: Path, elsewhere: Sequence[Path], *, plain
     """
     kinds = [
         (unread.damaged, "DICOM files are damaged and left out", "; copy or export them again"),
-        (unread.closed, "files or folders cannot be read", "; check their permissions"),
-        (unread.lost_links, "links lead nowhere", "; put back what they stand for, or fetch it first (datalad get)"),
+        (unread.unreadable, "files or folders cannot be read", "; check their permissions"),
+        (unread.broken_links, "links lead nowhere", "; put back what they stand for, or fetch it first (datalad get)"),
         (unread.repeated, "links to folders lead to what is read already, or around the tree", ""),
         (unread.ours, "folders were written by mmfusion and are not looked into", ""),
         (elsewhere, "volume files lie neither at <subject>/<modality>.nii.gz nor alone in <subject>/<modality>/", ""),

@@ -5,6 +5,7 @@ from mmfusion.io.header import Header, kind_of
 from mmfusion.io.index import find_series
 from mmfusion.io.load import VOLUMES, load_volume, read_header, read_series_header
 from mmfusion.io.masks import load_mask, open_mask
+from mmfusion.io.nifti import pair_of
 from mmfusion.io.nifti_write import check_volume_name, save_volume
 from mmfusion.io.series import names_uid, split_series
 from mmfusion.io.series_facts import Series
@@ -38,6 +39,7 @@ __all__ = [
     "ending_of",
     "split_series",
     "names_uid",
+    "pair_of",
     "sidecar_of",
     "voxels_file_of",
     "load_mask",

@@ -63,14 +63,14 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
         named = named or series_name(header)
         series = f"{named}:{image_kind}" if image_kind else named
     unread = Unread()
-    inside = sorted((*walk(folder, unread, below=below), *unread.lost_links))
-    if folder in unread.closed:
+    inside = sorted((*walk(folder, unread, below=below), *unread.broken_links))
+    if folder in unread.unreadable:
         raise ReadError(f"folder {folder} cannot be read; check its permissions")
     opened = open_files(inside, path, f"folder {folder}", series=series, **reading)
-    if unread.closed:
+    if unread.unreadable:
         opened.doubts.append(
-            f"{len(unread.closed)} files or folders beside the slices may not be read, and may hold some. Check their "
-            "permissions."
+            f"{len(unread.unreadable)} files or folders beside the slices may not be read, and may hold some. Check "
+            "their permissions."
         )
     return opened
 
@@ -131,7 +131,7 @@ def _opened(
     files = without_pictures(files, inside, path, notes)
     slices = [piece for file, header in files for piece in slices_of(file, header)]
     slices, odd = parallel(of_one_kind(slices, image_kind, path, notes), path)
-    _name_odd(odd, slices[0], inside, notes, doubts)
+    _report_left_out(odd, slices[0], inside, notes, doubts)
     notes += unusual_cosines(slices)
     first = slices[0].header
     kind = settled_kind(modality, str(first.get("Modality", "")), path)
@@ -179,7 +179,9 @@ def _opened(
     )
 
 
-def _name_odd(odd: list[Slice], usual: Slice, inside: Sequence[DicomFile], notes: list[str], doubts: list[str]) -> None:
+def _report_left_out(
+    odd: list[Slice], usual: Slice, inside: Sequence[DicomFile], notes: list[str], doubts: list[str]
+) -> None:
     """Say which slices were left out: a picture across the others is none of them, one along them may be lost."""
     across = [piece.path for piece in odd if abs(normal_of(piece.axes) @ normal_of(usual.axes)) < _PARALLEL]
     along = [piece.path for piece in odd if piece.path not in across]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mmfusion.errors import ReadError
 from mmfusion.io.load import VOLUMES
-from mmfusion.io.people import patient_of, told_apart
+from mmfusion.io.people import patient_of, split_by_person
 from mmfusion.io.series_facts import SERIES_TAGS, Series, describe
 from mmfusion.io.sniff import ending_of
 from mmfusion.io.spelling import folded
@@ -62,10 +62,10 @@ def find_series(
             progress(seen, skipped)
     if progress:
         progress(seen, skipped)
-    if root in unread.closed:
+    if root in unread.unreadable:
         raise ReadError(f"folder {root} cannot be read; check its permissions")
     series = []
-    for members in told_apart(groups):
+    for members in split_by_person(groups):
         one, left_out = _sound_series(members)
         series += [one] if one else []
         unread.damaged += left_out
@@ -91,7 +91,7 @@ def _header(path: Path, unread: Unread) -> tuple[Dataset, tuple[str, str, str, s
         else:
             unread.endings["._" if companion else ending_of(name)] += 1
     except ReadError:
-        (unread.damaged if os.access(path, os.R_OK) else unread.closed).append(path)
+        (unread.damaged if os.access(path, os.R_OK) else unread.unreadable).append(path)
     return None
 
 

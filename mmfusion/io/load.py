@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from mmfusion.io.series_facts import Series
 
 NIFTI = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img")
-VOLUMES = (*NIFTI, *MGH, *META, ".zip")
+IMAGES = (*NIFTI, *MGH, *META)
+"""Endings of files that hold one image."""
+VOLUMES = (*IMAGES, ".zip")
 """Endings of files that hold a scan, beside those of DICOM, which needs none."""
 
 

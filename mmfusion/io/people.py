@@ -31,7 +31,7 @@ def person_digest(header: Dataset) -> str:
     return "" if names_nobody(person) else hashlib.sha256(person.encode()).hexdigest()[:16]
 
 
-def told_apart(groups: Mapping[tuple[str, ...], _Files]) -> Iterator[_Files]:
+def split_by_person(groups: Mapping[tuple[str, ...], _Files]) -> Iterator[_Files]:
     """The files of each series of one person.
 
     Files without PatientID are of the one person whose files of the series lie in the same folder. Where no PatientID
@@ -52,10 +52,10 @@ def told_apart(groups: Mapping[tuple[str, ...], _Files]) -> Iterator[_Files]:
             else:
                 people[""] = bare
         for person, files in people.items():
-            yield from _scans(files) if names_nobody(person) else [files]
+            yield from _split_by_folder(files) if names_nobody(person) else [files]
 
 
-def _scans(files: _Files) -> list[_Files]:
+def _split_by_folder(files: _Files) -> list[_Files]:
     """The files by folder if two folders have images that are no copies at one place or of one number; else all."""
     folders: dict[Path, _Files] = defaultdict(list)
     for path, header in files:

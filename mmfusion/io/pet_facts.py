@@ -116,7 +116,7 @@ def refuse_without_positrons(nuclide: str) -> None:
         )
 
 
-def settled_half_life(nuclide: str, written_s: float | None, name: str) -> float | None:
+def consistent_half_life(nuclide: str, written_s: float | None, name: str) -> float | None:
     """The half-life, s, from the radionuclide's name and what is written of it; None if neither is known.
 
     Args:

@@ -22,9 +22,9 @@ from mmfusion.io.pet_facts import (
     HALF_LIVES_S,
     KG_PER_UNIT,
     check_dose,
+    consistent_half_life,
     nuclide_of,
     refuse_without_positrons,
-    settled_half_life,
 )
 from mmfusion.io.sidecar_fields import number_of, numbers_of, value_of
 from mmfusion.io.sidecar_times import elapsed_of, reference_of
@@ -227,7 +227,7 @@ def _half_life_s(fields: Mapping[str, Any]) -> float | None:
             "the manifest"
         )
     refuse_without_positrons(nuclide)
-    return settled_half_life(nuclide, written, "RadionuclideHalfLife")
+    return consistent_half_life(nuclide, written, "RadionuclideHalfLife")
 
 
 def _word(units: Any) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfusion.errors import ReadError
+from mmfusion.errors import ReadError, few
 from mmfusion.volume import Volume
 
 if TYPE_CHECKING:
@@ -180,6 +180,4 @@ def _named(structures: Sequence[Structure], wanted: Sequence[str], source: Path)
 
 
 def _listed(names: Iterable[str]) -> str:
-    every = list(names)
-    more = f" and {len(every) - _MOST_SHOWN} more" if len(every) > _MOST_SHOWN else ""
-    return ", ".join(every[:_MOST_SHOWN]) + more
+    return few(list(names), _MOST_SHOWN)

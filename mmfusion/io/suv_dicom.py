@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.errors import UnitsError
-from mmfusion.io.pet_facts import KG_PER_UNIT, check_dose, nuclide_of, refuse_without_positrons, settled_half_life
+from mmfusion.io.pet_facts import KG_PER_UNIT, check_dose, consistent_half_life, nuclide_of, refuse_without_positrons
 from mmfusion.io.suv import body_of, given, mean_decay, suv_per_bq
 from mmfusion.io.tags import corrections, number, private
 from mmfusion.io.times import (
@@ -203,7 +203,7 @@ def _bq_factor(
         "height_cm": height_m and height_m * 100,
     }  # fmt: skip
     body = body_of(pet, tags, suv)
-    half_life = given(pet, "half_life_s") or settled_half_life(
+    half_life = given(pet, "half_life_s") or consistent_half_life(
         _nuclide(header), number(tracer.get("RadionuclideHalfLife")), _TAG_NAMES["half_life_s"]
     )
     dose, own_dose = (dose_bq or 0.0) / 1e6, given(pet, "dose_mbq")
