@@ -276,10 +276,10 @@ def _contradiction(sform: np.ndarray, pixdim: np.ndarray) -> list[str]:
     said = np.where(np.isfinite(pixdim) & (pixdim > 0), pixdim, size)
     if np.abs(size / said - 1).max() <= _DISAGREE_SIZE:
         return []
-    found, told = (" x ".join(f"{length:.4g}" for length in lengths) for lengths in (size, said))
+    by_sform, by_pixdim = (" x ".join(f"{length:.4g}" for length in lengths) for lengths in (size, said))
     return [
-        f"voxels are {found} by the sform, which is used, but {told} by pixdim. Compare the size with the original "
-        "scan, and correct the one that is wrong"
+        f"voxels are {by_sform} by the sform, which is used, but {by_pixdim} by pixdim. Compare the size with the "
+        "original scan, and correct the one that is wrong"
     ]
 
 

@@ -65,9 +65,9 @@ def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
     frames = header.get("PerFrameFunctionalGroupsSequence")
     counted = number(header.get("NumberOfFrames"))
     if frames and "NumberOfFrames" in header and counted != len(frames):
-        told = "no number" if counted is None else f"{counted:g}"
+        stated = "no number" if counted is None else f"{counted:g}"
         raise ReadError(
-            f"{path}: {len(frames)} frames are described, but NumberOfFrames is {told}; the file is damaged, copy or "
+            f"{path}: {len(frames)} frames are described, but NumberOfFrames is {stated}; the file is damaged, copy or "
             "export it again"
         )
     detector = tomography(header) if counted and not frames else None

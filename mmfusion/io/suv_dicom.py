@@ -110,11 +110,11 @@ def suv_factor(
             "Export the scan again, or take its values as they are with --suv none"
         )
     try:
-        factor, told = _bq_factor(header, suv, first_acquisition, dict(pet or {}), weight_unit, doubts)
+        factor, uptake = _bq_factor(header, suv, first_acquisition, dict(pet or {}), weight_unit, doubts)
     except ValueError as error:
         raise UnitsError(f"{source}: SUV cannot be computed, {error}") from None
     if units == "BQML":
-        notes.append(f"Bq/mL to SUV{suv} by {factor:.4g} per Bq/mL{told}")
+        notes.append(f"Bq/mL to SUV{suv} by {factor:.4g} per Bq/mL{uptake}")
     return to_bq * factor
 
 
@@ -241,14 +241,14 @@ def _times(
     if decay == "NONE" and own is not None and first_acquisition is not None and type(own) is type(first_acquisition):
         own = past_midnight([first_acquisition, own])[1]
     scan = own if decay == "NONE" else _reference_time(header, first_acquisition or own)
-    told, injection = parse_time(pet.get("acquisition_time")), parse_time(pet.get("injection_time"))
+    given_scan, injection = parse_time(pet.get("acquisition_time")), parse_time(pet.get("injection_time"))
     injections = [injection]
     if injection is None:
         injections = [
             _moment(header, tracer.get("RadiopharmaceuticalStartDateTime"), "RadiopharmaceuticalStartDateTime"),
             _moment(header, tracer.get("RadiopharmaceuticalStartTime"), "RadiopharmaceuticalStartTime"),
         ]
-    return scan if told is None else told, injections
+    return scan if given_scan is None else given_scan, injections
 
 
 def _acquired(header: Dataset) -> datetime | timedelta | None:
