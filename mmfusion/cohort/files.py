@@ -9,7 +9,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.io import VOLUMES, sidecar_of, split_series, voxels_file_of, walk
+from mmfusion.io import PET_DETAILS, VOLUMES, sidecar_of, split_series, voxels_file_of, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,6 +43,11 @@ def region_of(case: Case, suvr: str | None) -> str | None:
     Where the rows alone are to say it and this one does not, that is ``manifest``, which is refused when PET is read.
     """
     return str(case.reference_region) if suvr and case.reference_region else suvr
+
+
+def pet_details(case: Case) -> dict[str, str]:
+    """What the row says of the PET scan, by the names of :data:`mmfusion.io.PET_DETAILS`."""
+    return {name: case.covariates[name] for name in PET_DETAILS if case.covariates.get(name)}
 
 
 def inputs_of(cases: Iterable[Case]) -> tuple[list[Path], list[Path]]:

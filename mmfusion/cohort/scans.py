@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.cohort.copies import voxel_digest
-from mmfusion.cohort.files import region_of, with_region, without_paths
+from mmfusion.cohort.files import pet_details, region_of, with_region, without_paths
 from mmfusion.cohort.table import Problem
 from mmfusion.cohort.visits import SESSION_DAYS
 from mmfusion.errors import MmfusionError, VoxelError
@@ -66,7 +66,7 @@ def header_problems(
         if not _is_there(path):
             continue  # parse_manifest has said so
         try:
-            header = read_header(path, modality=name, pet=_pet(case), **reading)
+            header = read_header(path, modality=name, pet=pet_details(case), **reading)
             grid = header.grid
         except Exception as error:  # one bad file must never stop the check of the others
             say("error", name, *_failure(error, case))
@@ -132,7 +132,7 @@ def voxel_problems(
         if name in unreadable or not _is_there(path):
             continue
         try:
-            volume = load_volume(path, modality=name, pet=_pet(case), **reading)
+            volume = load_volume(path, modality=name, pet=pet_details(case), **reading)
             problems = [("note", note.removesuffix("."), "") for note in volume.meta["notes"]]
             problems += [("warning", *_split_remedy(doubt)) for doubt in volume.meta["doubts"]]
             problems += _values(volume)
@@ -168,11 +168,6 @@ def _with_region(case: Case, reading: Mapping[str, Any]) -> tuple[Case, dict[str
     suvr = reading.get("suvr")
     case = with_region(case, suvr)
     return case, {**reading, "suvr": region_of(case, suvr)}
-
-
-def _pet(case: Case) -> dict[str, str]:
-    """What the row says of the PET scan, among other things: weight_kg, dose_mbq, ..."""
-    return {name: value for name, value in case.covariates.items() if value}
 
 
 def _failure(error: Exception, case: Case) -> tuple[str, str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def load_mask(
     path: str | Path, grid: Grid, *, roi: str | Sequence[str] | None = None, assume_orientation: str | None = None
 ) -> Volume:
-    """A mask on a grid: NIfTI, MHA, MHD, NRRD (nearest neighbor), DICOM SEG or RTSTRUCT.
+    """A mask on a grid: NIfTI, MGH, MHA, MHD, NRRD (nearest neighbor), DICOM SEG or RTSTRUCT.
 
     Args:
         path: the file, or a folder that holds exactly one; ``#NAME`` behind it is the same as ``roi`` and comes first.
@@ -70,7 +70,7 @@ def open_mask(
     modality = header.get("Modality") if header is not None else None
     if header is None or modality not in ("RTSTRUCT", "SEG"):
         found = f"DICOM {modality}" if header is not None else "something else"
-        raise ReadError(f"{path}: a mask is NIfTI, MHA, NRRD, DICOM SEG or RTSTRUCT; found {found}")
+        raise ReadError(f"{path}: a mask is NIfTI, MGH, MHA, MHD, NRRD, DICOM SEG or RTSTRUCT; found {found}")
     return (open_rtstruct if modality == "RTSTRUCT" else open_seg)(path, header, wanted)
 
 

@@ -10,7 +10,14 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.errors import UnitsError
-from mmfusion.io.pet_facts import KG_PER_UNIT, check_dose, consistent_half_life, nuclide_of, refuse_without_positrons
+from mmfusion.io.pet_facts import (
+    DECAY_CORRECTIONS,
+    KG_PER_UNIT,
+    check_dose,
+    consistent_half_life,
+    nuclide_of,
+    refuse_without_positrons,
+)
 from mmfusion.io.suv import body_of, given, mean_decay, suv_per_bq
 from mmfusion.io.tags import corrections, number, private
 from mmfusion.io.times import (
@@ -188,8 +195,8 @@ def _bq_factor(
             "CorrectedImage (0028,0051) lacks ATTN: the scan is not corrected for attenuation. Give the corrected "
             "reconstruction"
         )
-    if decay not in ("START", "ADMIN", "NONE") or ("DECY" in corrected) != (decay != "NONE"):
-        word = f"'{decay}'" if decay in ("", "START", "ADMIN", "NONE") else "no word of DICOM"
+    if decay not in DECAY_CORRECTIONS or ("DECY" in corrected) != (decay != "NONE"):
+        word = f"'{decay}'" if decay in ("", *DECAY_CORRECTIONS) else "no word of DICOM"
         raise ValueError(
             f"DecayCorrection (0054,1102) is {word} and CorrectedImage (0028,0051) "
             f"{'has' if 'DECY' in corrected else 'lacks'} DECY; it cannot be known to which time the values refer. "
