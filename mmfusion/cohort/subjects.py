@@ -1,4 +1,4 @@
-"""Whose series is whose: by PatientID, by study, by folders."""
+"""The subject of each DICOM series: by PatientID, by study, by folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mmfusion.cohort.manifest import MODALITIES
 from mmfusion.errors import OptionError, few
-from mmfusion.io import ALIKE, folded, names_nobody, normal
+from mmfusion.io import SPELLING_DIFFERENCES, clean_identifier, folded, names_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -78,7 +78,7 @@ def sharing_uid(series: Iterable[Series]) -> set[Series]:
 
 
 def _parts(folder: Path, root: Path) -> _Parts:
-    return tuple(map(normal, folder.absolute().relative_to(root).parts))
+    return tuple(map(clean_identifier, folder.absolute().relative_to(root).parts))
 
 
 def _by_folder(series: Sequence[Series], root: Path, how: str, notes: list[str]) -> list[str]:
@@ -117,7 +117,7 @@ def _pattern(text: str) -> re.Pattern[str]:
             f"'{text}'"
         )
     words = {r"\*": "[^/]*", r"\{subject\}": "(?P<subject>[^/]+)"}
-    escaped = re.escape(normal(text).strip("/"))
+    escaped = re.escape(clean_identifier(text).strip("/"))
     return re.compile(re.sub("|".join(map(re.escape, words)), lambda found: words[found[0]], escaped) + "/")
 
 
@@ -176,8 +176,8 @@ def _spellings(series: Sequence[Series], named: Callable[[str], str], show: bool
     for names in alike.values():
         if len(names) > 1:
             notes.append(
-                f"subjects {' and '.join(names)} may be one person: their PatientIDs differ {ALIKE}; if so, give them "
-                "one subject in the manifest"
+                f"subjects {' and '.join(names)} may be one person: their PatientIDs differ {SPELLING_DIFFERENCES}; if "
+                "so, give them one subject in the manifest"
             )
     if shared := sum(len(found) > 1 for found in people.values()):
         notes.append(f"{shared} SeriesInstanceUIDs are of several PatientIDs each; the PatientID is the subject")
