@@ -100,7 +100,7 @@ def is_bids(root: Path) -> bool:
 
 
 def _lacking(root: Path) -> str:
-    """What of its description a BIDS tree lacks; empty if nothing."""
+    """What a BIDS tree lacks of its description; empty if nothing."""
     path = root / "dataset_description.json"
     if not path.is_file():
         return "there is no dataset_description.json"
@@ -185,7 +185,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _rest(root: Path, *, plain: bool) -> list[str]:
-    """Notes of what lies in the tree and no rule of BIDS looks at; ``plain``: without names that are not BIDS' own."""
+    """Notes on files that no rule of BIDS looks at, by their places; ``plain`` hides names that are not of BIDS."""
     unread, beside = Unread(), Counter[str]()
     for path in walk(root, unread):
         top, *below = path.relative_to(root).parts

@@ -98,7 +98,7 @@ def join_labels(
 
 
 def doubtful_labels(labels: Iterable[str | None], classes: Sequence[str] | None = None) -> list[Problem]:
-    """Warnings of labels that are hardly meant as classes of their own: words for "unknown", and spellings of one.
+    """Warnings about labels that are probably no classes of their own: words for "unknown", and spellings of one.
 
     Args:
         labels: that of each row, None if it has none.

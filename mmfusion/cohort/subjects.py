@@ -240,7 +240,7 @@ def _name_by_folder(
 
 
 def _scattered(series: Sequence[Series], root: Path) -> bool:
-    """True if folders that part a study hold the same modality."""
+    """Whether several of the folders that divide a study hold the same modality."""
     paths = [(_parts(one.folder, root), one.modality) for one in series if one.is_image]
     levels = (
         d for d in range(max((len(path) for path, _ in paths), default=0)) if len({p[: d + 1] for p, _ in paths}) > 1
@@ -250,13 +250,13 @@ def _scattered(series: Sequence[Series], root: Path) -> bool:
 
 
 def _repeated_studies(series: Iterable[Series]) -> set[str]:
-    """The studies that have a SeriesInstanceUID twice, and so are no person's: all were given the same UIDs."""
+    """The studies with a SeriesInstanceUID that occurs twice: several people were given the same UIDs."""
     times = Counter((one.study_uid, one.series_uid) for one in series)
     return {study for (study, _), count in times.items() if count > 1}
 
 
 def _personal_frames(series: Iterable[Series]) -> set[Hashable]:
-    """The frames of reference that tie studies of different modalities: one in many studies is no person's own."""
+    """The frames of reference that join studies of one person: each modality is in one of the studies that share it."""
     kinds: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for one in series:
         if one.is_image and one.frame_of_reference:

@@ -142,7 +142,7 @@ def index_tree(
 
 
 def _is_usable(series: Series, subject: str, others: list[Unused]) -> bool:
-    """True for volumes; what is none is listed (masks come later)."""
+    """Whether a series may become a column; if not, ``others`` takes it with the reason (masks are joined later)."""
     reason = ""
     if series.modality in _MASKS:
         return False
@@ -198,7 +198,7 @@ def _fill_columns(
 
 
 def _try_candidate(candidate: Candidate, cell: Path, column: str, subject: str) -> tuple[str, int]:
-    """Why a candidate cannot be read, or nothing, and its number of frames; evident stacks of slices are not read."""
+    """Why a candidate cannot be read (empty if it can), and its number of frames; plain stacks are not opened."""
     if candidate.series.is_plain_stack and not candidate.image_kind:
         return "", 1
     try:

@@ -182,7 +182,7 @@ def _opened(
 def _report_left_out(
     odd: list[Slice], usual: Slice, inside: Sequence[DicomFile], notes: list[str], doubts: list[str]
 ) -> None:
-    """Say which slices were left out: a picture across the others is none of them, one along them may be lost."""
+    """A note for images across the slices; a doubt for slices along them, which may be the end of the stack."""
     across = [piece.path for piece in odd if abs(normal_of(piece.axes) @ normal_of(usual.axes)) < _PARALLEL]
     along = [piece.path for piece in odd if piece.path not in across]
     if across:

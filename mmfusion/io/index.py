@@ -73,7 +73,7 @@ def find_series(
 
 
 def _header(path: Path, unread: Unread) -> tuple[Dataset, tuple[str, str, str, str]] | None:
-    """The header of a DICOM file and what its series is known by; what is none goes where it belongs in ``unread``."""
+    """The header of a DICOM file and the key of its series; None for any other file, which ``unread`` takes."""
     name = path.name
     companion = name.startswith("._")  # as macOS calls what it writes beside the file of that name
     if name.lower().endswith(VOLUMES) and not companion:

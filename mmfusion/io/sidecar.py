@@ -138,7 +138,7 @@ def apply_sidecar(opened: Opened, suv: str, weight_unit: str, pet: Mapping[str, 
 
 
 def _own_units(fields: Mapping[str, Any]) -> tuple[float, str, str]:
-    """What values are multiplied by that are not to be SUV, a sentence that says so, and their units."""
+    """The factor for values that are not turned into SUV, a sentence that says so, and their units."""
     factor = _BQ_PER_ML.get(_word(value_of(fields, "Units")))
     if factor is None:
         return 1.0, "values as they are stored, not SUV", "stored"
@@ -231,7 +231,7 @@ def _half_life_s(fields: Mapping[str, Any]) -> float | None:
 
 
 def _word(units: Any) -> str:
-    """Units of values without what writings differ in."""
+    """Units of values in one spelling."""
     return _lower(re.sub(r"[\s_()]", "", str(units or "")))
 
 

@@ -32,7 +32,7 @@ def is_named_dicom(name: str) -> bool:
 
 
 def is_apple_double(head: bytes) -> bool:
-    """True for what macOS writes beside each file on a disk that is not its own, as ``._name``."""
+    """True for the companion ``._name`` that macOS writes beside each file on a foreign disk."""
     return head.startswith(_APPLE_DOUBLE)
 
 

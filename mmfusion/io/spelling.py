@@ -53,7 +53,7 @@ def names_nobody(identifier: str) -> bool:
 
 
 def persons(identifiers: Iterable[str], *, zeros: bool = True) -> dict[str, str]:
-    """Each identifier to the first, sorted, of those that :func:`folded` takes for one person."""
+    """For each identifier the first, sorted, of all that :func:`folded` takes for the same person."""
     alike: dict[str, list[str]] = defaultdict(list)
     for identifier in sorted(set(identifiers)):
         alike[folded(identifier, zeros=zeros)].append(identifier)
