@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from mmfusion.files import (
     optional_fields,
     write_json,
 )
+from mmfusion.options import nearest
 from mmfusion.prepare.folder import Cohort, open_cohort, read_case, write_table
 from mmfusion.report import write_qc
 from mmfusion.report.files import reasons_of
@@ -143,11 +143,11 @@ def _doubtful_record(cohort: Cohort, case: str) -> dict[str, Any]:
     """``case.json`` of a doubtful case."""
     rows = {row["case"]: row for row in cohort.rows}
     if case not in rows:
-        near = get_close_matches(case, rows, n=1)
+        near = nearest(case, rows)
         doubtful = [name for name, row in rows.items() if row["status"] == "doubtful"]
         raise CohortError(
             f"{cohort.folder} has no case '{case}'"
-            + (f"; did you mean '{near[0]}'?" if near else ".")
+            + (f"; did you mean '{near}'?" if near else ".")
             + (f" Doubtful are {few(doubtful)}" if doubtful else " No case is doubtful")
         )
     if rows[case]["status"] == "failed":
