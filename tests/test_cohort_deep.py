@@ -152,7 +152,7 @@ def test_a_file_that_the_headers_refuse_is_named_once(tmp_path: Path) -> None:
     (tmp_path / "A_pet.nii.gz").unlink()
     assert [(one[2], one[3].split(": ")[0]) for one in deep(manifest, "error")] == [
         ("pet", "pet file A_pet.nii.gz does not exist"),
-        ("ct", "ct is not a NIfTI file as its name says"),
+        ("ct", "ct is not a NIfTI file, or is damaged"),
     ]
 
 
