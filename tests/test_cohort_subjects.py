@@ -45,18 +45,31 @@ def test_people_with_the_same_uids_in_folders_of_their_own(tmp_path: Path) -> No
     assert one.shape == other.shape == (5, 4, 3) and (one != other).any()
 
 
-def test_people_with_the_same_uids_in_one_folder_are_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["PatientIDs", "studies"])
+def test_people_and_studies_with_the_same_uids_in_one_folder_are_left_out(tmp_path: Path, what: str) -> None:
+    tags = CONSTANT if what == "PatientIDs" else CONSTANT | {"StudyInstanceUID": "1.2.1"}
     scan(tmp_path / "all", "P1", **CONSTANT)
-    scan(tmp_path / "new", "P2", origin=(-10.0, 20.0, 37.5), **CONSTANT)  # above the first
+    scan(
+        tmp_path / "new", "P2" if what == "PatientIDs" else "P1", **tags, origin=(-10.0, 20.0, 37.5)
+    )  # above the first
     for file in (tmp_path / "new").iterdir():
         file.rename(tmp_path / "all" / f"b{file.name}")
     scan(tmp_path / "p3", "P3")
     index = build_index(tmp_path)
     assert [case.subject for case in index.cases] == ["P3"]
-    assert {one.subject for one in index.others} == {"P1", "P2"}
-    assert all("images of another PatientID under the same SeriesInstanceUID" in one.reason for one in index.others)
-    with pytest.raises(ReadError, match="2 PatientIDs under one SeriesInstanceUID"):
+    reasons = [one.reason for one in index.others]
+    assert len(reasons) == 2
+    assert all("images of another PatientID or study under the same SeriesInstanceUID" in reason for reason in reasons)
+    with pytest.raises(ReadError, match=f"2 {what} under one SeriesInstanceUID"):
         load_volume(tmp_path / "all")
+
+
+def test_a_series_in_two_folders_is_left_out_where_another_person_lies_beside(tmp_path: Path) -> None:
+    for n, (folder, patient) in enumerate((("x/1", "P1"), ("x/2", "P1"), ("x/3", "P2"))):
+        scan(tmp_path / folder, patient, origin=(-10.0, 20.0, 30 + 7.5 * n), **CONSTANT)
+    index = build_index(tmp_path)
+    assert [case.subject for case in index.cases] == ["P2"] and [one.subject for one in index.others] == ["P1"]
+    assert load_volume(index.cases[0].images["ct"]).array.shape == (5, 4, 3)
 
 
 @pytest.mark.parametrize("patient", ["", "Anonymous"])

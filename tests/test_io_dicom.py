@@ -84,6 +84,21 @@ def test_each_slice_has_its_own_rescale_slope(tmp_path):
     same(load_volume(tmp_path), stored * slopes - 7, affine)
 
 
+@pytest.mark.parametrize("slope", [None, 0.0])
+def test_slices_without_a_rescale_slope_beside_others_are_a_doubt_or_refused(tmp_path, slope):
+    def lost(dataset, n):
+        dataset.RescaleSlope = slope if n == 2 else 2.0
+
+    stored = voxels()
+    affine = write_series(tmp_path / "mr", stored, Modality="MR", edit=lost)
+    volume = load_volume(tmp_path / "mr")
+    same(volume, stored * np.where(np.arange(6) == 2, 1.0, 2.0), affine)
+    assert volume.meta["doubts"][0].startswith("1 of 6 slices have no RescaleSlope")
+    write_series(tmp_path / "ct", stored, edit=lost)
+    with pytest.raises(UnitsError, match="HU cannot be known, DICOM lacks RescaleSlope"):
+        read_header(tmp_path / "ct")
+
+
 def test_one_file_of_the_folder_stands_for_its_series(tmp_path):
     stored = voxels()
     affine = write_series(tmp_path, stored)

@@ -137,6 +137,13 @@ def test_gzipped_slices_are_read(plain, tmp_path):
         load_volume(folder)
 
 
+def test_plain_slices_that_are_named_as_if_gzipped_are_read(plain):
+    folder, array = plain
+    for path in list(folder.iterdir()):
+        path.rename(path.with_name(f"{path.name}.dcm.gz"))
+    np.testing.assert_array_equal(load_volume(folder).array, array)
+
+
 def test_a_gzip_bomb_is_refused(tmp_path):
     write_series(tmp_path, STORED, edit=lambda d, n: setattr(d, "ImageComments", "x"))
     path = tmp_path / "000_0.dcm"

@@ -63,6 +63,13 @@ def test_a_series_of_two_people_is_refused(tmp_path):
     assert "Doe" not in str(e.value) and "Roe" not in str(e.value)
 
 
+def test_a_series_of_two_studies_is_refused(tmp_path):
+    pieces = [{"StudyInstanceUID": f"1.2.{n}", "origin": (-10.0, 20.0, 30.0 + 15 * n)} for n in range(2)]
+    folder = folder_of(tmp_path, *((CT, {"series_uid": "1.2.3.5", **piece}) for piece in pieces))
+    with pytest.raises(ReadError, match="holds images of 2 studies under one SeriesInstanceUID; .* of their own$"):
+        load_volume(folder)
+
+
 def test_spellings_of_one_patient_id_and_none_are_one_person(tmp_path):
     pieces = [{"PatientID": name, "origin": (-10.0, 20.0, 30.0 + 15 * n)} for n, name in enumerate(["p 07", "P7", ""])]
     folder = folder_of(tmp_path, *((CT, {"series_uid": "1.2.3.5", **piece}) for piece in pieces))

@@ -375,3 +375,11 @@ def test_private_factors_survive_a_file(tmp_path):
     stored = np.abs(voxels())
     write_series(tmp_path, stored, edit=philips, **(pet_tags() | {"Units": "CNTS"}))
     np.testing.assert_allclose(load_volume(tmp_path).array[::-1, ::-1], stored * 0.002, rtol=1e-6)
+
+
+def test_a_header_that_counts_more_slices_than_there_are_is_a_doubt(tmp_path):
+    for folder, counted in (("whole", 6), ("cut", 8)):
+        write_series(tmp_path / folder, voxels(), NumberOfSlices=counted, **pet_tags())
+    assert read_header(tmp_path / "whole").doubts == ()
+    (doubt,) = read_header(tmp_path / "cut").doubts
+    assert "6 slices are there, but NumberOfSlices is 8" in doubt

@@ -68,13 +68,23 @@ def top_folder(folder: Path, root: Path) -> str:
     return next(iter(_parts(folder, root)), "")
 
 
-def sharing_uid(series: Iterable[Series]) -> set[Series]:
-    """The series that lie in a folder with files of another person under the same SeriesInstanceUID."""
-    there: dict[tuple[str, Path], list[Series]] = defaultdict(list)
+def sharing_uid(series: Sequence[Series]) -> set[Series]:
+    """The series that are read together with files of another person or study under the same SeriesInstanceUID.
+
+    They lie in one folder, or below the folder that holds a series of several folders.
+    """
+    owners: dict[str, dict[Path, set[tuple[str, str]]]] = defaultdict(lambda: defaultdict(set))
     for one in series:
-        for folder in {file.parent for file in one.files}:
-            there[one.series_uid, folder].append(one)
-    return {one for members in there.values() if len({m.patient_id for m in members}) > 1 for one in members}
+        for folder in one.folders:
+            owners[one.series_uid][folder].add((one.patient_id, one.study_uid))
+    found = set()
+    for one in series:
+        there = owners[one.series_uid]
+        alone = len(one.folders) == 1
+        read = one.folders if alone else [folder for folder in there if folder.is_relative_to(one.folder)]
+        if len(set().union(*(there[folder] for folder in read))) > 1:
+            found.add(one)
+    return found
 
 
 def _parts(folder: Path, root: Path) -> _Parts:

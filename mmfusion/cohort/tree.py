@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _MASKS = ("RTSTRUCT", "SEG")
 _LEAST_IMAGES = 3
 _SHARED_UID = (
-    "its folder holds images of another PatientID under the same SeriesInstanceUID; put the files of each PatientID "
+    "its folder holds images of another PatientID or study under the same SeriesInstanceUID; put the files of each "
     "into a folder of their own"
 )
 
@@ -121,7 +121,7 @@ def index_tree(
         usable = [one for one in alone if _is_usable(one, subject, index.others)]
         if usable:
             rows[subject] = [_Row(subject, scans) for scans in visits(usable, subject, session_days, index.notes)]
-    in_folder = Counter(folder for one in series if one.is_image for folder in _folders(one, copies=True))
+    in_folder = Counter(folder for one in series if one.is_image for folder in _folders(one))
     _fill_columns(rows, in_folder, index.others, index.notes)
     for subject, members in subjects.items():
         masks = [one for one in members if one.modality in _MASKS]
@@ -216,7 +216,7 @@ def _try_candidate(candidate: Candidate, cell: Path, column: str, subject: str) 
 
 def _notes_of(series: Series, column: str, subject: str) -> list[str]:
     """What is unusual about where the files of a chosen series lie."""
-    notes, folders = [], len(_folders(series))
+    notes, folders = [], len(series.folders)
     if series.copies:
         notes.append(f"subject {subject}: {len(series.copies)} files of {column} are copies of others, and not used")
     if folders > 1:
@@ -224,8 +224,9 @@ def _notes_of(series: Series, column: str, subject: str) -> list[str]:
     return notes
 
 
-def _folders(series: Series, *, copies: bool = False) -> set[Path]:
-    return {file.parent for file in (*series.files, *(series.copies if copies else ()))}
+def _folders(series: Series) -> set[Path]:
+    """In which its files and their copies lie."""
+    return {*series.folders, *(file.parent for file in series.copies)}
 
 
 def _join_files(
@@ -309,7 +310,7 @@ def _cell(candidate: Candidate, in_folder: Counter[Path]) -> Path:
     With the UID if the folder holds more, or only a part, and with the kind of image if the series holds several.
     """
     series, folder = candidate.series, candidate.series.folder.absolute()
-    alone = in_folder[series.folder] == 1 and _folders(series) == {series.folder}
+    alone = in_folder[series.folder] == 1 and len(series.folders) == 1
     name = ":".join(filter(None, ["" if alone else series.series_uid, candidate.image_kind]))
     return folder.with_name(f"{folder.name}#{name}") if name else folder
 

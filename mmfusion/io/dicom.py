@@ -21,7 +21,7 @@ from mmfusion.io.pixels import plain_plane
 from mmfusion.io.series import names_uid, one_series
 from mmfusion.io.slices import Slice, normal_of, parallel, slices_of, unusual_cosines
 from mmfusion.io.suv_dicom import earliest_acquisition, own_units, suv_factor
-from mmfusion.io.tags import IDENTITY, lenient_dicom, names_damage, read_tags, series_name
+from mmfusion.io.tags import IDENTITY, lenient_dicom, names_damage, number, read_tags, series_name
 from mmfusion.io.voxels import empty_voxels, fill, slabs
 from mmfusion.io.walk import Unread, walk
 from mmfusion.io.zipped import Archive
@@ -29,6 +29,8 @@ from mmfusion.io.zipped import Archive
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from pydicom import Dataset
 
     from mmfusion.io.zipped import DicomFile
 
@@ -141,12 +143,14 @@ def _opened(
         kind = kind if in_hounsfield else ""
         notes += about[0]
         doubts += about[1]
-    _refuse_unscaled(slices, kind, path)
+    _refuse_unscaled(slices, kind, path, doubts)
     frames = frames_of(slices, path)
     values = [f"{frames.tag} {value}" for value in frames.values]
     choice = choose_frames(frame, len(frames.sets), frames.summary, path, partial(times_of, frames), values)
     notes += [choice.note] if choice.note else []
     lattice, ordered = _stacked(frames, choice, path)
+    if kind == "pet":
+        doubts += _too_few(first, len(lattice.order), len(slices))
     factors, units = [[1.0] * len(pieces) for pieces in ordered], ""
     if kind == "pet" and suv != "none":
         try:
@@ -214,11 +218,29 @@ def _stacked(frames: Frames, choice: FrameChoice, path: Path) -> tuple[Lattice, 
     return first, [[pieces[n] for n in one.order] for pieces, one in zip(used, lattices, strict=True)]
 
 
-def _refuse_unscaled(slices: list[Slice], kind: str, source: object) -> None:
+def _too_few(first: Dataset, there: int, images: int) -> list[str]:
+    """A doubt if a PET header counts more slices than there are (of some makers, more images of all frames)."""
+    counted = number(first.get("NumberOfSlices")) or 0
+    if counted <= there or counted == images:
+        return []
+    return [
+        f"{there} slices are there, but NumberOfSlices is {counted:g}: the stack may end too early. Export the series "
+        "again if it was not cut on purpose"
+    ]
+
+
+def _refuse_unscaled(slices: list[Slice], kind: str, source: object, doubts: list[str]) -> None:
     units = {"ct": "HU", "pet": "SUV"}.get(kind)
     if units and any(piece.slope is None or piece.intercept is None for piece in slices):
         raise UnitsError(
-            f"{source}: {units} cannot be known, DICOM lacks RescaleSlope (0028,1053) or RescaleIntercept (0028,1052)"
+            f"{source}: {units} cannot be known, DICOM lacks RescaleSlope (0028,1053) other than 0, or "
+            "RescaleIntercept (0028,1052)"
+        )
+    unscaled = sum(piece.slope is None for piece in slices)
+    if unscaled and any(piece.slope not in (None, 1.0) for piece in slices):
+        doubts.append(
+            f"{unscaled} of {len(slices)} slices have no RescaleSlope, and are as bright as others only by chance. "
+            "Export the series again"
         )
 
 

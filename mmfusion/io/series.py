@@ -88,8 +88,8 @@ def one_series(
         doubts: takes what lies beside the slices and may be one.
 
     Raises:
-        ReadError: there is no such series, or several, or it is of several people; a file says that it is DICOM and
-            cannot be read, or stands in place of a slice.
+        ReadError: there is no such series, or several, or it is of several people or studies; a file says that it is
+            DICOM and cannot be read, or stands in place of a slice.
     """
     groups, others, not_read = _group_by_series(files, settled)
     if not groups:
@@ -100,6 +100,7 @@ def one_series(
     meant, image_kind = _chosen(groups, where, series, kind, notes)
     _check_not_read(not_read, meant, where, doubts)
     _refuse_several_people(meant, where, notes)
+    _refuse_several_studies(meant, where)
     if placeless := sum(_is_like(header, meant[0][1]) for header in others):
         doubts.append(f"{placeless} images of the series have no position and are left out. Export the series again.")
     once = _without_copies(meant)
@@ -130,6 +131,20 @@ def _refuse_several_people(files: _Files, where: str, notes: list[str]) -> None:
         notes.append(f"PatientID is spelled in {len(spelled)} ways in the series; they count as one person")
     if bare and spelled:
         notes.append(f"{bare} of {len(files)} images have no PatientID; they count as the person of the others")
+
+
+def _refuse_several_studies(files: _Files, where: str) -> None:
+    """One volume is of one visit, though stacks of two may continue each other. What has no study is of any.
+
+    Raises:
+        ReadError: the images have several StudyInstanceUIDs.
+    """
+    studies = {str(header.get("StudyInstanceUID") or "") for _, header in files} - {""}
+    if len(studies) > 1:
+        raise ReadError(
+            f"{where} holds images of {len(studies)} studies under one SeriesInstanceUID; one volume would be of "
+            "several visits. Put the files of each StudyInstanceUID into a folder of their own"
+        )
 
 
 def _without_copies(files: _Files) -> _Files:

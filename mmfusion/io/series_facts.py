@@ -58,6 +58,7 @@ class Series:
     Attributes:
         folder: the deepest folder that holds all its files.
         files: sorted paths, without copies.
+        folders: in which these lie.
         patient_id: the study's identifier of the subject (0010,0020), in Unicode's form NFC.
         spellings: all that its files have as PatientID, sorted.
         study_date: ``yyyymmdd`` or empty; for ordering only.
@@ -82,6 +83,7 @@ class Series:
 
     folder: Path
     files: tuple[Path, ...]
+    folders: frozenset[Path]
     patient_id: str
     spellings: tuple[str, ...]
     study_uid: str
@@ -112,7 +114,9 @@ class Series:
 
 def describe(members: list[tuple[Path, Dataset]], copies: tuple[Path, ...] = ()) -> Series:
     """What the headers of a series, and of files that are copies of others, say."""
-    files = tuple(path for path, _ in members)
+    folders = frozenset(path.parent for path, _ in members)
+    people = dict.fromkeys(patient_of(header) for _, header in members)
+    people.pop("", None)
     first = members[0][1]
     images = [(path, header) for path, header in members if is_image(header)]
     count = sum(int(header.get("NumberOfFrames") or 1) for _, header in images) or len(members)
@@ -121,10 +125,11 @@ def describe(members: list[tuple[Path, Dataset]], copies: tuple[Path, ...] = ())
     corrected = corrections(first)
     series_number = number(first.get("SeriesNumber"))
     return Series(
-        folder=Path(os.path.commonpath([path.parent for path in files])),
-        files=files,
-        patient_id=next(filter(None, map(patient_of, (header for _, header in members))), ""),
-        spellings=tuple(sorted({patient_of(header) for _, header in members} - {""})),
+        folder=Path(os.path.commonpath(folders)),
+        files=tuple(path for path, _ in members),
+        folders=folders,
+        patient_id=next(iter(people), ""),
+        spellings=tuple(sorted(people)),
         study_uid=_text(first, "StudyInstanceUID"),
         study_date=_text(first, "StudyDate"),
         scanned=scan_date(first),
@@ -145,7 +150,7 @@ def describe(members: list[tuple[Path, Dataset]], copies: tuple[Path, ...] = ())
         copies=copies,
         kinds=kinds,
         frames=-(-repeats // max(len(kinds), 1)),
-        is_plain_stack=is_even and is_uniform,
+        is_plain_stack=is_even and is_uniform and spacing is not None and min(spacing) > 0,
         corrected="ATTN" in corrected if corrected else None,
         contrast_agent=_has_agent(first),
         echo_planar="EP" in listed(first.get("ScanningSequence")) or _text(first, "EchoPlanarPulseSequence") == "YES",

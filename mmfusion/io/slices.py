@@ -40,6 +40,8 @@ class Slice:
         size: columns, rows.
         thickness: distance to the next slice as far as the header says, mm; 0 if it does not.
         scale: length of the direction cosines as stored: of the one that is farther from 1.
+        slope: of rescaling; None if it is absent, or 0, which would leave no image.
+        intercept: of rescaling; None if it is absent.
     """
 
     path: DicomFile
@@ -101,7 +103,7 @@ def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
             size=(int(header.Columns), int(header.Rows)),
             thickness=abs(number(step) or 0.0),
             scale=scale,
-            slope=number(tag("PixelValueTransformationSequence", "RescaleSlope")),
+            slope=number(tag("PixelValueTransformationSequence", "RescaleSlope")) or None,
             intercept=number(tag("PixelValueTransformationSequence", "RescaleIntercept")),
         )
 

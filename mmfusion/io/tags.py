@@ -178,7 +178,7 @@ def read_tags(path: DicomFile, tags: Collection[str | int] | None = None, *, pix
 
 def _is_cut_off(header: Dataset) -> bool:
     kinds = (None, "CT", "PT", "MR")
-    return header.get("SOPClassUID") in _SLICES and "Rows" not in header and header.get("Modality") in kinds
+    return "Rows" not in header and header.get("SOPClassUID") in _SLICES and header.get("Modality") in kinds
 
 
 @lenient_dicom()

@@ -28,6 +28,7 @@ _MOST_BYTES_OF_ONE = 4 * 2**30
 _MOST_RATIO = 200  # inflated to stored; slices of a scan reach 2 to 10
 _SMALL_BYTES = 256 * 2**20  # below it the ratio does no harm
 _CHUNK = 2**20
+_GZIP = b"\x1f\x8b"  # how a gzip file begins
 
 
 class Archive:
@@ -151,10 +152,18 @@ DicomFile = Path | Member
 
 
 def opened(file: DicomFile) -> BinaryIO:
-    """The content of a DICOM file to read, inflated if its name ends in ``.gz``: no further than one reads."""
+    """The content of a DICOM file to read, inflated if its name ends in ``.gz`` and it is so: no further than read."""
+    stored: BinaryIO = file.open("rb")
     if file.suffix.lower() != ".gz":
-        return file.open("rb")
-    return cast("BinaryIO", igzip.open(file if isinstance(file, Path) else file.open(), "rb"))
+        return stored
+    packed = stored.read(2) == _GZIP
+    stored.seek(0)
+    if not packed:
+        return stored
+    if not isinstance(file, Path):
+        return cast("BinaryIO", igzip.open(stored, "rb"))
+    stored.close()
+    return cast("BinaryIO", igzip.open(file, "rb"))
 
 
 def stored_bytes(file: DicomFile) -> int:
