@@ -170,7 +170,9 @@ _TABLE = (
         None,
         "PET over its mean in a label map: FILE#LABEL ({subject}, {session} in it), or manifest (its column)",
     ),
-    Option("pet_max", float, None, "value that becomes 1 of PET that is no SUV (default: its 99th percentile)", low=0),
+    Option(
+        "pet_max", float, None, "value that becomes 1 of PET that is no SUV (default: its 99th percentile)", low=1e-9
+    ),
     Option("weight_unit", str, "kg", "what headers of PET have the body weight in", choices=("kg", "g", "lb")),
     Option(
         "mr_normalize",

@@ -13,7 +13,7 @@ from mmfusion.cli import main
 from mmfusion.errors import CohortError, OptionError, OutputError, ReadError
 from mmfusion.files import CohortFolder, read_rows, write_csv
 from mmfusion.io import load_volume, save_volume
-from mmfusion.prepare import accept_case, open_cohort, prepare_cohort
+from mmfusion.prepare import accept_case, damaged_files, open_cohort, prepare_cohort
 from mmfusion.volume import Transform
 
 OPTIONS = {"spacing": [12.0, 11.0, 13.0], "size": [9, 11, 7], "workers": 1}
@@ -182,3 +182,12 @@ def test_pictures_of_another_position_are_kept_where_it_is_not_that_of_the_heade
             for name in wanted:
                 assert not np.array_equal(arrays[f"{name}_axial"], arrays["after_pet_axial"])
                 assert arrays[f"histogram_{name}"].sum() > 0
+
+
+def test_a_case_of_an_earlier_version_is_whole_but_cannot_be_accepted(study):
+    file = study / "cohort" / "cases" / "002" / "case.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({name: record[name] for name in record.keys() - {"causes", "looked_at"}}))
+    assert damaged_files(study / "cohort") == []
+    with pytest.raises(CohortError, match="case 002 .* earlier version .*; run mmfusion prepare again, then accept it"):
+        accept_case(study / "cohort", "002")

@@ -38,7 +38,7 @@ def test_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_every_reserved_column_is_read(tmp_path: Path) -> None:
-    text = "subject,session,label,ct,mask,site,split,fold\nA,2,benign,c.nii,m.nii,oslo,Train,03\n"
+    text = "subject,session,label,ct,mask,site,split,fold\nA,2,benign,c.nii,m.nii,oslo,Train,3.0\n"
     (case,) = read_manifest(study(tmp_path, text, "c.nii m.nii"))
     assert case == Case("A", "2", "benign", {"ct": tmp_path / "c.nii"}, tmp_path / "m.nii", "oslo", "train", "3", {}, 2)
 

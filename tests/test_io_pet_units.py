@@ -42,6 +42,8 @@ def test_a_ratio_to_a_reference_region(tmp_path):
     assert read_header(tmp_path / "pet", suvr=f"{file}#8").units == "SUVR"
     with pytest.raises(VoxelError, match=r"labels\.nii\.gz has no voxel of label 47; name a label"):
         load_volume(tmp_path / "pet", suvr=f"{file}#8+47")
+    with pytest.raises(OptionError, match="suvr names label 0, which is the background"):
+        read_header(tmp_path / "pet", suvr=f"{file}#8+0")
     with pytest.raises(OptionError, match="suvr is FILE#LABEL, the number of a region"):
         read_header(tmp_path / "pet", suvr=str(file))
     with pytest.raises(ReadError, match="nowhere.nii does not exist"):

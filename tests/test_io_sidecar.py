@@ -212,9 +212,8 @@ def test_fields_that_may_be_inherited_are_refused(tmp_path, above, applies):
     if not applies:
         assert_factor(path, factor())
         return
-    message = (
-        rf"fields of its PET-BIDS sidecar may be inherited from .*{above}, which is not read\. Put all fields into"
-    )
+    where = "1 folder above it" if "/" in above else "2 folders above it"  # no name: it may be the person's
+    message = rf"may be inherited from another \*pet\.json, {where}, which is not read\. Put all fields into"
     with pytest.raises(UnitsError, match=message):
         read_header(path, modality="pet")
 
@@ -251,6 +250,7 @@ DICOM = {  # as dcm2niix writes them: injected one hour before, corrected to the
         ({"TimeZero": "10:40:00", "InjectionStart": -6000, "AcquisitionTime": "10:40:00", "DecayFactor": 1.3704}, 3600),
         ({"TracerRadionuclide": "F18", "RadionuclideHalfLife": None}, 3600),
         ({"InjectedRadioactivity": 350, "InjectedRadioactivityUnits": "MBq"}, 3600),  # says it twice
+        ({"ImageDecayCorrected": "True"}, 3600),
     ],
 )
 def test_fields_of_dcm2niix(tmp_path, changes, elapsed_s):
@@ -277,6 +277,9 @@ def test_frames_of_dcm2niix_without_decay_correction(tmp_path):
             r"contradicts SeriesTime, which DecayCorrection START refers to \(-3000 s\)",
         ),
         ({"ImageDecayCorrected": False}, "ImageDecayCorrected is false, but DecayCorrection is START"),
+        ({"ImageDecayCorrected": "false"}, "ImageDecayCorrected is false, but DecayCorrection is START"),
+        ({"ImageDecayCorrected": "START"}, "ImageDecayCorrected is 'START'; true or false is expected"),
+        ({"DecayCorrection": "ADMIN", "ImageDecayCorrectionTime": 0}, r"Time \(0 s .* ADMIN, by which .* \(-3600 s\)"),
         ({"ImageDecayCorrected": True, "DecayCorrection": "NONE"}, "is true, but DecayCorrection is NONE"),
         ({"InjectedRadioactivity": 300, "InjectedRadioactivityUnits": "MBq"}, "RadionuclideTotalDose .Bq. contradict"),
         ({"RadionuclideTotalDose": 350}, "RadionuclideTotalDose is 0.00035 MBq; 1 to 10000 MBq is expected"),
@@ -332,6 +335,10 @@ def test_frames_are_chosen_by_number_and_by_time(tmp_path):
     assert_factor(path, 3 * factor(), frame="1200s-1500s")
     header = read_header(path, modality="pet", frame="10-25min")
     assert header.notes[0] == "3 frames: the mean of 1 to 2 (10-25min) is used, weighted by duration"
+    assert header.doubts == ()
+    for frame, filled in {"10min-60min": "600 to 1500", "5min-25min": "600 to 1500", "0s-1400s": "0 to 1200"}.items():
+        [doubt] = read_header(path, modality="pet", frame=frame).doubts
+        assert f"s fill {filled} s of it. Choose a window" in doubt
     with pytest.raises(ReadError, match="no frame lies wholly between 60 and 540 s .*; the 3 frames end after 1500 s"):
         read_header(path, modality="pet", frame="1min-9min")
     pet(tmp_path, FRAMES, **(DYNAMIC | {"FrameTimesStart": None, "ImageDecayCorrectionTime": 0}))

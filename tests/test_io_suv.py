@@ -266,7 +266,7 @@ def test_the_manifest_fills_and_overrides_tags():
         suv_factor(header(), pet={"dose_mbq": "x"}, source="a")
 
 
-@pytest.mark.parametrize("text", ["084500", "08:45", "08:45:00", "0845", "084500.000000"])
+@pytest.mark.parametrize("text", ["084500", "08:45", "08:45:00", "8:45:00", "0845", "084500.000000"])
 def test_clock_times(text):
     assert parse_time(text).total_seconds() == 8.75 * 3600
 
@@ -276,7 +276,7 @@ def test_dates_with_times(text):
     assert parse_time(text).isoformat()[:26] == "2024-02-29T08:45:00.500000"
 
 
-@pytest.mark.parametrize("text", ["8h45", "20240102", "2023-02-29T08:45:00", "08:45 pm"])
+@pytest.mark.parametrize("text", ["8h45", "20240102", "2023-02-29T08:45:00", "08:45 pm", "25:30", "08:75", "240000"])
 def test_what_is_no_time(text):
     with pytest.raises(ValueError):
         parse_time(text)

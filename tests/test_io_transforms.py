@@ -170,7 +170,7 @@ def test_fields_of_other_programs_by_their_intent(tmp_path, program):
     world = world[..., 0] + AFFINE[:3, 3]
     moved = world * [1.1, 1, 0.9] + [4, -3, 2]
     values, intent = {
-        "ANTs": ((moved - world) * [-1, -1, 1], {}),
+        "ANTs": ((moved - world) * [-1, -1, 1], {"descrip": "workflow 3"}),
         "NIfTI displacements": (moved - world, {"code": 1006}),
         "NiftyReg places": (moved, {"name": "NREG_TRANS"}),
         "NiftyReg displacements": (moved - world, {"name": "NREG_TRANS", "p1": 1}),
@@ -242,6 +242,8 @@ def test_what_cannot_be_used_is_named(tmp_path):
 def test_missing_file_and_unknown_ending(tmp_path):
     with pytest.raises(ReadError, match=r"nope\.tfm does not exist"):
         load_transform(tmp_path / "nope.tfm")
+    with pytest.raises(ReadError, match="is a folder, and a file is expected"):
+        load_transform(tmp_path)
     with pytest.raises(ReadError, match=r"written as \.tfm"):
         save_transform(MOVE, tmp_path / "a.json")
 

@@ -566,6 +566,7 @@ def test_pet_as_a_ratio_to_the_region_of_the_row_or_of_a_pattern(counts):
         ({"suv": "none", "suv_max": 5.0}, "--suv-max is for SUV; with --suv none or --suvr use --pet-max"),
         ({"suvr": "a.nii#1", "suv_max": 5.0}, "--suv-max is for SUV"),
         ({"pet_max": 5.0}, "--pet-max is for PET that is no SUV"),
+        ({"suv": "none", "pet_max": 0.0}, "option pet_max must be 1e-09 or more, found 0"),
         ({"suvr": "a.nii#1", "suv": "lbm"}, "--suvr is a ratio of values, whatever their units; leave out --suv lbm"),
     ],
 )

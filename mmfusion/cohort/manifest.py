@@ -305,7 +305,7 @@ def _case(
             images[name] = path
     if modalities and not images:
         wrong("", f"the row has no modality (none of {', '.join(modalities)})", "Give one or drop the row.")
-    split, fold = value("split").lower(), value("fold")
+    split, fold = value("split").lower(), re.sub(r"\.0+$", "", value("fold"))  # a float where other rows have none
     if split not in ("", *PARTS):
         near = difflib.get_close_matches(split, PARTS, n=1, cutoff=0.3)
         guess = f"Did you mean {near[0]}? " if near else ""

@@ -148,6 +148,7 @@ def _opened(
     values = [f"{frames.tag} {value}" for value in frames.values]
     choice = choose_frames(frame, len(frames.sets), frames.summary, path, partial(times_of, frames), values)
     notes += [choice.note] if choice.note else []
+    doubts += choice.doubts
     lattice, ordered = _stacked(frames, choice, path)
     if kind == "pet":
         doubts += _too_few(first, len(lattice.order), len(slices))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,11 +30,13 @@ class FrameChoice:
         indices: rising, from 0.
         weights: of their mean, any scale; one each.
         note: what was used, for people; empty if there is nothing to choose.
+        doubts: what may be wrong with it, sentences.
     """
 
     indices: tuple[int, ...]
     weights: tuple[float, ...]
     note: str = ""
+    doubts: tuple[str, ...] = ()
 
     @property
     def single(self) -> bool:
@@ -88,8 +90,9 @@ def choose_frames(
         return _mean(range(first, last + 1), f"the mean of {first} to {last}", _known(times, frames))
     if window := _WINDOW.fullmatch(text):
         known = _known(times, frames)
-        inside = _in_window(window, frame, known, source)
-        return _mean(inside, f"the mean of {inside[0]} to {inside[-1]} ({text})", known)
+        inside, doubts = _in_window(window, frame, known, source)
+        chosen = _mean(inside, f"the mean of {inside[0]} to {inside[-1]} ({text})", known)
+        return replace(chosen, doubts=doubts)
     if text in ("first", "last"):
         index = 0 if text == "first" else frames - 1
     elif text.isdecimal():
@@ -114,8 +117,11 @@ def _refuse_beyond(index: int, frames: int, source: object) -> None:
         raise ReadError(f"{source} has {frames} frames, numbered from 0; frame {index} does not exist")
 
 
-def _in_window(window: re.Match[str], frame: object, known: FrameTimes, source: object) -> list[int]:
-    """The frames that lie wholly in a window of seconds or minutes after the start of the first."""
+def _in_window(
+    window: re.Match[str], frame: object, known: FrameTimes, source: object
+) -> tuple[list[int], tuple[str, ...]]:
+    """The frames that lie wholly in a window of seconds or minutes after the start of the first, and a doubt if they do
+    not fill it."""
     begin, end = float(window[1]) * _SECONDS[window[2] or window[4]], float(window[3]) * _SECONDS[window[4]]
     if begin >= end:
         raise OptionError(f"frame {frame} ends before it begins")
@@ -137,7 +143,13 @@ def _in_window(window: re.Match[str], frame: object, known: FrameTimes, source: 
             f"{source}: no frame lies wholly between {begin:g} and {end:g} s after the start of the first; the "
             f"{len(spans)} frames end after {whole:g} s. Choose another window"
         )
-    return inside
+    first, last = min(spans[n][0] for n in inside) - zero, max(sum(spans[n]) for n in inside) - zero
+    if first > begin + _TOLERANCE * spans[inside[0]][1] or last < end - _TOLERANCE * spans[inside[-1]][1]:
+        return inside, (
+            f"the frames that lie wholly in the window {begin:g} to {end:g} s fill {first:g} to {last:g} s of it. "
+            "Choose a window that begins and ends with frames",
+        )
+    return inside, ()
 
 
 def _mean(indices: Sequence[int], which: str, known: FrameTimes) -> FrameChoice:

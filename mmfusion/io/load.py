@@ -262,7 +262,10 @@ def _label_map(suvr: str) -> tuple[Opened, tuple[int, ...]]:
         raise OptionError(
             f"suvr is FILE#LABEL, the number of a region in a label map, or several as FILE#8+47; found '{suvr}'"
         )
-    return open_scan(file), tuple(map(int, labels.split("+")))
+    numbers = tuple(map(int, labels.split("+")))
+    if 0 in numbers:
+        raise OptionError(f"suvr names label 0, which is the background of a label map; found '{suvr}'")
+    return open_scan(file), numbers
 
 
 def _to_ratio(volume: Volume, suvr: str) -> Volume:

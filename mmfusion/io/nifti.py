@@ -62,6 +62,7 @@ def open_nifti(
     doubts: list[str] = []
     affine = affine_of(header, spatial, path, assume_orientation, notes, doubts)
     notes += [choice.note] if choice.note else []
+    doubts += choice.doubts
 
     image = pair_of(path)[1]
     read = partial(read_voxels, image, header, spatial, affine, frames, choice)

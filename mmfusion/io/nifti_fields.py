@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _DISPVECT = 1006  # displacements along the axes of NIfTI; ITK, too, takes them for RAS
 _FSL = range(2000, 2100)
 _NIFTYREG = {0: "places", 1: "RAS"}  # intent_p1 of NREG_TRANS; the others are splines and velocities
-_NO_DISPLACEMENT = r"mapping|deformation|velocit|flow|spline|momentum|coordinate"
+_NO_DISPLACEMENT = r"mapping|deformation|velocit|(?<![a-z])flow|spline|momentum|coordinate"
 _REMEDY = "write it as an ITK displacement field (a vector image in LPS mm, as 1Warp.nii.gz of ANTs)"
 
 

@@ -80,6 +80,12 @@ def _inherited(source: Path) -> Path | None:
     return None
 
 
+def _above(source: Path, other: Path) -> str:
+    """Where another file lies, without its path and name, which messages of preparing must not tell."""
+    up = len(source.absolute().parts) - len(other.parts)
+    return f"{up} folder{'s' * (up > 1)} above it" if up else "beside it"
+
+
 def frame_times(path: Path) -> FrameTimes:
     """Start and duration of each frame of a NIfTI file, s, as far as its sidecar says them.
 
@@ -112,8 +118,8 @@ def apply_sidecar(opened: Opened, suv: str, weight_unit: str, pet: Mapping[str, 
     path = sidecar_of(opened.source)
     if suv != "none" and (inherited := _inherited(opened.source)):
         raise UnitsError(
-            f"{opened.source}: fields of its PET-BIDS sidecar may be inherited from {inherited}, which is not read. "
-            f"Put all fields into {path}"
+            f"{opened.source}: fields of its PET-BIDS sidecar may be inherited from another *pet.json, "
+            f"{_above(opened.source, inherited)}, which is not read. Put all fields into {path}"
         )
     if not path.is_file():
         return

@@ -41,6 +41,15 @@ def number_of(fields: Mapping[str, Any], name: str) -> float | None:
     return None if value is None else _finite(value, name)
 
 
+def flag_of(fields: Mapping[str, Any], name: str) -> bool | None:
+    """True or false; None if the field is absent."""
+    value = value_of(fields, name)
+    word = str(value).strip().lower()  # in quotes and as a number, too, as tables become JSON
+    if value is None or word in ("true", "1", "false", "0"):
+        return None if value is None else word in ("true", "1")
+    raise ValueError(f"{name} is {value!r:.30}; true or false is expected. Correct it")
+
+
 def _finite(value: Any, name: str) -> float:
     """A number, also one in quotes, as tables become JSON."""
     found = None if isinstance(value, bool) else number(value) if isinstance(value, int | float | str) else None

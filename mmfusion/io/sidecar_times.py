@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.io.pet_facts import DECAY_CORRECTIONS, describe_uptake, is_usual_uptake
-from mmfusion.io.sidecar_fields import number_of, numbers_of, per_frame, time_of, value_of
+from mmfusion.io.sidecar_fields import flag_of, number_of, numbers_of, per_frame, time_of, value_of
 from mmfusion.io.suv import mean_decay
 from mmfusion.io.times import clock, elapsed_s, parse_time
 
@@ -25,10 +25,10 @@ def reference_of(
 ) -> tuple[float | None, float]:
     """The time that the values refer to, s after TimeZero, and the s over which they are a mean that decayed."""
     starts, durations = (per_frame(fields, name, opened.frames) for name in ("FrameTimesStart", "FrameDuration"))
-    corrected, decay = value_of(fields, "ImageDecayCorrected"), _decay(fields)
-    if decay and corrected is not None and bool(corrected) != (decay != "NONE"):
+    corrected, decay = flag_of(fields, "ImageDecayCorrected"), _decay(fields)
+    if decay and corrected is not None and corrected != (decay != "NONE"):
         raise ValueError(
-            f"ImageDecayCorrected is {str(bool(corrected)).lower()}, but DecayCorrection is {decay}. Correct one"
+            f"ImageDecayCorrected is {str(corrected).lower()}, but DecayCorrection is {decay}. Correct one"
         )
     if corrected is False or decay == "NONE":
         if not opened.choice.single:
@@ -46,7 +46,16 @@ def reference_of(
     first = (starts[0] if starts else None), (durations[0] if durations else None)
     reference = number_of(fields, "ImageDecayCorrectionTime")
     if decay == "ADMIN":
-        return number_of(fields, "InjectionStart") if reference is None else reference, 0.0
+        injected = number_of(fields, "InjectionStart")
+        if reference is None or injected is None or not half_life:
+            return injected if reference is None else reference, 0.0
+        if _differ(reference, injected, half_life):
+            raise ValueError(
+                f"ImageDecayCorrectionTime ({reference:g} s after TimeZero) contradicts DecayCorrection ADMIN, by "
+                f"which values refer to the injection ({injected:g} s). Correct what is wrong, or give injection_time "
+                "and acquisition_time in the manifest"
+            )
+        return reference, 0.0
     if decay == "START":
         reference = _start_s(fields, reference, first, half_life)
     if reference is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfusion.errors import ReadError, few
+from mmfusion.io.spelling import clean_identifier
 from mmfusion.volume import Volume
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _NORMAL_WORDS = """
     head neck hip pelvis bone marrow sacrum rib chestwall chest wall thorax breast nipple ovary uterus vagina cervix
     testis testes testicle penilebulb penile bulb penis prostate urethra ureter seminal seminalvesicle vesicle
     gallbladder bile bileduct duct adrenal pulmonary coronary lad nrv brachial brachialplexus plexus muscle musc fat
-    thymus lobe temporal frontal parietal occipital cortex matter csf largebowel smallbowel
+    thymus orbit rectal lobe temporal frontal parietal occipital cortex matter csf largebowel smallbowel
     couch couchsurface couchinterior table tabletop bolus support fixation isocenter isocentre marker fiducial air
     background artifact artefact
 """
@@ -45,7 +46,7 @@ _NORMAL_WORDS = """
 _BESIDE_WORDS = """
     l r lt rt left right bilat bilateral both a v n o post posterior ant anterior sup superior inf inferior upper lower
     middle medial lateral prox proximal dist distal total whole all inner outer large small white grey gray prv mm cm
-    internal interior exterior surface bag constrict
+    internal interior exterior surface contour bag constrict z
 """
 _NORMAL, _BESIDE = frozenset(_NORMAL_WORDS.split()), frozenset(_BESIDE_WORDS.split())
 _MOST_SHOWN = 15
@@ -168,15 +169,22 @@ def _can_be_lesion(structure: Structure, kinds: set[str]) -> bool:
 def _named(structures: Sequence[Structure], wanted: Sequence[str], source: Path) -> list[Structure]:
     chosen: list[Structure] = []
     for text in wanted:
-        exact = [one for one in structures if one.name == text]
-        for pattern in [] if exact else [part.strip() for part in text.split(",")]:
-            found = [one for one in structures if fnmatchcase(one.name.casefold(), pattern.casefold())]
+        whole = [one for one in structures if one.name == text] or _matching(structures, text)
+        for part in [text] if whole else text.split(","):
+            found = whole or _matching(structures, part)
             if not found:
                 has = _listed(sorted(one.name for one in structures))
-                raise ReadError(f"{source} has no structure named {pattern}; it has {has}")
-            exact += found
-        chosen += [one for one in exact if one not in chosen]
+                raise ReadError(f"{source} has no structure named {part.strip()}; it has {has}")
+            chosen += [one for one in found if one not in chosen]
     return chosen
+
+
+def _matching(structures: Sequence[Structure], pattern: str) -> list[Structure]:
+    """Those whose name a pattern with ``*`` and ``?`` fits, in any case and either Unicode spelling."""
+    plain = (
+        clean_identifier(pattern.strip()).casefold().replace("[", "[[]")
+    )  # which fnmatch would take for a choice of letters
+    return [one for one in structures if fnmatchcase(clean_identifier(one.name).casefold(), plain)]
 
 
 def _listed(names: Iterable[str]) -> str:

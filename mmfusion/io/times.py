@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 
 _DAY_S = 86400.0
 _Time = TypeVar("_Time", bound="datetime | timedelta")
-_TIME = re.compile(r"(?:(\d{4})-?(\d\d)-?(\d\d)[ T]?)?(\d\d):?(\d\d)(?::?(\d\d)(\.\d+)?)?\s*([+-]\d\d:?\d\d|Z)?")
+_TIME = re.compile(
+    r"(?:(\d{4})-?(\d\d)-?(\d\d)[ T]?)?(\d\d?(?=:)|\d\d):?([0-5]\d)(?::?([0-5]\d|60)(\.\d+)?)?"
+    r"\s*([+-]\d\d:?\d\d|Z)?"
+)
 
 
 def parse_time(value: Any) -> datetime | timedelta | None:
     """A clock time (as time since midnight) or a date with time, in DICOM's or ISO form; None if there is none.
 
-    ``084500``, ``08:45``, ``08:45:00.5``, ``20240102084500``, ``2024-01-02T08:45:00``. A date with time keeps its
-    offset from UTC, if it has one (``+0100``, ``+01:00``, ``Z``).
+    ``084500``, ``08:45``, ``8:45`` (of spreadsheets), ``08:45:00.5``, ``20240102084500``, ``2024-01-02T08:45:00``. A
+    date with time keeps its offset from UTC, if it has one (``+0100``, ``+01:00``, ``Z``).
 
     Raises:
         ValueError: the text is something else, or a clock time with an offset, for which the date is needed.
@@ -35,7 +38,7 @@ def parse_time(value: Any) -> datetime | timedelta | None:
     if not text:
         return None
     match = _TIME.fullmatch(text)
-    if not match:
+    if not match or int(match[4]) > 23:
         raise ValueError(f"'{text}' is not a time; 08:45:00 or 2024-01-02T08:45:00 is expected")
     year, month, day, hour, minute, second, fraction, offset = match.groups()
     clock = timedelta(hours=int(hour), minutes=int(minute), seconds=int(second or 0) + float(fraction or 0))

@@ -75,9 +75,10 @@ def load_transform(path: str | Path) -> Transform:
         ReadError: the file is missing, damaged, not 3D, of another kind, or the transform is singular.
     """
     path = Path(path)
-    if not path.exists():
-        raise ReadError(f"transform {path} does not exist")
-    refuse_special(path)
+    if not path.is_file():
+        refuse_special(path)
+        found = "is a folder, and a file is expected" if path.is_dir() else "does not exist"
+        raise ReadError(f"transform {path} {found}")
     try:
         if path.name.lower().endswith(_NIFTI):
             return Transform(displacement=load_nifti_field(path))

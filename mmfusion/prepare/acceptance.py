@@ -160,6 +160,11 @@ def _doubtful_record(cohort: Cohort, case: str) -> dict[str, Any]:
         raise CohortError(f"cases/{case} of {cohort.folder} is damaged: delete it and run mmfusion prepare again")
     if record["status"] != "doubtful":
         raise CohortError(f"case {case} of {cohort.folder} is not doubtful; there is nothing to accept")
+    if not record["looked_at"]:
+        raise CohortError(
+            f"case {case} of {cohort.folder} was prepared by an earlier version of mmfusion, which kept no digests of "
+            "what is looked at; run mmfusion prepare again, then accept it"
+        )
     return record
 
 

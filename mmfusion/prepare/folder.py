@@ -409,13 +409,14 @@ _RECORD = {
     **dict.fromkeys(("reference", "modalities", "file", "world"), a_text),
     **dict.fromkeys(("checksums", "looked_at"), a_table),
 }
+_LATER: dict[str, Any] = {"causes": "", "looked_at": {}}  # what records of earlier versions do not have
 
 
 def _record(out: Path, case_id: str) -> dict[str, Any] | None:
     """``case.json``; None if it is gone or damaged, or names files outside the cohort."""
     path = CohortFolder(out).record(case_id)
     with suppress(MmfusionError):
-        record = read_fields(path, "the record of a case")
+        record = _LATER | read_fields(path, "the record of a case")
         needed = {name: value for name, value in record.items() if name in _RECORD}
         names = check_fields(path, needed, _RECORD, "prepare it again")["checksums"]
         safe = all(isinstance(value, str) and _is_below(name) for name, value in names.items())
