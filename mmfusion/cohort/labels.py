@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mmfusion.cohort.table import MISSING, Problem, as_rows, listed, no_column, read_table
 from mmfusion.errors import ManifestError, few
-from mmfusion.io import clean_identifier, folded
+from mmfusion.io import clean_name, folded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -62,7 +62,7 @@ def join_labels(
     labels: dict[tuple[str, ...], tuple[str, int]] = {}
     problems = []
     for line, row in as_rows(header, rows, path.name):
-        subject = named(clean_identifier(row[subject_column]))
+        subject = named(clean_name(row[subject_column]))
         key = (subject, row.get("session", "")) if by_session else (subject,)
         value = row.get(column, "")
         first, at = labels.setdefault(key, (value, line))
@@ -71,7 +71,7 @@ def join_labels(
             problems.append(Problem("error", line, " ".join(key).strip(), "", problem, "Keep one row a subject."))
     joined, unlabeled, used = [], [], set()
     for case in cases:
-        subject = clean_identifier(case.subject)
+        subject = clean_name(case.subject)
         key = (subject, case.session) if by_session else (subject,)
         value = labels.get(key, ("", 0))[0]
         used.add(key)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mmfusion.cohort.manifest import MODALITIES
 from mmfusion.errors import OptionError, few
-from mmfusion.io import SPELLING_DIFFERENCES, clean_identifier, folded, names_nobody
+from mmfusion.io import SPELLING_DIFFERENCES, clean_name, folded, names_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -88,7 +88,7 @@ def sharing_uid(series: Sequence[Series]) -> set[Series]:
 
 
 def _parts(folder: Path, root: Path) -> _Parts:
-    return tuple(map(clean_identifier, folder.absolute().relative_to(root).parts))
+    return tuple(map(clean_name, folder.absolute().relative_to(root).parts))
 
 
 def _by_folder(series: Sequence[Series], root: Path, how: str, notes: list[str]) -> list[str]:
@@ -127,7 +127,7 @@ def _pattern(text: str) -> re.Pattern[str]:
             f"'{text}'"
         )
     words = {r"\*": "[^/]*", r"\{subject\}": "(?P<subject>[^/]+)"}
-    escaped = re.escape(clean_identifier(text).strip("/"))
+    escaped = re.escape(clean_name(text).strip("/"))
     return re.compile(re.sub("|".join(map(re.escape, words)), lambda found: words[found[0]], escaped) + "/")
 
 

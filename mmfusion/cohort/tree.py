@@ -28,7 +28,7 @@ from mmfusion.cohort.unread import unread_notes
 from mmfusion.cohort.visits import SESSION_DAYS, visits
 from mmfusion.errors import MmfusionError, ReadError, UnitsError
 from mmfusion.files import is_there
-from mmfusion.io import VOLUMES, Unread, clean_identifier, find_series, pair_of, read_series_header
+from mmfusion.io import VOLUMES, Unread, clean_name, find_series, pair_of, read_series_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -248,7 +248,7 @@ def _join_files(
     places, elsewhere = _volume_files(files, root)
     for place, found in sorted(places.items()):
         folder, name = place.relative_to(root).parts
-        folder = clean_identifier(folder)
+        folder = clean_name(folder)
         name = _without_ending(name) if place in found else name.lower()
         subject = named(folder)
         if subject not in subjects and len(within[folder]) == 1:

@@ -11,7 +11,7 @@ from mmfusion.io.series import names_uid, split_series
 from mmfusion.io.series_facts import Series
 from mmfusion.io.sidecar import sidecar_of
 from mmfusion.io.sniff import ending_of, is_common
-from mmfusion.io.spelling import SPELLING_DIFFERENCES, clean_identifier, folded, names_nobody, persons
+from mmfusion.io.spelling import SPELLING_DIFFERENCES, clean_name, folded, names_nobody, persons
 from mmfusion.io.suv import PET_DETAILS
 from mmfusion.io.suv_dicom import suv_factor
 from mmfusion.io.text_headers import voxels_file_of
@@ -30,7 +30,7 @@ __all__ = [
     "SPELLING_DIFFERENCES",
     "folded",
     "names_nobody",
-    "clean_identifier",
+    "clean_name",
     "persons",
     "Unread",
     "walk",

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.io.spelling import clean_identifier, folded, names_nobody
+from mmfusion.io.spelling import clean_name, folded, names_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ _Files = list[tuple[Path, "Dataset"]]
 def patient_of(header: Dataset) -> str:
     """The PatientID; empty if there is none, or none that can be decoded."""
     with suppress(Exception):  # pydicom raises nearly anything on damaged values
-        return clean_identifier(str(header.get("PatientID") or ""))
+        return clean_name(str(header.get("PatientID") or ""))
     return ""
 
 

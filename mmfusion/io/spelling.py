@@ -21,9 +21,9 @@ _NOBODY = {  # what anonymizers write, folded
 }
 
 
-def clean_identifier(identifier: str) -> str:
-    """The identifier without spaces around it, in Unicode's form NFC: macOS writes names of files in another."""
-    return unicodedata.normalize("NFC", identifier).strip()
+def clean_name(name: str) -> str:
+    """A name or identifier without spaces around it, in Unicode's form NFC: macOS writes names of files in another."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 @lru_cache(1 << 16)  # asked for every file of a tree
