@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfusion.errors import ReadError, few
-from mmfusion.io.spelling import clean_identifier
+from mmfusion.io.spelling import clean_name
 from mmfusion.volume import Volume
 
 if TYPE_CHECKING:
@@ -182,9 +182,9 @@ def _named(structures: Sequence[Structure], wanted: Sequence[str], source: Path)
 def _matching(structures: Sequence[Structure], pattern: str) -> list[Structure]:
     """Those whose name a pattern with ``*`` and ``?`` fits, in any case and either Unicode spelling."""
     plain = (
-        clean_identifier(pattern.strip()).casefold().replace("[", "[[]")
+        clean_name(pattern.strip()).casefold().replace("[", "[[]")
     )  # which fnmatch would take for a choice of letters
-    return [one for one in structures if fnmatchcase(clean_identifier(one.name).casefold(), plain)]
+    return [one for one in structures if fnmatchcase(clean_name(one.name).casefold(), plain)]
 
 
 def _listed(names: Iterable[str]) -> str:
