@@ -181,6 +181,7 @@ def test_what_cannot_be_read_gives_way_to_the_next_best(tmp_path: Path) -> None:
     root = tmp_path / "Roe"
     add(root / "gap", "T1 Doe", edit=gap, SeriesNumber=1)
     add(root / "turned", "T1", edit=turned, SeriesNumber=2)
+    add(root / "flat", "T1", edit=lambda dataset, n: setattr(dataset, "PixelSpacing", [0, 0]), SeriesNumber=4)
     add(root / "repeated", "T1", frames=2, edit=lambda dataset, n: None, SeriesNumber=3)
     add(root / "good", "T1", SeriesNumber=9, ImageType=["DERIVED", "PRIMARY"])
     add(root / "ct", Modality="CT", edit=lambda dataset, n: dataset.pop("RescaleSlope"))
@@ -189,6 +190,8 @@ def test_what_cannot_be_read_gives_way_to_the_next_best(tmp_path: Path) -> None:
     assert {name: reason.partition(" (")[0] for name, reason in reasons.items()} == {
         "gap": "cannot be read, 1 of 7 slices are missing, the first after 35.0 mm along the slice axis",
         "turned": "cannot be read, the slices have different orientations; one parallel stack is needed",
+        "flat": "cannot be read, the affine is singular: two axes of the volume point the same way or a spacing is "
+        "zero",
         "repeated": "mr is 'T1', which has one frame",
         "ct": "cannot be read, HU cannot be known, DICOM lacks RescaleSlope",
     }

@@ -206,3 +206,14 @@ def test_folders_that_divide_a_study_are_pointed_out(tmp_path: Path) -> None:
         scan(tmp_path / path, "P1", path[:2], study="1.2")
     (note,) = build_index(tmp_path, subject_from="folder").notes
     assert note == "--subject-from folder gives the series of 1 studies to several subjects each; look again"
+
+
+def test_a_series_whose_uid_is_none_is_told_by_folder_and_read_from_there(tmp_path: Path) -> None:
+    def hashed(dataset, n: int) -> None:
+        dataset.SeriesInstanceUID = "123456789"  # as a hash is
+
+    for n in range(2):
+        scan(tmp_path / str(n), "P1", study="1.2", frame="1.4", edit=hashed, origin=(-10.0, 20.0, 30 + 7.5 * n))
+    index = build_index(tmp_path)
+    assert load_volume(index.cases[0].images["ct"]).array.shape == (5, 4, 3)
+    assert len(index.others) == 1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mmfusion.errors import ReadError
 from mmfusion.io.load import VOLUMES
 from mmfusion.io.people import patient_of, split_by_person
+from mmfusion.io.series import names_uid
 from mmfusion.io.series_facts import SERIES_TAGS, Series, describe
 from mmfusion.io.sniff import ending_of
 from mmfusion.io.spelling import folded
@@ -34,7 +35,8 @@ def find_series(
 
     Files are told by content, not by name; only headers are read. Those that have the ending of a volume (``.nii.gz``,
     ``.zip``, ...) are not looked into. Files without a SeriesInstanceUID are one series if they lie in one folder and
-    agree in study, modality, number and frame of reference.
+    agree in study, modality, number and frame of reference; those with something else than a UID there (by which no
+    path names a series of several folders), if they lie in one folder.
 
     Args:
         root: folder to walk, see :func:`mmfusion.io.walk.walk`.
@@ -83,9 +85,9 @@ def _header(path: Path, unread: Unread) -> tuple[Dataset, tuple[str, str, str, s
         header = read_tags(path, SERIES_TAGS)
         if header is not None:
             with suppress(Exception):  # as in _sound_series
-                place = "" if header.get("SeriesInstanceUID") else str(path.parent)
-                person = folded(patient_of(header))
-                return header, (str(header.get("StudyInstanceUID", "")), series_name(header), place, person)
+                series, person = series_name(header), folded(patient_of(header))
+                place = "" if header.get("SeriesInstanceUID") and names_uid(series) else str(path.parent)
+                return header, (str(header.get("StudyInstanceUID", "")), series, place, person)
         if header is not None or claims_dicom(path):
             unread.damaged.append(path)
         else:

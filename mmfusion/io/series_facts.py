@@ -119,6 +119,7 @@ def describe(members: list[tuple[Path, Dataset]], copies: tuple[Path, ...] = ())
     people.pop("", None)
     first = members[0][1]
     images = [(path, header) for path, header in members if is_image(header)]
+    masks = [] if images else [header for _, header in members]
     count = sum(int(header.get("NumberOfFrames") or 1) for _, header in images) or len(members)
     is_uniform, kinds = _is_uniform(images), _kinds(images)  # by values that were not converted yet
     shape, spacing, repeats, is_even = _extent(images, count) if images else (None, None, 1, False)
@@ -143,7 +144,7 @@ def describe(members: list[tuple[Path, Dataset]], copies: tuple[Path, ...] = ())
         count=count,
         shape=shape,
         spacing=spacing,
-        referenced_series=tuple(sorted({uid for _, header in members for uid in referenced_series(header)})),
+        referenced_series=tuple(sorted({uid for header in masks for uid in referenced_series(header)})),
         is_image=bool(images),
         is_localizer=bool(images) and all(is_localizer(header) for _, header in images),
         unusable=_unusable([header for _, header in members]),
