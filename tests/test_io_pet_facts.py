@@ -96,8 +96,8 @@ def test_a_long_uptake_by_the_clock_alone_is_a_doubt(tmp_path):
     write_series(tmp_path, np.abs(voxels()), **pet_tags(**tracer))
     found = read_header(tmp_path)
     assert found.doubts == (
-        "the injection lies 7.0 h before the scan, 7.0 half-lives of the tracer, by the clock alone. Check both times, "
-        "or give injection_time and acquisition_time in the manifest, with dates",
+        "the injection lies 7.0 h before the scan, 7.0 half-lives of the tracer (3600 s), by the clock alone. "
+        "Check both times, or give injection_time and acquisition_time in the manifest, with dates",
     )
     assert found.notes == ("Bq/mL to SUVbw by 0.0256 per Bq/mL, 7.0 h after the injection",)
     assert read_header(tmp_path, pet={"injection_time": "09:00"}).doubts == ()
@@ -122,3 +122,19 @@ def test_beds_on_both_sides_of_midnight_under_one_date(tmp_path):
         volume = load_volume(folder)
         np.testing.assert_allclose(volume.array[::-1, ::-1], stored * 70e3 / 350e6 * 2 ** (elapsed / 3600), rtol=1e-5)
         assert volume.meta["notes"][0].startswith("slices from both sides of midnight have one date")
+
+
+def test_a_half_life_in_minutes_is_refused_where_no_name_says_so():
+    with pytest.raises(UnitsError, match=r"more than 6 half-lives \(of 109\.77 s\) before it\. Correct the times or"):
+        suv_factor(header(tracer={"RadionuclideHalfLife": 109.77}))
+
+
+@pytest.mark.parametrize("change", [{"PatientWeight": 77}, {"Units": "GML"}])
+def test_slices_that_say_different_things_are_a_doubt(tmp_path, change):
+    def edit(dataset, n):
+        for name, value in change.items() if n > 2 else ():
+            setattr(dataset, name, value)
+
+    write_series(tmp_path, np.abs(voxels()), edit=edit, **pet_tags())
+    [doubt] = read_header(tmp_path).doubts
+    assert "of its slices differ by up to" in doubt and ("10%" in doubt) == ("PatientWeight" in change)

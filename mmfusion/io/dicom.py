@@ -206,7 +206,14 @@ def _suv_factors(
     # decay correction refers to the start of the series, so to its first slice, whichever frame is used
     how["first_acquisition"] = earliest_acquisition((piece.header for piece in slices), notes)
     suv_factor(frames[0][0].header, notes=notes, doubts=doubts, **how)
-    return [[suv_factor(piece.header, **how) for piece in pieces] for pieces in frames]
+    factors = [[suv_factor(piece.header, **how) for piece in pieces] for pieces in frames]
+    low, high = min(map(min, factors)), max(map(max, factors))
+    if frames[0][0].header.get("DecayCorrection") != "NONE" and high > 1.001 * low:  # else each has its own time
+        doubts.append(
+            f"the factors from stored values to SUV of its slices differ by up to {high / low - 1:.0%}: Units, weight, "
+            "dose or times are not the same in all headers. Correct them, or give them in the manifest"
+        )
+    return factors
 
 
 def _stacked(frames: Frames, choice: FrameChoice, path: Path) -> tuple[Lattice, list[list[Slice]]]:

@@ -137,8 +137,12 @@ def consistent_half_life(nuclide: str, written_s: float | None, name: str) -> fl
 
 
 def is_usual_uptake(elapsed_s: float, half_life_s: float) -> bool:
-    """Whether a scan may begin so long after the injection (:data:`BEFORE_INJECTION_S` before it, if it is dynamic)."""
-    return -BEFORE_INJECTION_S <= elapsed_s <= max(USUAL_HALF_LIVES * half_life_s, _USUAL_S)
+    """Whether a scan may begin so long after the injection (:data:`BEFORE_INJECTION_S` before it, if it is dynamic).
+
+    Above :data:`MAX_HALF_LIVES` it may not, however short that is: the half-life may be in minutes.
+    """
+    latest_s = max(USUAL_HALF_LIVES * half_life_s, min(_USUAL_S, MAX_HALF_LIVES * half_life_s))
+    return -BEFORE_INJECTION_S <= elapsed_s <= latest_s
 
 
 def describe_uptake(elapsed_s: float, half_life_s: float) -> str:
@@ -146,6 +150,6 @@ def describe_uptake(elapsed_s: float, half_life_s: float) -> str:
     if elapsed_s < 0:
         return f"the injection lies {-elapsed_s / 3600:.1f} h after the scan"
     return (
-        f"the injection lies {elapsed_s / 3600:.1f} h before the scan, {elapsed_s / half_life_s:.1f} half-lives of the "
-        "tracer"
+        f"the injection lies {elapsed_s / 3600:.1f} h before the scan, {elapsed_s / half_life_s:.1f} half-lives of "
+        f"the tracer ({half_life_s:.5g} s)"
     )

@@ -149,8 +149,8 @@ def elapsed_s(
             "manifest, both with it or both without"
         )
     raise ValueError(
-        f"the injection lies after the scan or more than {USUAL_HALF_LIVES:g} half-lives before it. Give "
-        "injection_time and acquisition_time in the manifest"
+        f"the injection lies after the scan or more than {USUAL_HALF_LIVES:g} half-lives (of {half_life_s:g} s) before "
+        "it. Correct the times or the half-life, or give injection_time and acquisition_time in the manifest"
     )
 
 
