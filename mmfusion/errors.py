@@ -23,7 +23,13 @@ What is printed goes through :func:`printable`: names, labels and headers come f
 what it is sent.
 """
 
+from __future__ import annotations
+
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "MmfusionError",
@@ -105,6 +111,11 @@ class EvaluationError(MmfusionError):
 def first_line(error: BaseException) -> str:
     """What an error of another library says first; its kind, if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def few(names: Sequence[str], most: int = 10) -> str:
+    """The first ``most`` of the names, and how many more there are: ``a, b and 3 more``."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def printable(text: object) -> str:

@@ -337,7 +337,7 @@ def test_one_patient_id_for_all_is_pointed_out(tmp_path: Path) -> None:
     for n in range(7):
         series(tmp_path / f"p{n}", "CT", "S1", study=f"1.{n}")
     (note,) = build_index(tmp_path).notes
-    assert note.startswith("PatientID S1 is in 7 folders (p0, p1, p2, p3, p4, ...) and counts as one subject")
+    assert note.startswith("PatientID S1 is in 7 folders (p0, p1, p2, p3, p4 and 2 more) and counts as one subject")
 
 
 def test_nifti_beside_dicom_joins_its_subject(tmp_path: Path) -> None:

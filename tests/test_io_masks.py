@@ -302,7 +302,7 @@ def test_folders_without_exactly_one_mask_are_named(tmp_path):
     with pytest.raises(ReadError, match=r"mask .*nope does not exist"):
         load_mask(tmp_path / "nope", GRID)
     write_series(tmp_path / "ct", np.zeros((3, 4, 2), np.int16))
-    with pytest.raises(ReadError, match="a mask is NIfTI, MHA, NRRD, DICOM SEG or RTSTRUCT; found DICOM CT"):
+    with pytest.raises(ReadError, match="a mask is NIfTI, MGH, MHA, MHD, NRRD, DICOM SEG or RTSTRUCT; found DICOM CT"):
         load_mask(next((tmp_path / "ct").iterdir()), GRID)
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(ReadError, match="found something else"):

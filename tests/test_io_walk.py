@@ -37,7 +37,7 @@ def test_links_are_followed_once_and_never_back(tmp_path):
     unread = Unread()
     assert found(root, unread) == ["c", "P1/a", "P2/b"]
     assert [path.relative_to(root).as_posix() for path in unread.repeated] == ["A", "Q", "P2/loop", "P2/up"]
-    assert unread.lost_links == [root / "self"]
+    assert unread.broken_links == [root / "self"]
 
 
 def test_folders_of_the_system_and_our_own_are_not_entered(tmp_path):
@@ -63,4 +63,4 @@ def test_closed_folders_and_special_files_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refusing)
     unread = Unread()
     assert found(tmp_path, unread) == ["b/x"]
-    assert unread.closed == [tmp_path / "a"] and unread.special == [tmp_path / "pipe", tmp_path / "zero"]
+    assert unread.unreadable == [tmp_path / "a"] and unread.special == [tmp_path / "pipe", tmp_path / "zero"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.bids_tables import session_facts
-from mmfusion.cohort.found import Index, Unused, told_instead, why_first
+from mmfusion.cohort.found import Index, Unused, describe_unused, why_first
 from mmfusion.cohort.manifest import Case
 from mmfusion.cohort.unread import unread_notes
 from mmfusion.errors import ReadError
@@ -100,7 +100,7 @@ def is_bids(root: Path) -> bool:
 
 
 def _lacking(root: Path) -> str:
-    """What of its description a BIDS tree lacks; empty if nothing."""
+    """What a BIDS tree lacks of its description; empty if nothing."""
     path = root / "dataset_description.json"
     if not path.is_file():
         return "there is no dataset_description.json"
@@ -151,7 +151,7 @@ def index_bids(root: Path, *, label: str | None = None, named: Callable[[str], s
     if not rows:
         raise ReadError(
             f"{root} is a BIDS tree without a usable scan: no volume in sub-*/[ses-*/] anat, pet or ct"
-            + told_instead(index)
+            + describe_unused(index)
         )
     images = _columns(rows, index.others)
     masks = _masks(root, list(rows), index.others)
@@ -185,7 +185,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _rest(root: Path, *, plain: bool) -> list[str]:
-    """Notes of what lies in the tree and no rule of BIDS looks at; ``plain``: without names that are not BIDS' own."""
+    """Notes on files that no rule of BIDS looks at, by their places; ``plain`` hides names that are not of BIDS."""
     unread, beside = Unread(), Counter[str]()
     for path in walk(root, unread):
         top, *below = path.relative_to(root).parts

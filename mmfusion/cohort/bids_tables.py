@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mmfusion.cohort.labels import few
 from mmfusion.cohort.manifest import RESERVED, is_modality_key
 from mmfusion.cohort.table import MISSING, Problem, as_rows, listed, no_column, read_table
-from mmfusion.errors import ManifestError
+from mmfusion.errors import ManifestError, few
 from mmfusion.files import read_fields
 
 if TYPE_CHECKING:

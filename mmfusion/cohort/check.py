@@ -13,7 +13,7 @@ from mmfusion.cohort.scans import header_problems, voxel_problems
 from mmfusion.cohort.splits import LEAK_REMEDY, leakage
 from mmfusion.cohort.table import Problem
 from mmfusion.errors import printable
-from mmfusion.io import ALIKE, folded
+from mmfusion.io import SPELLING_DIFFERENCES, folded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -142,12 +142,13 @@ def _subjects(cases: Sequence[Case]) -> list[Problem]:
     spelled: dict[str, dict[str, int]] = defaultdict(dict)
     for case in cases:
         spelled[folded(case.subject)].setdefault(case.subject, case.line)
-    return [
-        Problem("warning", line, subject, "", f"may be {first} (line {at}): the names differ {ALIKE}", remedy)
-        for (first, at), *others in (list(names.items()) for names in spelled.values())
-        for subject, line in others
-        for remedy in ["If it is one person, spell it one way. A split that is drawn keeps both on one side."]
-    ]
+    remedy = "If it is one person, spell it one way. A split that is drawn keeps both on one side."
+    out = []
+    for names in spelled.values():
+        (first, at), *others = names.items()
+        problem = f"may be {first} (line {at}): the names differ {SPELLING_DIFFERENCES}"
+        out += [Problem("warning", line, subject, "", problem, remedy) for subject, line in others]
+    return out
 
 
 def _modalities(cases: Sequence[Case]) -> list[Problem]:

@@ -78,7 +78,7 @@ def candidates(members: Iterable[Series], *, several: bool) -> Iterator[tuple[st
 
 
 def sequences_of(members: Iterable[Series]) -> set[str]:
-    """The MR sequences of a session, of kinds of image that are no parts of one (water, phase)."""
+    """The MR sequences of a session; parts of an image (water, phase) do not count."""
     return {
         _sequence(one, kind) or _slug(one.description)
         for one in members
@@ -88,7 +88,7 @@ def sequences_of(members: Iterable[Series]) -> set[str]:
 
 
 def rank(candidate: Candidate) -> tuple[bool, bool, int, int, str]:
-    """What is better comes first."""
+    """The sort key of a candidate: the best comes first."""
     one = candidate.series
     derived = tuple(part.upper() for part in one.image_type[:2]) != ("ORIGINAL", "PRIMARY")
     return one.frames > 1, derived, -one.count, one.series_number or 0, one.series_uid
@@ -112,7 +112,7 @@ def why_unfit(series: Series) -> str:
 
 
 def is_uncorrected(series: Series) -> bool:
-    """PET without attenuation correction: by CorrectedImage, and by words only where the header does not have it."""
+    """Whether PET is not corrected for attenuation: by CorrectedImage, and by words only if the header lacks it."""
     if series.modality != "PT":
         return False
     if series.corrected is not None:
@@ -121,9 +121,9 @@ def is_uncorrected(series: Series) -> bool:
 
 
 def with_plausible_agents(series: Sequence[Series]) -> list[Series]:
-    """The series, without the contrast agent of studies whose every MR header has it, where words tell them apart.
+    """The series; in studies whose every MR header names a contrast agent, only words count, if they name it at all.
 
-    Such a scanner was told of the agent before the first series, or an export spread it.
+    There the agent was entered at the scanner before the first series, or an export copied it into all.
     """
     studies: dict[str, list[Series]] = defaultdict(list)
     for one in series:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from mmfusion.cohort.table import Problem
 from mmfusion.errors import ReadError
 from mmfusion.files import is_there
-from mmfusion.io import split_series
+from mmfusion.io import names_uid, split_series
 from mmfusion.io.tags import lenient_dicom, read_tags
 
 if TYPE_CHECKING:
@@ -64,13 +63,13 @@ def _size(path: Path) -> Any:
     location, name = split_series(path)
     if is_there(location, Path.is_file):
         return location.stat().st_size
-    return name if _has_uid(name) else (len(_files(location)) or None)
+    return name if names_uid(name) else (len(_files(location)) or None)
 
 
 def _content(path: Path) -> str:
     """A digest of a file, or of the voxels of the middle image of a DICOM folder (identifiers may differ)."""
     location, name = split_series(path)
-    if _has_uid(name):
+    if names_uid(name):
         return str(name)
     if location.is_dir():
         files = _files(location)
@@ -80,11 +79,6 @@ def _content(path: Path) -> str:
         return hashlib.sha256(data).hexdigest() + (name or "")  # water and fat of one folder are two scans
     with location.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _has_uid(name: str | None) -> bool:
-    """Whether what is named in a folder begins with a UID, which no two series share; a description is none."""
-    return bool(re.match(r"\d+(\.\d+)+(:|$)", name or ""))
 
 
 @lenient_dicom()

@@ -9,15 +9,14 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.io import sidecar_of, split_series, voxels_file_of, walk
+from mmfusion.io import PET_DETAILS, VOLUMES, sidecar_of, split_series, voxels_file_of, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mmfusion.cohort.manifest import Case
 
-_WHOLE = (".nii", ".nii.gz", ".mgh", ".mgz", ".mha", ".nrrd", ".zip")  # one file holds the whole scan
-_HEADERS = (".mhd", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz")  # two files of one stem do
+_PAIRS = (".mhd", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz")  # two files of one stem hold a scan
 
 
 def scans_of(case: Case) -> dict[str, Path]:
@@ -46,6 +45,11 @@ def region_of(case: Case, suvr: str | None) -> str | None:
     return str(case.reference_region) if suvr and case.reference_region else suvr
 
 
+def pet_details(case: Case) -> dict[str, str]:
+    """What the row says of the PET scan, by the names of :data:`mmfusion.io.PET_DETAILS`."""
+    return {name: case.covariates[name] for name in PET_DETAILS if case.covariates.get(name)}
+
+
 def inputs_of(cases: Iterable[Case]) -> tuple[list[Path], list[Path]]:
     """What the scans of cases are read from; and of these the folders whose every file may belong to a scan, as those
     of DICOM series."""
@@ -63,10 +67,10 @@ def files_of(path: Path) -> list[Path]:
     found: Iterable[Path] = [path, sidecar_of(path)]
     if path.is_dir():
         found = walk(path)
-    elif path.name.lower().endswith(_HEADERS):
+    elif path.name.lower().endswith(_PAIRS):
         named = {voxels_file_of(path)} if path.suffix.lower() in (".mhd", ".nhdr") else set()
         found = {*path.parent.glob(f"{escape(_stem(path))}.*"), *named}
-    elif not path.name.lower().endswith(_WHOLE):
+    elif not path.name.lower().endswith(VOLUMES):
         found = path.parent.iterdir()
     with suppress(OSError):  # a folder that is gone
         return sorted(file for file in found if file.is_file() or file == path)
@@ -80,7 +84,7 @@ def _stem(path: Path) -> str:
 
 def is_scan_file(path: Path) -> bool:
     """Whether a file is a volume by its name, or DICOM (a DICOMDIR, too) by its content."""
-    if path.name.lower().endswith((*_WHOLE, *_HEADERS)):
+    if path.name.lower().endswith(VOLUMES):
         return True
     with suppress(OSError):
         if path.is_file():  # a pipe would be waited for

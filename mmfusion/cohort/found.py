@@ -11,7 +11,7 @@ from mmfusion.cohort.manifest import Case, order_modalities, write_manifest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MOST_TOLD = 5
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Index:
         write_manifest(self.cases, path, self.modalities)
 
 
-def told_instead(index: Index) -> str:
+def describe_unused(index: Index) -> str:
     """The end of the sentence that there is no case: what was found instead, and why it is not used."""
     kinds = dict.fromkeys(str(one) for one in index.others)
-    left_out = f"{len(index.others)} left out ({'; '.join(list(kinds)[:_MOST_TOLD])}" if index.others else ""
-    left_out += ("; ...)" if len(kinds) > _MOST_TOLD else ")") if left_out else ""
+    left_out = f"{len(index.others)} left out ({'; '.join(list(kinds)[:_MOST_SHOWN])}" if index.others else ""
+    left_out += ("; ...)" if len(kinds) > _MOST_SHOWN else ")") if left_out else ""
     found = [*filter(None, [left_out]), *index.notes]
     return f". Found: {'. '.join(found)}." if found else "."
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.table import MISSING, Problem, as_rows, listed, no_column, read_table
-from mmfusion.errors import ManifestError
-from mmfusion.io import folded, normal
+from mmfusion.errors import ManifestError, few
+from mmfusion.io import clean_name, folded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from mmfusion.cohort.manifest import Case
 
+_MOST_SHOWN = 10  # names in a message
 _LIKE_NONE = ("na", "n/a", "nan", "none", "null", "nil", "<na>", "nat", ".", "-", "--", "?")
 """What programs and people write for an unknown value, in small letters; so are errors of Excel (``#N/A``)."""
 
@@ -61,7 +62,7 @@ def join_labels(
     labels: dict[tuple[str, ...], tuple[str, int]] = {}
     problems = []
     for line, row in as_rows(header, rows, path.name):
-        subject = named(normal(row[subject_column]))
+        subject = named(clean_name(row[subject_column]))
         key = (subject, row.get("session", "")) if by_session else (subject,)
         value = row.get(column, "")
         first, at = labels.setdefault(key, (value, line))
@@ -70,7 +71,7 @@ def join_labels(
             problems.append(Problem("error", line, " ".join(key).strip(), "", problem, "Keep one row a subject."))
     joined, unlabeled, used = [], [], set()
     for case in cases:
-        subject = normal(case.subject)
+        subject = clean_name(case.subject)
         key = (subject, case.session) if by_session else (subject,)
         value = labels.get(key, ("", 0))[0]
         used.add(key)
@@ -86,18 +87,18 @@ def join_labels(
     if cases and not used & labels.keys():
         raise ManifestError(
             f"no subject of the study is in column {subject_column} of {path.name}: the study has "
-            f"{few(unlabeled, spare)}; the table has {few(spare)}"
+            f"{_with_nearest(unlabeled, spare)}; the table has {few(spare)}"
         )
     notes = [f"{path.name}: {one.problem}" for one in left_out]
     if unlabeled:
-        notes.append(f"{path.name} has no {column} for {len(unlabeled)}: {few(unlabeled, spare)}")
+        notes.append(f"{path.name} has no {column} for {len(unlabeled)}: {_with_nearest(unlabeled, spare)}")
     if spare:
-        notes.append(f"{len(spare)} of {path.name} are not in the study: {few(spare, unlabeled)}")
+        notes.append(f"{len(spare)} of {path.name} are not in the study: {_with_nearest(spare, unlabeled)}")
     return joined, notes
 
 
 def doubtful_labels(labels: Iterable[str | None], classes: Sequence[str] | None = None) -> list[Problem]:
-    """Warnings of labels that are hardly meant as classes of their own: words for "unknown", and spellings of one.
+    """Warnings about labels that are probably no classes of their own: words for "unknown", and spellings of one.
 
     Args:
         labels: that of each row, None if it has none.
@@ -127,11 +128,12 @@ def _spelling(label: str) -> str:
     return repr(float(text.replace(",", "."))) if re.fullmatch(r"[+-]?\d+([.,]\d*)?", text) else text
 
 
-def few(names: Sequence[str], candidates: Sequence[str] = (), most: int = 10) -> str:
-    """Names, each with the nearest candidate in brackets, at most ``most`` of them."""
-    words = []
-    for name in names[:most]:
+def _with_nearest(names: Sequence[str], candidates: Sequence[str]) -> str:
+    """A few names, each with the nearest candidate in brackets."""
+
+    def described(name: str) -> str:
         near = [other for other in candidates if folded(other) == folded(name)]
         near = near or difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
-        words.append(f"{name} (near: {near[0]})" if near else name)
-    return ", ".join(words) + (f" and {len(names) - most} more" if len(names) > most else "")
+        return f"{name} (near: {near[0]})" if near else name
+
+    return few([*map(described, names[:_MOST_SHOWN]), *names[_MOST_SHOWN:]], _MOST_SHOWN)

@@ -242,7 +242,7 @@ def _looks_like_path(cell: str, folder: Path) -> bool:
 
 
 def _path(cell: str, folder: Path) -> Path:
-    """The path in a cell of a manifest in ``folder``; one of Windows, that is not there, with ``/`` if that is."""
+    """The path in a cell, relative to ``folder``; with ``/`` in place of backslashes if only that exists."""
 
     def located(text: str) -> Path:
         path = Path(text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.cohort.copies import voxel_digest
-from mmfusion.cohort.files import region_of, with_region, without_paths
+from mmfusion.cohort.files import pet_details, region_of, with_region, without_paths
 from mmfusion.cohort.table import Problem
 from mmfusion.cohort.visits import SESSION_DAYS
 from mmfusion.errors import MmfusionError, VoxelError
@@ -66,7 +66,7 @@ def header_problems(
         if not _is_there(path):
             continue  # parse_manifest has said so
         try:
-            header = read_header(path, modality=name, pet=_pet(case), **reading)
+            header = read_header(path, modality=name, pet=pet_details(case), **reading)
             grid = header.grid
         except Exception as error:  # one bad file must never stop the check of the others
             say("error", name, *_failure(error, case))
@@ -75,7 +75,7 @@ def header_problems(
         for note in header.notes:
             say("note", name, note.removesuffix("."))
         for doubt in header.doubts:
-            say("warning", name, *_halves(doubt))
+            say("warning", name, *_split_remedy(doubt))
         low, high = min(grid.spacing), max(grid.spacing)
         if low < _NARROW or high > _WIDE:
             sizes = " x ".join(f"{size:.3g}" for size in grid.spacing)
@@ -89,7 +89,7 @@ def header_problems(
             for note in mask.notes:
                 say("note", "mask", note)
             for doubt in mask.doubts:
-                say("warning", "mask", *_halves(doubt))
+                say("warning", "mask", *_split_remedy(doubt))
     persons = {header.person: name for name, header in headers.items() if header.person}
     if len(persons) > 1:
         problem = f"{' and '.join(sorted(persons.values()))} have different PatientIDs"
@@ -127,14 +127,14 @@ def voxel_problems(
     out = []
     case, reading = _with_region(case, reading)
     unreadable = {one.modality for one in found if one.level == "error"}
-    told = {(one.modality, one.problem) for one in found}
+    reported = {(one.modality, one.problem) for one in found}
     for name, path in case.images.items():
         if name in unreadable or not _is_there(path):
             continue
         try:
-            volume = load_volume(path, modality=name, pet=_pet(case), **reading)
+            volume = load_volume(path, modality=name, pet=pet_details(case), **reading)
             problems = [("note", note.removesuffix("."), "") for note in volume.meta["notes"]]
-            problems += [("warning", *_halves(doubt)) for doubt in volume.meta["doubts"]]
+            problems += [("warning", *_split_remedy(doubt)) for doubt in volume.meta["doubts"]]
             problems += _values(volume)
             digests.append((case, name, voxel_digest(volume)))
         except Exception as error:  # nor a file that only its voxels show to be bad
@@ -142,7 +142,7 @@ def voxel_problems(
         out += [
             Problem(level, case.line, case.subject, name, problem, remedy)
             for level, problem, remedy in problems
-            if (name, problem) not in told
+            if (name, problem) not in reported
         ]
     return out
 
@@ -170,18 +170,13 @@ def _with_region(case: Case, reading: Mapping[str, Any]) -> tuple[Case, dict[str
     return case, {**reading, "suvr": region_of(case, suvr)}
 
 
-def _pet(case: Case) -> dict[str, str]:
-    """What the row says of the PET scan, among other things: weight_kg, dose_mbq, ..."""
-    return {name: value for name, value in case.covariates.items() if value}
-
-
 def _failure(error: Exception, case: Case) -> tuple[str, str]:
     """Problem and remedy of a scan that cannot be read; line and modality say which one it is."""
     text = str(error) if isinstance(error, MmfusionError) else f"unexpected {type(error).__name__}: {error}"
-    return _halves(without_paths(text, case))
+    return _split_remedy(without_paths(text, case))
 
 
-def _halves(text: str) -> tuple[str, str]:
+def _split_remedy(text: str) -> tuple[str, str]:
     """Problem and remedy of a message: its first sentence, and what follows."""
     problem, _, remedy = text.removesuffix(".").partition(". ")
     return problem, f"{remedy}." if remedy else ""

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from mmfusion.cohort.manifest import PARTS, Case
-from mmfusion.errors import LeakageError, ManifestError, OptionError, printable
+from mmfusion.errors import LeakageError, ManifestError, OptionError, few, printable
 from mmfusion.io import persons
 
 if TYPE_CHECKING:
@@ -226,9 +226,8 @@ def _subject_labels(cases: Sequence[Case], person: Mapping[str, str]) -> dict[st
             labeled.append((case.session, case.label))
     bare = sorted(subject for subject, found in sessions.items() if not found)
     if bare:
-        more = f" and {len(bare) - 10} more" if len(bare) > 10 else ""
         raise ManifestError(
-            f"{len(bare)} subjects have no label: {', '.join(bare[:10])}{more}. "
+            f"{len(bare)} subjects have no label: {few(bare)}. "
             "Splits are stratified by label: give it, or leave these cases out."
         )
     labels = {}
@@ -263,10 +262,9 @@ def _column(cases: Sequence[Case], name: str) -> dict[str, str]:
     _refuse_column(cases, {id: int(v) for id, v in values.items() if v} if name == "fold" else values, name)
     empty = [case for case in cases if not values[case.id]]
     if empty:
-        who = ", ".join(case.subject + (f" (line {case.line})" if case.line else "") for case in empty[:10])
-        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+        who = few([case.subject + (f" (line {case.line})" if case.line else "") for case in empty])
         raise ManifestError(
-            f"column {name} is empty for {len(empty)} of {len(cases)} rows: {who}{more}. Fill it or leave it out."
+            f"column {name} is empty for {len(empty)} of {len(cases)} rows: {who}. Fill it or leave it out."
         )
     return values
 

@@ -1,4 +1,4 @@
-"""Whose series is whose: by PatientID, by study, by folders."""
+"""The subject of each DICOM series: by PatientID, by study, by folders."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections import Counter, defaultdict
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
-from mmfusion.cohort.labels import few
 from mmfusion.cohort.manifest import MODALITIES
-from mmfusion.errors import OptionError
-from mmfusion.io import ALIKE, folded, names_nobody, normal
+from mmfusion.errors import OptionError, few
+from mmfusion.io import SPELLING_DIFFERENCES, clean_name, folded, names_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -54,7 +53,7 @@ def by_subject(
     """
     show = named is str
     if subject_from is None or subject_from.lower() == "patientid":
-        owners = _by_patient(series, root, named, show, notes, believe=subject_from is not None)
+        owners = _by_patient(series, root, named, show, notes, any_identifier=subject_from is not None)
     else:
         owners = _by_folder(series, root, subject_from, notes)
     out: dict[str, list[Series]] = defaultdict(list)
@@ -69,7 +68,7 @@ def top_folder(folder: Path, root: Path) -> str:
     return next(iter(_parts(folder, root)), "")
 
 
-def mixed(series: Sequence[Series]) -> set[Series]:
+def sharing_uid(series: Sequence[Series]) -> set[Series]:
     """The series that are read together with files of another person or study under the same SeriesInstanceUID.
 
     They lie in one folder, or below the folder that holds a series of several folders.
@@ -89,7 +88,7 @@ def mixed(series: Sequence[Series]) -> set[Series]:
 
 
 def _parts(folder: Path, root: Path) -> _Parts:
-    return tuple(map(normal, folder.absolute().relative_to(root).parts))
+    return tuple(map(clean_name, folder.absolute().relative_to(root).parts))
 
 
 def _by_folder(series: Sequence[Series], root: Path, how: str, notes: list[str]) -> list[str]:
@@ -128,28 +127,34 @@ def _pattern(text: str) -> re.Pattern[str]:
             f"'{text}'"
         )
     words = {r"\*": "[^/]*", r"\{subject\}": "(?P<subject>[^/]+)"}
-    escaped = re.escape(normal(text).strip("/"))
+    escaped = re.escape(clean_name(text).strip("/"))
     return re.compile(re.sub("|".join(map(re.escape, words)), lambda found: words[found[0]], escaped) + "/")
 
 
 def _by_patient(
-    series: Sequence[Series], root: Path, named: Callable[[str], str], show: bool, notes: list[str], *, believe: bool
+    series: Sequence[Series],
+    root: Path,
+    named: Callable[[str], str],
+    show: bool,
+    notes: list[str],
+    *,
+    any_identifier: bool,
 ) -> list[str]:
     """The subject of each series by PatientID, and by study and folder where there is none.
 
-    ``believe``: an identifier such as ANONYMOUS is one, whatever it stands for.
+    ``any_identifier``: an identifier such as ANONYMOUS is one, whatever it stands for.
     """
     spelled = _spellings(series, named, show, notes)
     owners = [spelled.get(one.patient_id, "") for one in series]
     studies: dict[str, set[str]] = defaultdict(set)
     for one, owner in zip(series, owners, strict=True):
         studies[owner].add(one.study_uid)
-    constant = _constant(series)
-    nobody = {one for one, found in studies.items() if names_nobody(one) and (len(found) > 1 or found & constant)}
-    owners = ["" if owner in nobody and not believe else owner for owner in owners]
+    repeated = _repeated_studies(series)
+    nobody = {one for one, found in studies.items() if names_nobody(one) and (len(found) > 1 or found & repeated)}
+    owners = ["" if owner in nobody and not any_identifier else owner for owner in owners]
     _join_by_study(series, owners, named, notes)
     _name_by_folder(series, owners, root, named, show, notes)
-    _tell_of_folders(series, owners, root, named, show, notes)
+    _note_several_folders(series, owners, root, named, show, notes)
     return owners
 
 
@@ -158,15 +163,15 @@ def _spellings(series: Sequence[Series], named: Callable[[str], str], show: bool
     count: Counter[str] = Counter()
     keys: dict[str, set[Hashable]] = defaultdict(set)
     people: dict[str, set[str]] = defaultdict(set)
-    nobodys = _constant(series) | {""}
+    shared_studies = _repeated_studies(series) | {""}
     for one in series:
         count[one.patient_id] += 1
         people[one.series_uid] |= {folded(one.patient_id)} - {""}
         for spelling in one.spellings:
-            place = one.folder if one.study_uid in nobodys else one.study_uid
+            place = one.folder if one.study_uid in shared_studies else one.study_uid
             keys[spelling] |= {(place, folded(spelling))}
     spelled: dict[str, str] = {}
-    for members in _united(keys):
+    for members in _grouped_by_key(keys):
         best = min(members, key=lambda one: (-count[one], one))
         spelled |= dict.fromkeys(members, best)
         if len(members) > 1:
@@ -181,8 +186,8 @@ def _spellings(series: Sequence[Series], named: Callable[[str], str], show: bool
     for names in alike.values():
         if len(names) > 1:
             notes.append(
-                f"subjects {' and '.join(names)} may be one person: their PatientIDs differ {ALIKE}; if so, give them "
-                "one subject in the manifest"
+                f"subjects {' and '.join(names)} may be one person: their PatientIDs differ {SPELLING_DIFFERENCES}; if "
+                "so, give them one subject in the manifest"
             )
     if shared := sum(len(found) > 1 for found in people.values()):
         notes.append(f"{shared} SeriesInstanceUIDs are of several PatientIDs each; the PatientID is the subject")
@@ -192,9 +197,9 @@ def _spellings(series: Sequence[Series], named: Callable[[str], str], show: bool
 def _join_by_study(series: Sequence[Series], owners: list[str], named: Callable[[str], str], notes: list[str]) -> None:
     """Give series without an owner to the one of their study, if it has one."""
     known: dict[str, set[str]] = defaultdict(set)
-    nobodys = _constant(series) | {""}
+    shared_studies = _repeated_studies(series) | {""}
     for one, owner in zip(series, owners, strict=True):
-        if owner and one.study_uid not in nobodys:
+        if owner and one.study_uid not in shared_studies:
             known[one.study_uid].add(owner)
     joined: Counter[str] = Counter()
     for n, one in enumerate(series):
@@ -215,13 +220,13 @@ def _name_by_folder(
     if not bare:
         return
     frames = _personal_frames([series[n] for n in bare])
-    constant = _constant([series[n] for n in bare]) | {""}
+    repeated = _repeated_studies([series[n] for n in bare]) | {""}
     keys: dict[int, set[Hashable]] = {}
     for n in bare:
         one = series[n]
-        keys[n] = {("folder", one.folder) if one.study_uid in constant else ("study", one.study_uid)}
-        keys[n] |= set() if one.study_uid in constant else {("frame", one.frame_of_reference)} & frames
-    groups = _united(keys)
+        keys[n] = {("folder", one.folder) if one.study_uid in repeated else ("study", one.study_uid)}
+        keys[n] |= set() if one.study_uid in repeated else {("frame", one.frame_of_reference)} & frames
+    groups = _grouped_by_key(keys)
     names = _folder_names([[_parts(series[n].folder, root) for n in group] for group in groups], root.name)
     scattered = set()
     for group, name in zip(groups, names, strict=True):
@@ -245,7 +250,7 @@ def _name_by_folder(
 
 
 def _scattered(series: Sequence[Series], root: Path) -> bool:
-    """True if folders that part a study hold the same modality."""
+    """Whether several of the folders that divide a study hold the same modality."""
     paths = [(_parts(one.folder, root), one.modality) for one in series if one.is_image]
     levels = (
         d for d in range(max((len(path) for path, _ in paths), default=0)) if len({p[: d + 1] for p, _ in paths}) > 1
@@ -254,14 +259,14 @@ def _scattered(series: Sequence[Series], root: Path) -> bool:
     return max(Counter(kind for _, kind in branches).values(), default=0) > 1
 
 
-def _constant(series: Iterable[Series]) -> set[str]:
-    """The studies that have a SeriesInstanceUID twice, and so are no person's: all were given the same UIDs."""
+def _repeated_studies(series: Iterable[Series]) -> set[str]:
+    """The studies with a SeriesInstanceUID that occurs twice: several people were given the same UIDs."""
     times = Counter((one.study_uid, one.series_uid) for one in series)
     return {study for (study, _), count in times.items() if count > 1}
 
 
 def _personal_frames(series: Iterable[Series]) -> set[Hashable]:
-    """The frames of reference that tie studies of different modalities: one in many studies is no person's own."""
+    """The frames of reference that join studies of one person: each modality is in one of the studies that share it."""
     kinds: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for one in series:
         if one.is_image and one.frame_of_reference:
@@ -296,7 +301,7 @@ def _folder_names(groups: Sequence[Sequence[_Parts]], root: str) -> list[str]:
     return [("_".join(names) if whole else names[-1]) if names else root for names in kept]
 
 
-def _tell_of_folders(
+def _note_several_folders(
     series: Sequence[Series],
     owners: Sequence[str],
     root: Path,
@@ -311,14 +316,14 @@ def _tell_of_folders(
             folders[owner][top_folder(one.folder, root)].add(one.study_uid)
     for owner, found in sorted(folders.items()):
         if len(found) > 1 and max(Counter(chain.from_iterable(found.values())).values()) == 1:
-            which = f" ({', '.join(sorted(found)[:5])}{', ...' if len(found) > 5 else ''})" if show else ""
+            which = f" ({few(sorted(found), most=5)})" if show else ""
             notes.append(
                 f"PatientID {named(owner)} is in {len(found)} folders{which} and counts as one subject; if these are "
                 "several people, give --subject-from folder"
             )
 
 
-def _united(keys: Mapping[_Item, Iterable[Hashable]]) -> list[list[_Item]]:
+def _grouped_by_key(keys: Mapping[_Item, Iterable[Hashable]]) -> list[list[_Item]]:
     """The items in groups: two that share a key are in one."""
     above: dict[Hashable, Hashable] = {}
 

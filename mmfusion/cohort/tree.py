@@ -20,14 +20,15 @@ from mmfusion.cohort.columns import (
     without_free_text,
 )
 from mmfusion.cohort.files import without_paths
-from mmfusion.cohort.found import Index, Unused, told_instead
+from mmfusion.cohort.found import Index, Unused, describe_unused
 from mmfusion.cohort.index_masks import join_masks
 from mmfusion.cohort.manifest import MODALITIES, Case, is_modality_key
-from mmfusion.cohort.subjects import by_subject, mixed, top_folder
+from mmfusion.cohort.subjects import by_subject, sharing_uid, top_folder
 from mmfusion.cohort.unread import unread_notes
 from mmfusion.cohort.visits import SESSION_DAYS, visits
 from mmfusion.errors import MmfusionError, ReadError, UnitsError
-from mmfusion.io import VOLUMES, Unread, find_series, normal, read_series_header
+from mmfusion.files import is_there
+from mmfusion.io import VOLUMES, Unread, clean_name, find_series, pair_of, read_series_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,8 +38,7 @@ if TYPE_CHECKING:
 
 _MASKS = ("RTSTRUCT", "SEG")
 _LEAST_IMAGES = 3
-_HEADERS, _VOXELS = (".hdr", ".hdr.gz"), (".img", ".img.gz")
-_BLENDED = (
+_SHARED_UID = (
     "its folder holds images of another PatientID or study under the same SeriesInstanceUID; put the files of each "
     "into a folder of their own"
 )
@@ -113,16 +113,16 @@ def index_tree(
         series = [without_free_text(one) for one in series]
     index = Index()
     subjects = by_subject(series, root, subject_from=subject_from, named=named, notes=index.notes)
-    blended = mixed(series)
+    shared = sharing_uid(series)
     rows: dict[str, list[_Row]] = {}
     for subject, members in subjects.items():
-        alone = [one for one in members if one not in blended]
-        index.others += [_unused(one, subject, _BLENDED) for one in members if one in blended]
-        usable = [one for one in alone if _usable(one, subject, index.others)]
+        alone = [one for one in members if one not in shared]
+        index.others += [_unused(one, subject, _SHARED_UID) for one in members if one in shared]
+        usable = [one for one in alone if _is_usable(one, subject, index.others)]
         if usable:
             rows[subject] = [_Row(subject, scans) for scans in visits(usable, subject, session_days, index.notes)]
     in_folder = Counter(folder for one in series if one.is_image for folder in _folders(one))
-    _fill(rows, in_folder, index.others, index.notes)
+    _fill_columns(rows, in_folder, index.others, index.notes)
     for subject, members in subjects.items():
         masks = [one for one in members if one.modality in _MASKS]
         join_masks(rows.get(subject, []), masks, subject, None if pseudonyms else root, index)
@@ -136,13 +136,13 @@ def index_tree(
     if not index.cases:
         raise ReadError(
             f"{root} holds no usable scan: no DICOM series of CT, PT or MR, and no <subject>/<modality>.nii.gz"
-            + told_instead(index)
+            + describe_unused(index)
         )
     return index
 
 
-def _usable(series: Series, subject: str, others: list[Unused]) -> bool:
-    """True for volumes; what is none is listed (masks come later)."""
+def _is_usable(series: Series, subject: str, others: list[Unused]) -> bool:
+    """Whether a series may become a column; if not, ``others`` takes it with the reason (masks are joined later)."""
     reason = ""
     if series.modality in _MASKS:
         return False
@@ -163,7 +163,9 @@ def _usable(series: Series, subject: str, others: list[Unused]) -> bool:
     return not reason
 
 
-def _fill(rows: dict[str, list[_Row]], in_folder: Counter[Path], others: list[Unused], notes: list[str]) -> None:
+def _fill_columns(
+    rows: dict[str, list[_Row]], in_folder: Counter[Path], others: list[Unused], notes: list[str]
+) -> None:
     """Give each session's series their columns: of several the best that can be read."""
     every = [row for sessions in rows.values() for row in sessions]
     several = any(len(sequences_of(row.series)) > 1 for row in every)
@@ -177,7 +179,7 @@ def _fill(rows: dict[str, list[_Row]], in_folder: Counter[Path], others: list[Un
             for one in sorted(competing, key=rank):
                 if best is None:
                     cell = _cell(one, in_folder)
-                    reason, frames = _asked(one, cell, column, row.subject)
+                    reason, frames = _try_candidate(one, cell, column, row.subject)
                     if not reason:
                         best = one
                         row.images[column] = cell
@@ -195,8 +197,8 @@ def _fill(rows: dict[str, list[_Row]], in_folder: Counter[Path], others: list[Un
             notes.append(f"{column} has several frames in {count} {rows_word}; check and prepare need --frame")
 
 
-def _asked(candidate: Candidate, cell: Path, column: str, subject: str) -> tuple[str, int]:
-    """Why a candidate cannot be read, or nothing, and its number of frames; evident stacks of slices are not read."""
+def _try_candidate(candidate: Candidate, cell: Path, column: str, subject: str) -> tuple[str, int]:
+    """Why a candidate cannot be read (empty if it can), and its number of frames; plain stacks are not opened."""
     if candidate.series.is_plain_stack and not candidate.image_kind:
         return "", 1
     try:
@@ -246,7 +248,7 @@ def _join_files(
     places, elsewhere = _volume_files(files, root)
     for place, found in sorted(places.items()):
         folder, name = place.relative_to(root).parts
-        folder = normal(folder)
+        folder = clean_name(folder)
         name = _without_ending(name) if place in found else name.lower()
         subject = named(folder)
         if subject not in subjects and len(within[folder]) == 1:
@@ -284,10 +286,10 @@ def _volume_files(files: Iterable[Path], root: Path) -> tuple[dict[Path, list[Pa
     that lie elsewhere. Of a pair the header counts."""
     places: dict[Path, list[Path]] = defaultdict(list)
     elsewhere = []
-    headers = {path.with_name(_without_ending(path.name)) for path in files if path.name.lower().endswith(_HEADERS)}
     for path in files:
         depth = len(path.relative_to(root).parts)
-        if path.name.lower().endswith(_VOXELS) and path.with_name(_without_ending(path.name)) in headers:
+        header = pair_of(path)[0]
+        if header != path and is_there(header):
             continue
         if depth in (2, 3):
             places[path if depth == 2 else path.parent].append(path)

@@ -27,8 +27,8 @@ def unread_notes(unread: Unread, root: Path, elsewhere: Sequence[Path], *, plain
     """
     kinds = [
         (unread.damaged, "DICOM files are damaged and left out", "; copy or export them again"),
-        (unread.closed, "files or folders cannot be read", "; check their permissions"),
-        (unread.lost_links, "links lead nowhere", "; put back what they stand for, or fetch it first (datalad get)"),
+        (unread.unreadable, "files or folders cannot be read", "; check their permissions"),
+        (unread.broken_links, "links lead nowhere", "; put back what they stand for, or fetch it first (datalad get)"),
         (unread.repeated, "links to folders lead to what is read already, or around the tree", ""),
         (unread.ours, "folders were written by mmfusion and are not looked into", ""),
         (elsewhere, "volume files lie neither at <subject>/<modality>.nii.gz nor alone in <subject>/<modality>/", ""),
@@ -43,18 +43,18 @@ def unread_notes(unread: Unread, root: Path, elsewhere: Sequence[Path], *, plain
     if unread.system:
         notes.append(f"folders of the system are not looked into: {_counts(unread.system)}")
     if unread.endings:
-        notes.append(f"not images: {_counts(_called(unread.endings, plain=plain))}")
+        notes.append(f"not images: {_counts(_shown_endings(unread.endings, plain=plain))}")
     return notes
 
 
-def _called(endings: Counter[str], *, plain: bool) -> Counter[str]:
+def _shown_endings(endings: Counter[str], *, plain: bool) -> Counter[str]:
     """The counts by ending, with those that are not common (or rare, if there are many) taken together."""
-    called: Counter[str] = Counter()
+    shown: Counter[str] = Counter()
     for ending, count in endings.most_common():
-        shown = not plain or is_common(ending) or ending == "._"
-        several = len(called) >= _MOST_ENDINGS
-        called[(ending if shown and not several else "others") if ending else "without ending"] += count
-    return called
+        may_show = not plain or is_common(ending) or ending == "._"
+        several = len(shown) >= _MOST_ENDINGS
+        shown[(ending if may_show and not several else "others") if ending else "without ending"] += count
+    return shown
 
 
 def _counts(counter: Counter[str]) -> str:

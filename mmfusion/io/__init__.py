@@ -5,12 +5,13 @@ from mmfusion.io.header import Header, kind_of
 from mmfusion.io.index import find_series
 from mmfusion.io.load import VOLUMES, load_volume, read_header, read_series_header
 from mmfusion.io.masks import load_mask, open_mask
-from mmfusion.io.nifti import check_volume_name, save_volume
-from mmfusion.io.series import split_series
+from mmfusion.io.nifti import pair_of
+from mmfusion.io.nifti_write import check_volume_name, save_volume
+from mmfusion.io.series import names_uid, split_series
 from mmfusion.io.series_facts import Series
 from mmfusion.io.sidecar import sidecar_of
 from mmfusion.io.sniff import ending_of, is_common
-from mmfusion.io.spelling import ALIKE, folded, names_nobody, normal, persons
+from mmfusion.io.spelling import SPELLING_DIFFERENCES, clean_name, folded, names_nobody, persons
 from mmfusion.io.suv import PET_DETAILS
 from mmfusion.io.suv_dicom import suv_factor
 from mmfusion.io.text_headers import voxels_file_of
@@ -26,10 +27,10 @@ __all__ = [
     "find_series",
     "Series",
     "ScanDate",
-    "ALIKE",
+    "SPELLING_DIFFERENCES",
     "folded",
     "names_nobody",
-    "normal",
+    "clean_name",
     "persons",
     "Unread",
     "walk",
@@ -37,6 +38,8 @@ __all__ = [
     "is_common",
     "ending_of",
     "split_series",
+    "names_uid",
+    "pair_of",
     "sidecar_of",
     "voxels_file_of",
     "load_mask",

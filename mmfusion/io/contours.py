@@ -156,7 +156,7 @@ def _slabs(planes: np.ndarray, lone_thickness: float) -> tuple[np.ndarray, np.nd
 
 
 def _other_spacing(gaps: np.ndarray, usual: float) -> np.ndarray:
-    """Which gaps ``[N]`` between planes are no usual ones, but of a spacing that at least three in a row have."""
+    """Which gaps ``[N]`` between planes belong to another spacing, which at least three in a row have; bool."""
     other = (gaps > _NEIGHBORS * usual) | (gaps < usual / _NEIGHBORS)
     run = np.cumsum(np.abs(np.diff(gaps, prepend=gaps[:1])) > 0.1 * gaps)  # the number of the run of each gap
     return other & (np.bincount(run)[run] >= _LEAST_GAPS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from mmfusion.io.metaimage import LPS_TO_RAS
 from mmfusion.io.people import person_digest
 from mmfusion.io.pictures import hounsfield, named, without_pictures
 from mmfusion.io.pixels import plain_plane
-from mmfusion.io.series import UID, one_series
+from mmfusion.io.series import names_uid, one_series
 from mmfusion.io.slices import Slice, normal_of, parallel, slices_of, unusual_cosines
 from mmfusion.io.suv_dicom import earliest_acquisition, own_units, suv_factor
 from mmfusion.io.tags import IDENTITY, lenient_dicom, names_damage, number, read_tags, series_name
@@ -56,7 +55,7 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
     """
     if path.suffix.lower() == ".zip" and path.is_file():
         return _open_zip(path, series=series, **reading)
-    folder, below = path, path.is_dir() and bool(re.fullmatch(UID, split_kind(series)[0] or ""))
+    folder, below = path, path.is_dir() and names_uid(series)
     if not path.is_dir():
         folder = path.parent
         header = read_tags(path, IDENTITY)
@@ -66,14 +65,14 @@ def open_dicom(path: Path, *, series: str | None = None, **reading: Any) -> Open
         named = named or series_name(header)
         series = f"{named}:{image_kind}" if image_kind else named
     unread = Unread()
-    inside = sorted((*walk(folder, unread, below=below), *unread.lost_links))
-    if folder in unread.closed:
+    inside = sorted((*walk(folder, unread, below=below), *unread.broken_links))
+    if folder in unread.unreadable:
         raise ReadError(f"folder {folder} cannot be read; check its permissions")
     opened = open_files(inside, path, f"folder {folder}", series=series, **reading)
-    if unread.closed:
+    if unread.unreadable:
         opened.doubts.append(
-            f"{len(unread.closed)} files or folders beside the slices may not be read, and may hold some. Check their "
-            "permissions."
+            f"{len(unread.unreadable)} files or folders beside the slices may not be read, and may hold some. Check "
+            "their permissions."
         )
     return opened
 
@@ -134,7 +133,7 @@ def _opened(
     files = without_pictures(files, inside, path, notes)
     slices = [piece for file, header in files for piece in slices_of(file, header)]
     slices, odd = parallel(of_one_kind(slices, image_kind, path, notes), path)
-    _name_odd(odd, slices[0], inside, notes, doubts)
+    _report_left_out(odd, slices[0], inside, notes, doubts)
     notes += unusual_cosines(slices)
     first = slices[0].header
     kind = settled_kind(modality, str(first.get("Modality", "")), path)
@@ -185,8 +184,10 @@ def _opened(
     )
 
 
-def _name_odd(odd: list[Slice], usual: Slice, inside: Sequence[DicomFile], notes: list[str], doubts: list[str]) -> None:
-    """Say which slices were left out: a picture across the others is none of them, one along them may be lost."""
+def _report_left_out(
+    odd: list[Slice], usual: Slice, inside: Sequence[DicomFile], notes: list[str], doubts: list[str]
+) -> None:
+    """A note for images across the slices; a doubt for slices along them, which may be the end of the stack."""
     across = [piece.path for piece in odd if abs(normal_of(piece.axes) @ normal_of(usual.axes)) < _PARALLEL]
     along = [piece.path for piece in odd if piece.path not in across]
     if across:

@@ -103,8 +103,8 @@ def choose_frames(
             "frame is first, last, mean, a number from 0, numbers as 20-24, or a window as 40min-60min, found "
             f"'{frame}'"
         )
-    told = f" ({values[index]})" if values else ""
-    return FrameChoice((index,), (1.0,), f"{frames} frames: frame {index}{told} is used")
+    value = f" ({values[index]})" if values else ""
+    return FrameChoice((index,), (1.0,), f"{frames} frames: frame {index}{value} is used")
 
 
 def _known(times: Callable[[], FrameTimes], frames: int) -> FrameTimes:

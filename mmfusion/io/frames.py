@@ -90,7 +90,7 @@ def frames_of(slices: list[Slice], source: object) -> Frames:
         return frames
     for row in _RISING:
         found, unit = _values(slices, *row)
-        if found and (members := _in_turn([tuple(map(_comparable, value)) for value in found], place, repeats)):
+        if found and (members := _frames_by_order([tuple(map(_comparable, value)) for value in found], place, repeats)):
             sets = tuple([slices[n] for n in frame] for frame in members)
             ends = ((found[frame[0]][-1], found[frame[-1]][-1]) for frame in members)
             return Frames(sets, row[1][-1], tuple(f"{first}-{last} {unit}".rstrip() for first, last in ends))
@@ -105,7 +105,7 @@ def _values(slices: list[Slice], macro: str, names: tuple[str, ...], unit: str) 
     return _since_first(found) if unit == _CLOCK else (found, unit)
 
 
-def _in_turn(keys: list[tuple[Any, ...]], place: list[int], repeats: int) -> list[list[int]]:
+def _frames_by_order(keys: list[tuple[Any, ...]], place: list[int], repeats: int) -> list[list[int]]:
     """The slices of each frame, in order; nothing unless the order of their values leaves no doubt.
 
     It does not if each run of as many slices as there are positions lies at all of them (frame by frame), or each run

@@ -98,11 +98,11 @@ def of_one_kind(slices: list[Slice], wanted: str, source: object, notes: list[st
     there = in_order(kinds)
     if not wanted and len(there) == 1:
         return slices
-    told = ", ".join(f"{kind} ({Counter(kinds)[kind]} images)" for kind in there)
+    counts = ", ".join(f"{kind} ({Counter(kinds)[kind]} images)" for kind in there)
     if not wanted and "magnitude" in there and set(there) <= set(_COMPLEX):
         wanted = "magnitude"
-        notes.append(f"the series holds {told}: magnitude is used")
+        notes.append(f"the series holds {counts}: magnitude is used")
     if wanted not in there:
         problem = "several kinds of image" if not wanted else f"no image of kind {wanted}"
-        raise ReadError(f"{source} holds {problem}: {told}. Name one behind the path, as #{there[0]}, or by series")
+        raise ReadError(f"{source} holds {problem}: {counts}. Name one behind the path, as #{there[0]}, or by series")
     return [piece for piece, kind in zip(slices, kinds, strict=True) if kind == wanted]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter, defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from mmfusion.errors import ReadError
 from mmfusion.io.load import VOLUMES
-from mmfusion.io.people import patient_of, told_apart
-from mmfusion.io.series import UID
+from mmfusion.io.people import patient_of, split_by_person
+from mmfusion.io.series import names_uid
 from mmfusion.io.series_facts import SERIES_TAGS, Series, describe
 from mmfusion.io.sniff import ending_of
 from mmfusion.io.spelling import folded
@@ -65,10 +64,10 @@ def find_series(
             progress(seen, skipped)
     if progress:
         progress(seen, skipped)
-    if root in unread.closed:
+    if root in unread.unreadable:
         raise ReadError(f"folder {root} cannot be read; check its permissions")
     series = []
-    for members in told_apart(groups):
+    for members in split_by_person(groups):
         one, left_out = _sound_series(members)
         series += [one] if one else []
         unread.damaged += left_out
@@ -76,7 +75,7 @@ def find_series(
 
 
 def _header(path: Path, unread: Unread) -> tuple[Dataset, tuple[str, str, str, str]] | None:
-    """The header of a DICOM file and what its series is known by; what is none goes where it belongs in ``unread``."""
+    """The header of a DICOM file and the key of its series; None for any other file, which ``unread`` takes."""
     name = path.name
     companion = name.startswith("._")  # as macOS calls what it writes beside the file of that name
     if name.lower().endswith(VOLUMES) and not companion:
@@ -87,14 +86,14 @@ def _header(path: Path, unread: Unread) -> tuple[Dataset, tuple[str, str, str, s
         if header is not None:
             with suppress(Exception):  # as in _sound_series
                 series, person = series_name(header), folded(patient_of(header))
-                place = "" if header.get("SeriesInstanceUID") and re.fullmatch(UID, series) else str(path.parent)
+                place = "" if header.get("SeriesInstanceUID") and names_uid(series) else str(path.parent)
                 return header, (str(header.get("StudyInstanceUID", "")), series, place, person)
         if header is not None or claims_dicom(path):
             unread.damaged.append(path)
         else:
             unread.endings["._" if companion else ending_of(name)] += 1
     except ReadError:
-        (unread.damaged if os.access(path, os.R_OK) else unread.closed).append(path)
+        (unread.damaged if os.access(path, os.R_OK) else unread.unreadable).append(path)
     return None
 
 

@@ -82,9 +82,9 @@ def stack(slices: list[Slice], source: object) -> Lattice:
         )
         return Lattice(_affine(first, step, start), numbers, notes=(note,))
     thickness = np.asarray([piece.thickness for piece in slices])[order]
-    several = _finest(first, positions, along, thickness, numbers)
-    if several is not None:
-        return several
+    resampled = _resampled(first, positions, along, thickness, numbers)
+    if resampled is not None:
+        return resampled
     _refuse_missing(positions, along, source)
     raise _uneven(off, along, normal, _tolerance(spacing), source)
 
@@ -117,7 +117,7 @@ def _rounding(positions: np.ndarray, spacing: float) -> np.ndarray:
     return out
 
 
-def _finest(
+def _resampled(
     first: Slice, positions: np.ndarray, along: np.ndarray, thickness: np.ndarray, order: list[int]
 ) -> Lattice | None:
     """The lattice of slices in several spacings, one after the other, as in head CT; None if they are not so.
@@ -141,7 +141,7 @@ def _finest(
     nearest = along[np.abs(along[:, None] - wanted).argmin(0)]
     snapped = np.where(np.abs(nearest - wanted) <= slack, nearest, wanted)  # a slice that is there is taken as it is
     weights = np.stack([np.interp(snapped, along, row) for row in np.eye(len(along))])
-    told = ", then ".join(f"{step:.2f} mm" for step in steps)
+    apart = ", then ".join(f"{step:.2f} mm" for step in steps)
     where = ", ".join(f"{along[b]:.1f}" for _, b in runs[:-1])
     thin = thickness[slice(*runs[finest])].mean()
     doubts = []
@@ -157,7 +157,7 @@ def _finest(
         _affine(first, direction * spacing, start + direction * wanted[0]),
         order,
         weights.astype(np.float32),
-        (f"slices are {told} apart (changing at {where} mm along the slice axis); resampled to {spacing:.2f} mm",),
+        (f"slices are {apart} apart (changing at {where} mm along the slice axis); resampled to {spacing:.2f} mm",),
         tuple(doubts),
     )
 

@@ -18,9 +18,8 @@ from mmfusion.io.metaimage import META, open_metaimage
 from mmfusion.io.nifti import open_nifti, pair_of
 from mmfusion.io.series import split_series
 from mmfusion.io.sidecar import apply_sidecar, frame_times
-from mmfusion.io.suv import checked_suv
 from mmfusion.io.suv_table import doubts_of, to_suv
-from mmfusion.options import OPTIONS, unknown
+from mmfusion.options import OPTIONS
 from mmfusion.volume import FILL, SUV_UNITS, Volume, nearest_ras, resample, spacing_of
 
 if TYPE_CHECKING:
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
     from mmfusion.io.series_facts import Series
 
 NIFTI = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img")
-VOLUMES = (*NIFTI, *MGH, *META, ".zip")
+IMAGES = (*NIFTI, *MGH, *META)
+"""Endings of files that hold one image."""
+VOLUMES = (*IMAGES, ".zip")
 """Endings of files that hold a scan, beside those of DICOM, which needs none."""
 
 
@@ -46,7 +47,7 @@ def open_scan(
     pet: Mapping[str, Any] | None = None,
 ) -> Opened:
     """Read headers and check them; see :func:`load_volume` for arguments and errors."""
-    checked_suv(suv)
+    OPTIONS["suv"].check(suv)
     OPTIONS["weight_unit"].check(weight_unit)
     suv = "none" if suvr else suv  # the unit does not matter to a ratio
     path, named = split_series(path)
@@ -95,7 +96,7 @@ def read_header(
 
     Takes the same arguments and raises the same errors, as far as headers show them.
     """
-    _checked_nan(nan)
+    OPTIONS["nan"].check(nan)
     opened = open_scan(
         path,
         modality=modality,
@@ -202,7 +203,7 @@ def load_volume(
         GeometryError: a 2D image or a singular affine.
         VoxelError: voxels that are not finite, or all equal.
     """
-    _checked_nan(nan)
+    OPTIONS["nan"].check(nan)
     opened = open_scan(
         path,
         modality=modality,
@@ -221,11 +222,6 @@ def load_volume(
         array = to_suv(array, suv, pet, path, opened.notes)
     volume = as_volume(opened, array, modality or opened.kind, opened.units).checked()
     return _to_ratio(volume, suvr) if suvr and opened.kind == "pet" else volume
-
-
-def _checked_nan(nan: str) -> None:
-    if nan not in OPTIONS["nan"].choices:
-        raise OptionError(unknown("nan", nan, OPTIONS["nan"].choices))
 
 
 def _fill_nan(array: np.ndarray, opened: Opened) -> None:

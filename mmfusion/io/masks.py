@@ -9,9 +9,8 @@ import numpy as np
 
 from mmfusion.errors import ReadError, VoxelError
 from mmfusion.files import refuse_special
-from mmfusion.io.freesurfer import MGH
-from mmfusion.io.load import NIFTI, as_volume, open_scan
-from mmfusion.io.metaimage import META
+from mmfusion.io.load import IMAGES, as_volume, open_scan
+from mmfusion.io.nifti import pair_of
 from mmfusion.io.rtstruct import RTSTRUCT_TAGS, open_rtstruct
 from mmfusion.io.segmentation import SEG_TAGS, open_seg
 from mmfusion.io.series import split_series
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 def load_mask(
     path: str | Path, grid: Grid, *, roi: str | Sequence[str] | None = None, assume_orientation: str | None = None
 ) -> Volume:
-    """A mask on a grid: NIfTI, MHA, MHD, NRRD (nearest neighbor), DICOM SEG or RTSTRUCT.
+    """A mask on a grid: NIfTI, MGH, MHA, MHD, NRRD (nearest neighbor), DICOM SEG or RTSTRUCT.
 
     Args:
         path: the file, or a folder that holds exactly one; ``#NAME`` behind it is the same as ``roi`` and comes first.
@@ -65,20 +64,20 @@ def open_mask(
     if path.is_dir():
         path = _only_mask(path)
     wanted = None if not roi else [roi] if isinstance(roi, str) else list(roi)
-    if path.name.lower().endswith((*NIFTI, *MGH, *META)):
+    if path.name.lower().endswith(IMAGES):
         return _open_labels(path, wanted, assume_orientation)
     header = read_tags(path, ("SOPClassUID", "Modality", *RTSTRUCT_TAGS, *SEG_TAGS))
     modality = header.get("Modality") if header is not None else None
     if header is None or modality not in ("RTSTRUCT", "SEG"):
         found = f"DICOM {modality}" if header is not None else "something else"
-        raise ReadError(f"{path}: a mask is NIfTI, MHA, NRRD, DICOM SEG or RTSTRUCT; found {found}")
+        raise ReadError(f"{path}: a mask is NIfTI, MGH, MHA, MHD, NRRD, DICOM SEG or RTSTRUCT; found {found}")
     return (open_rtstruct if modality == "RTSTRUCT" else open_seg)(path, header, wanted)
 
 
 def _only_mask(folder: Path) -> Path:
     files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    masks = [entry for entry in files if entry.name.lower().endswith((*NIFTI, *MGH, *META))]
-    masks = [entry for entry in masks if not entry.name.lower().endswith((".img", ".img.gz"))]
+    masks = [entry for entry in files if entry.name.lower().endswith(IMAGES)]
+    masks = [entry for entry in masks if pair_of(entry)[0] == entry]  # the header of a pair counts
     for entry in files:
         header = None if entry in masks else read_tags(entry, ("SOPClassUID", "Modality"))
         if header is not None and header.get("Modality") in ("RTSTRUCT", "SEG"):

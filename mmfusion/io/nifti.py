@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from isal import igzip, igzip_lib
 
-from mmfusion.errors import GeometryError, OptionError, OrientationError, ReadError, VoxelError
-from mmfusion.files import atomic_path
-from mmfusion.io.frame_choice import ONLY_FRAME, FrameChoice, FrameTimes, choose_frames
+from mmfusion.errors import GeometryError, OptionError, OrientationError, ReadError
+from mmfusion.io.frame_choice import FrameChoice, FrameTimes, choose_frames
 from mmfusion.io.header import Opened, static_shape
 from mmfusion.io.voxels import empty_voxels, fill, refuse_bomb, slabs
 from mmfusion.volume import Grid
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from nibabel.freesurfer.mghformat import MGHHeader
     from nibabel.nifti1 import Nifti1Header
 
-    from mmfusion.volume import Volume
 
 _CHUNK_BYTES = 1 << 19  # inflated at once: what stays in the cache is compared with the checksum fastest
 _DAMAGED = (OSError, EOFError, zlib.error, cast("type[Exception]", igzip_lib.IsalError))
@@ -62,7 +60,7 @@ def open_nifti(
         raise ReadError(f"{path} holds {header.get_value_label('datatype')} voxels; plain numbers are expected")
     notes: list[str] = []
     doubts: list[str] = []
-    affine = _affine(header, spatial, path, assume_orientation, notes, doubts)
+    affine = affine_of(header, spatial, path, assume_orientation, notes, doubts)
     notes += [choice.note] if choice.note else []
     doubts += choice.doubts
 
@@ -160,30 +158,6 @@ def _unpacked_length(path: Path, enough: int) -> int:
     return total
 
 
-def read_vectors(path: Path, header: Nifti1Header) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors of an image of them, ``[i, j, k, 3]`` float32 as stored, and its ``[4, 4]`` affine, RAS mm.
-
-    Raises:
-        ReadError: damaged, cut short, or not of three values a voxel.
-        OrientationError: where the voxels lie is unknown.
-    """
-    shape = tuple(int(n) for n in header.get_data_shape())
-    if len(shape) != 5 or shape[3] != 1 or shape[4] != 3 or min(shape) < 1:
-        raise ReadError(
-            f"transform {path} is an image of shape {shape}; a displacement field has 3 values a voxel, in NIfTI shape "
-            "(i, j, k, 1, 3)"
-        )
-    if header.get_data_dtype().kind not in "iuf":
-        raise ReadError(f"{path} holds {header.get_value_label('datatype')} voxels; plain numbers are expected")
-    i, j, k = shape[:3]
-    affine = _affine(header, (i, j, k), path, None, [], [])
-    if not np.isfinite(affine).all():
-        raise ReadError(f"{path} has a damaged NIfTI header: where its voxels lie is not finite")
-    # the three values of a voxel lie a volume apart, as three volumes on top of each other
-    array = read_voxels(path, header, (i, j, 3 * k), affine, 1, ONLY_FRAME)
-    return np.moveaxis(array.reshape(i, j, 3, k), 2, 3), affine
-
-
 def _reason(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else "the file ends too early"
     return text.rstrip(". ")
@@ -253,7 +227,7 @@ def nifti_header(path: Path) -> Nifti1Header:
     return header
 
 
-def _affine(
+def affine_of(
     header: Nifti1Header,
     shape: tuple[int, int, int],
     path: Path,
@@ -261,7 +235,12 @@ def _affine(
     notes: list[str],
     doubts: list[str],
 ) -> np.ndarray:
-    """``[4, 4]`` voxel index to RAS mm: the sform if there is one, else the qform, else what is assumed."""
+    """``[4, 4]`` voxel index to RAS mm: the sform if there is one, else the qform, else what is assumed.
+
+    Raises:
+        OrientationError: the quaternion is broken, or there is no orientation and none is assumed.
+        OptionError: ``assumed`` does not name three axes.
+    """
     unit = int(header["xyzt_units"]) & 7
     scale = np.diag([*[_MM_PER_UNIT.get(unit, 1.0)] * 3, 1.0])
     if unit in (1, 3):
@@ -302,10 +281,10 @@ def _contradiction(sform: np.ndarray, pixdim: np.ndarray) -> list[str]:
     said = np.where(np.isfinite(pixdim) & (pixdim > 0), pixdim, size)
     if np.abs(size / said - 1).max() <= _DISAGREE_SIZE:
         return []
-    found, told = (" x ".join(f"{length:.4g}" for length in lengths) for lengths in (size, said))
+    by_sform, by_pixdim = (" x ".join(f"{length:.4g}" for length in lengths) for lengths in (size, said))
     return [
-        f"voxels are {found} by the sform, which is used, but {told} by pixdim. Compare the size with the original "
-        "scan, and correct the one that is wrong"
+        f"voxels are {by_sform} by the sform, which is used, but {by_pixdim} by pixdim. Compare the size with the "
+        "original scan, and correct the one that is wrong"
     ]
 
 
@@ -360,53 +339,3 @@ def _assumed_affine(code: str, spacing: np.ndarray, shape: tuple[int, int, int])
         affine[world, axis] = sign * spacing[axis]
     affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
     return affine
-
-
-def check_volume_name(path: str | Path) -> Path:
-    """The path of a volume to write.
-
-    Raises:
-        ReadError: another file ending than ``.nii`` or ``.nii.gz``.
-    """
-    if not str(path).lower().endswith((".nii", ".nii.gz")):
-        raise ReadError(f"{path}: volumes are written as .nii or .nii.gz")
-    return Path(path)
-
-
-def save_volume(volume: Volume, path: str | Path) -> None:
-    """Write ``.nii`` or ``.nii.gz``, atomically: qform and sform set (scanner), units mm, gzip level 1.
-
-    Voxels are written as float32, or as uint8 or int16 for units ``label`` and for bool. A sheared affine has no
-    qform; only the sform is set then. The bytes depend on nothing but the volume.
-
-    Raises:
-        ReadError: another file ending.
-        VoxelError: labels outside int16.
-    """
-    import nibabel
-
-    with atomic_path(check_volume_name(path)) as temporary:
-        image = nibabel.Nifti1Image(volume.array.astype(_stored_type(volume), copy=False), volume.affine)
-        image.header.set_xyzt_units("mm")
-        image.set_sform(volume.affine, code=1)
-        try:
-            image.set_qform(volume.affine, code=1, strip_shears=False)
-        except nibabel.spatialimages.HeaderDataError:
-            image.set_qform(None, code=0)
-        with temporary.open("wb") as stream:
-            if str(path).lower().endswith(".gz"):
-                with gzip.GzipFile("", "wb", compresslevel=1, fileobj=stream, mtime=0) as packed:
-                    image.to_stream(packed)
-            else:
-                image.to_stream(stream)
-
-
-def _stored_type(volume: Volume) -> type[np.generic]:
-    if volume.array.dtype == bool:
-        return np.uint8
-    if volume.units != "label":
-        return np.float32
-    low, high = volume.array.min(), volume.array.max()
-    if low < -32768 or high > 32767:
-        raise VoxelError(f"{volume.name}: labels from {low} to {high} do not fit 16 bits")
-    return np.uint8 if low >= 0 and high <= 255 else np.int16

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfusion.errors import OrientationError, ReadError
+from mmfusion.io.frame_choice import ONLY_FRAME
 from mmfusion.io.metaimage import LPS_TO_RAS
-from mmfusion.io.nifti import nifti_header, read_vectors
+from mmfusion.io.nifti import affine_of, nifti_header, read_voxels
 from mmfusion.volume import Displacement, Grid
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def load_nifti_field(path: Path) -> Displacement:
     header = nifti_header(path)
     meaning = _meaning(path, header)
     try:
-        vectors, affine = read_vectors(path, header)
+        vectors, affine = _read_vectors(path, header)
     except OrientationError:
         raise ReadError(
             f"transform {path} has no orientation (qform and sform codes are 0); where its vectors lie is unknown. "
@@ -51,6 +52,30 @@ def load_nifti_field(path: Path) -> Displacement:
         index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)
         vectors = vectors - grid.to_world(index)
     return Displacement(vectors, grid)
+
+
+def _read_vectors(path: Path, header: Nifti1Header) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of an image of them, ``[i, j, k, 3]`` float32 as stored, and its ``[4, 4]`` affine, RAS mm.
+
+    Raises:
+        ReadError: damaged, cut short, or not of three values a voxel.
+        OrientationError: where the voxels lie is unknown.
+    """
+    shape = tuple(int(n) for n in header.get_data_shape())
+    if len(shape) != 5 or shape[3] != 1 or shape[4] != 3 or min(shape) < 1:
+        raise ReadError(
+            f"transform {path} is an image of shape {shape}; a displacement field has 3 values a voxel, in NIfTI shape "
+            "(i, j, k, 1, 3)"
+        )
+    if header.get_data_dtype().kind not in "iuf":
+        raise ReadError(f"{path} holds {header.get_value_label('datatype')} voxels; plain numbers are expected")
+    i, j, k = shape[:3]
+    affine = affine_of(header, (i, j, k), path, None, [], [])
+    if not np.isfinite(affine).all():
+        raise ReadError(f"{path} has a damaged NIfTI header: where its voxels lie is not finite")
+    # the three values of a voxel lie a volume apart, as three volumes on top of each other
+    array = read_voxels(path, header, (i, j, 3 * k), affine, 1, ONLY_FRAME)
+    return np.moveaxis(array.reshape(i, j, 3, k), 2, 3), affine
 
 
 def _meaning(path: Path, header: Nifti1Header) -> str:

@@ -1,4 +1,4 @@
-"""Whose files they are, among those that share the UIDs of a series: anonymizers give several people the same ones."""
+"""The person of each file of a series: anonymizers give the same UIDs to several people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.io.spelling import folded, names_nobody, normal
+from mmfusion.io.spelling import clean_name, folded, names_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ _Files = list[tuple[Path, "Dataset"]]
 def patient_of(header: Dataset) -> str:
     """The PatientID; empty if there is none, or none that can be decoded."""
     with suppress(Exception):  # pydicom raises nearly anything on damaged values
-        return normal(str(header.get("PatientID") or ""))
+        return clean_name(str(header.get("PatientID") or ""))
     return ""
 
 
@@ -31,8 +31,8 @@ def person_digest(header: Dataset) -> str:
     return "" if names_nobody(person) else hashlib.sha256(person.encode()).hexdigest()[:16]
 
 
-def told_apart(groups: Mapping[tuple[str, ...], _Files]) -> Iterator[_Files]:
-    """The files of each series of one person.
+def split_by_person(groups: Mapping[tuple[str, ...], _Files]) -> Iterator[_Files]:
+    """The files of each series, split by person.
 
     Files without PatientID are of the one person whose files of the series lie in the same folder. Where no PatientID
     names somebody, images of one place or number in two folders are of two scans.
@@ -52,10 +52,10 @@ def told_apart(groups: Mapping[tuple[str, ...], _Files]) -> Iterator[_Files]:
             else:
                 people[""] = bare
         for person, files in people.items():
-            yield from _scans(files) if names_nobody(person) else [files]
+            yield from _split_by_folder(files) if names_nobody(person) else [files]
 
 
-def _scans(files: _Files) -> list[_Files]:
+def _split_by_folder(files: _Files) -> list[_Files]:
     """The files by folder if two folders have images that are no copies at one place or of one number; else all."""
     folders: dict[Path, _Files] = defaultdict(list)
     for path, header in files:

@@ -15,6 +15,9 @@ _HEIGHTS_CM = (30.0, 250.0)  # a height in meters or millimeters lies outside
 KG_PER_UNIT = {"kg": 1.0, "g": 1e-3, "lb": 0.45359237}
 """Units that a header may have the body weight in, against DICOM."""
 
+DECAY_CORRECTIONS = ("START", "ADMIN", "NONE")
+"""DICOM's words for the time that values are decay corrected to: of the series, of the injection, of no other."""
+
 HALF_LIVES_S = {
     "C11": 1221.84, "N13": 597.9, "O15": 122.24, "F18": 6586.2, "Cu64": 45723.6, "Ga68": 4062.6, "Br76": 58320.0,
     "Rb82": 75.45, "Y86": 53064.0, "Zr89": 282276.0, "Y90": 230580.0, "I124": 360806.4,
@@ -116,7 +119,7 @@ def refuse_without_positrons(nuclide: str) -> None:
         )
 
 
-def settled_half_life(nuclide: str, written_s: float | None, name: str) -> float | None:
+def consistent_half_life(nuclide: str, written_s: float | None, name: str) -> float | None:
     """The half-life, s, from the radionuclide's name and what is written of it; None if neither is known.
 
     Args:

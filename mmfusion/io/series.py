@@ -12,9 +12,10 @@ from mmfusion.files import is_there
 from mmfusion.io.dates import DATES
 from mmfusion.io.header import settled_kind
 from mmfusion.io.image_kinds import kinds_of, split_kind
+from mmfusion.io.people import patient_of
 from mmfusion.io.pictures import why_no_volume
 from mmfusion.io.sniff import pattern_of, stands_for_slice
-from mmfusion.io.spelling import folded, normal
+from mmfusion.io.spelling import folded
 from mmfusion.io.tags import (
     FRAMES,
     GEOMETRY,
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 _SUV_DEPENDS_ON = ("ActualFrameDuration", "SUVType", "TimezoneOffsetFromUTC")  # absent, they mean something else
 _NEEDED = {*IDENTITY, *GEOMETRY, "RescaleSlope", "RescaleIntercept", *_SUV_DEPENDS_ON}
 _TELLING = ("ImagePositionPatient", "ImageType", *FRAMES, "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime")
-UID = r"\d+(\.\d+)+"
-"""How a UID looks, or the end of one."""
+_UID = r"\d+(\.\d+)+"  # or the end of one
 _Files = list[tuple[DicomFile, "Dataset"]]
 
 
@@ -56,8 +56,12 @@ def split_series(path: str | Path) -> tuple[Path, str | None]:
     if not (mark and before and name) or is_there(path):
         return path, None
     place = path.with_name(before)
-    uid = split_kind(name)[0] or ""
-    return (place, name) if re.fullmatch(UID, uid) or is_there(place) else (path, None)
+    return (place, name) if names_uid(name) or is_there(place) else (path, None)
+
+
+def names_uid(name: str | None) -> bool:
+    """Whether the name of a series is a UID, or the end of one, with or without a kind of image behind it."""
+    return bool(re.fullmatch(_UID, split_kind(name)[0] or ""))
 
 
 def one_series(
@@ -87,14 +91,14 @@ def one_series(
         ReadError: there is no such series, or several, or it is of several people or studies; a file says that it is
             DICOM and cannot be read, or stands in place of a slice.
     """
-    groups, others, strangers = _grouped(files, where, settled)
+    groups, others, not_read = _group_by_series(files, settled)
     if not groups:
-        _refuse_damaged([number for number, path in strangers if claims_dicom(path)], where)
-        told = {why_no_volume(header) or str(header.get("Modality") or "no modality") for header in others}
-        found = f" (found {', '.join(sorted(told))})" if others else ""
+        _refuse_damaged([number for number, path in not_read if claims_dicom(path)], where)
+        kinds = {why_no_volume(header) or str(header.get("Modality") or "no modality") for header in others}
+        found = f" (found {', '.join(sorted(kinds))})" if others else ""
         raise ReadError(f"{where} holds no DICOM image with a position{found}; give the folder or a file of the series")
     meant, image_kind = _chosen(groups, where, series, kind, notes)
-    _check_strangers(strangers, meant, where, doubts)
+    _check_not_read(not_read, meant, where, doubts)
     _refuse_several_people(meant, where, notes)
     _refuse_several_studies(meant, where)
     if placeless := sum(_is_like(header, meant[0][1]) for header in others):
@@ -114,7 +118,7 @@ def _refuse_several_people(files: _Files, where: str, notes: list[str]) -> None:
     Raises:
         ReadError: the images have several PatientIDs.
     """
-    spelled = Counter(normal(str(header.get("PatientID") or "")) for _, header in files)
+    spelled = Counter(patient_of(header) for _, header in files)
     bare = spelled.pop("", 0)
     people = len({folded(one) for one in spelled})
     if people > 1:
@@ -154,17 +158,17 @@ def _without_copies(files: _Files) -> _Files:
     return list(first.values())
 
 
-def _grouped(
-    files: Iterable[DicomFile], where: str, settled: bool
+def _group_by_series(
+    files: Iterable[DicomFile], settled: bool
 ) -> tuple[dict[str, _Files], list[Dataset], list[tuple[int, DicomFile]]]:
     """The images by series, the headers of what else is DICOM, and with its number each file that cannot be read."""
     groups: dict[str, _Files] = {}
     others: list[Dataset] = []
-    strangers: list[tuple[int, DicomFile]] = []
+    not_read: list[tuple[int, DicomFile]] = []
     for number, path in enumerate(files, 1):
         header = read_tags(path, ("PatientID", *DATES, *IDENTITY, *GEOMETRY, *VALUES, *FRAMES, *PIXELS))
         if header is None:
-            strangers.append((number, path))
+            not_read.append((number, path))
             continue
         if settled:
             _settle_values(header, path)
@@ -172,7 +176,7 @@ def _grouped(
             groups.setdefault(series_name(header), []).append((path, header))
         else:
             others.append(header)
-    return groups, others, strangers
+    return groups, others, not_read
 
 
 def _is_like(header: Dataset, image: Dataset) -> bool:
@@ -181,7 +185,7 @@ def _is_like(header: Dataset, image: Dataset) -> bool:
     return same_kind and series_name(header) == series_name(image)
 
 
-def _check_strangers(strangers: list[tuple[int, DicomFile]], meant: _Files, where: str, doubts: list[str]) -> None:
+def _check_not_read(not_read: list[tuple[int, DicomFile]], meant: _Files, where: str, doubts: list[str]) -> None:
     """See that no file is a slice that cannot be read: it may be the first or last, which nothing else would miss.
 
     Raises:
@@ -189,16 +193,16 @@ def _check_strangers(strangers: list[tuple[int, DicomFile]], meant: _Files, wher
     """
     folders = {path.parent for path, _ in meant}
     patterns = {pattern_of(path.name) for path, _ in meant}
-    lost: list[int] = []
+    damaged: list[int] = []
     elsewhere = unclear = 0
-    for number, path in strangers:
+    for number, path in not_read:
         if path.parent not in folders:
             elsewhere += claims_dicom(path)
         elif claims_dicom(path) or (like := stands_for_slice(path.name, head_of(path), patterns)) == "yes":
-            lost.append(number)
+            damaged.append(number)
         else:
             unclear += like == "perhaps"
-    _refuse_damaged(lost, where)
+    _refuse_damaged(damaged, where)
     if unclear:
         doubts.append(
             f"{unclear} files beside the slices are neither DICOM nor anything that is known, and may be slices that "

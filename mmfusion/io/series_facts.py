@@ -18,6 +18,7 @@ from mmfusion.io.slices import frame_tag
 from mmfusion.io.tags import (
     IDENTITY,
     NUCLEAR,
+    corrections,
     image_type,
     is_image,
     is_localizer,
@@ -122,7 +123,7 @@ def describe(members: list[tuple[Path, Dataset]], copies: tuple[Path, ...] = ())
     count = sum(int(header.get("NumberOfFrames") or 1) for _, header in images) or len(members)
     is_uniform, kinds = _is_uniform(images), _kinds(images)  # by values that were not converted yet
     shape, spacing, repeats, is_even = _extent(images, count) if images else (None, None, 1, False)
-    corrected = [str(word).upper() for word in listed(first.get("CorrectedImage"))]
+    corrected = corrections(first)
     series_number = number(first.get("SeriesNumber"))
     return Series(
         folder=Path(os.path.commonpath(folders)),
@@ -248,9 +249,9 @@ def _is_uniform(images: list[_Member]) -> bool:
     first = images[0][1]
     same = all(len(_distinct(images, tag)) == 1 and tag in first for tag in _SAME)
     scaled = first.get("Modality") != "CT" or (
-        all(tag in header for _, header in images for tag in _SCALE) and _text(first, "RescaleType") in ("", "HU")
+        all(tag in header for _, header in images for tag in _SCALE) and rescale_type(first) == "HU"
     )
-    return same and scaled and _PER_FRAME not in first and _text(first, "PhotometricInterpretation")[:4] == "MONO"
+    return same and scaled and _PER_FRAME not in first and not why_no_volume(first)
 
 
 def referenced_series(header: Dataset) -> Iterator[str]:

@@ -22,9 +22,9 @@ from mmfusion.io.pet_facts import (
     HALF_LIVES_S,
     KG_PER_UNIT,
     check_dose,
+    consistent_half_life,
     nuclide_of,
     refuse_without_positrons,
-    settled_half_life,
 )
 from mmfusion.io.sidecar_fields import number_of, numbers_of, value_of
 from mmfusion.io.sidecar_times import elapsed_of, reference_of
@@ -144,7 +144,7 @@ def apply_sidecar(opened: Opened, suv: str, weight_unit: str, pet: Mapping[str, 
 
 
 def _own_units(fields: Mapping[str, Any]) -> tuple[float, str, str]:
-    """What values are multiplied by that are not to be SUV, a sentence that says so, and their units."""
+    """The factor for values that are not turned into SUV, a sentence that says so, and their units."""
     factor = _BQ_PER_ML.get(_word(value_of(fields, "Units")))
     if factor is None:
         return 1.0, "values as they are stored, not SUV", "stored"
@@ -233,11 +233,11 @@ def _half_life_s(fields: Mapping[str, Any]) -> float | None:
             "the manifest"
         )
     refuse_without_positrons(nuclide)
-    return settled_half_life(nuclide, written, "RadionuclideHalfLife")
+    return consistent_half_life(nuclide, written, "RadionuclideHalfLife")
 
 
 def _word(units: Any) -> str:
-    """Units of values without what writings differ in."""
+    """Units of values in one spelling."""
     return _lower(re.sub(r"[\s_()]", "", str(units or "")))
 
 

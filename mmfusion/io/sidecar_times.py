@@ -6,7 +6,7 @@ import math
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from mmfusion.io.pet_facts import describe_uptake, is_usual_uptake
+from mmfusion.io.pet_facts import DECAY_CORRECTIONS, describe_uptake, is_usual_uptake
 from mmfusion.io.sidecar_fields import flag_of, number_of, numbers_of, per_frame, time_of, value_of
 from mmfusion.io.suv import mean_decay
 from mmfusion.io.times import clock, elapsed_s, parse_time
@@ -127,7 +127,7 @@ def _zero(fields: Mapping[str, Any]) -> datetime | timedelta | None:
 def _decay(fields: Mapping[str, Any]) -> str:
     """DICOM's word for what decay correction refers to; empty if the sidecar has none of them."""
     word = str(value_of(fields, "DecayCorrection") or "").upper()
-    return word if word in ("START", "ADMIN", "NONE") else ""
+    return word if word in DECAY_CORRECTIONS else ""
 
 
 def elapsed_of(

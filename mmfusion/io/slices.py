@@ -24,7 +24,7 @@ _ORIENTATION_TOLERANCE = 1e-3
 _LENGTH_TOLERANCE = 1e-4  # of direction cosines, which have length 1
 _MOST_SHEAR = 0.087  # cosine of 85 degrees, between a row and a column
 _FEW = 0.1  # of all slices; what is more is no stray picture
-_A_STACK = 3  # slices of one kind
+_LEAST_STACK = 3  # slices of one kind
 _POSITION = "PlanePositionSequence", "ImagePositionPatient"
 _ORIENTATION = "PlaneOrientationSequence", "ImageOrientationPatient"
 
@@ -67,9 +67,9 @@ def slices_of(path: DicomFile, header: Dataset) -> Iterator[Slice]:
     frames = header.get("PerFrameFunctionalGroupsSequence")
     counted = number(header.get("NumberOfFrames"))
     if frames and "NumberOfFrames" in header and counted != len(frames):
-        told = "no number" if counted is None else f"{counted:g}"
+        stated = "no number" if counted is None else f"{counted:g}"
         raise ReadError(
-            f"{path}: {len(frames)} frames are described, but NumberOfFrames is {told}; the file is damaged, copy or "
+            f"{path}: {len(frames)} frames are described, but NumberOfFrames is {stated}; the file is damaged, copy or "
             "export it again"
         )
     detector = tomography(header) if counted and not frames else None
@@ -181,23 +181,23 @@ def parallel(slices: list[Slice], source: object) -> tuple[list[Slice], list[Sli
     """
     groups: list[list[Slice]] = []
     for piece in slices:
-        same = next((group for group in groups if not _why_apart(group[0], piece)), None)
+        same = next((group for group in groups if not _difference(group[0], piece)), None)
         if same is not None:
             same.append(piece)
         elif are_few(len(groups), len(slices)) or not groups:
             groups.append([piece])
         else:
-            raise _several(groups[0][0], piece, source)
+            raise _several_stacks(groups[0][0], piece, source)
     main, *others = sorted(groups, key=len, reverse=True)
     odd = [piece for group in others for piece in group]
-    if odd and (not are_few(len(odd), len(slices)) or len(others[0]) >= _A_STACK):
-        raise _several(main[0], odd[0], source)
+    if odd and (not are_few(len(odd), len(slices)) or len(others[0]) >= _LEAST_STACK):
+        raise _several_stacks(main[0], odd[0], source)
     return main, odd
 
 
-def _several(one: Slice, other: Slice, source: object) -> ReadError:
+def _several_stacks(one: Slice, other: Slice, source: object) -> ReadError:
     return ReadError(
-        f"{source}: the slices have different {_why_apart(one, other)}; one parallel stack is needed. Keep each stack "
+        f"{source}: the slices have different {_difference(one, other)}; one parallel stack is needed. Keep each stack "
         "in a folder of its own"
     )
 
@@ -207,7 +207,7 @@ def are_few(odd: int, every: int) -> bool:
     return odd <= _FEW * every
 
 
-def _why_apart(one: Slice, other: Slice) -> str:
+def _difference(one: Slice, other: Slice) -> str:
     """In what two slices differ so that they cannot belong to one lattice; empty if in nothing."""
     if np.abs(one.axes - other.axes).max() > _ORIENTATION_TOLERANCE:
         return "orientations"

@@ -13,8 +13,8 @@ _VRS = _LONG_VRS | frozenset(
 )  # fmt: skip
 _MOST_AT_FIRST = 1 << 10  # bytes of the first element: a character set, an image type, a UID
 _APPLE_DOUBLE = b"\0\5\x16\7"  # what macOS writes beside a file, under its name
-_OF_FOLDERS = ("dicomdir", "thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store")
-_ELSE = {  # endings that say what a file is: no DICOM
+_FOLDER_FILES = ("dicomdir", "thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store")
+_OTHER_ENDINGS = {  # endings that say what a file is: no DICOM
     ".7z", ".avi", ".bak", ".bat", ".bib", ".bmp", ".bval", ".bvec", ".bz2", ".cfg", ".cmd", ".conf", ".css", ".csv",
     ".db", ".dll", ".doc", ".docx", ".exe", ".gif", ".gz", ".h5", ".hdf5", ".hdr", ".htm", ".html", ".ico", ".inf",
     ".ini", ".ipynb", ".jar", ".jpeg", ".jpg", ".js", ".json", ".lnk", ".log", ".m", ".mat", ".md", ".md5", ".mgh",
@@ -32,7 +32,7 @@ def is_named_dicom(name: str) -> bool:
 
 
 def is_apple_double(head: bytes) -> bool:
-    """True for what macOS writes beside each file on a disk that is not its own, as ``._name``."""
+    """True for the companion ``._name`` that macOS writes beside each file on a foreign disk."""
     return head.startswith(_APPLE_DOUBLE)
 
 
@@ -61,7 +61,7 @@ def ending_of(name: str) -> str:
 
 def is_common(ending: str) -> bool:
     """True for an ending that says what a file is, as ``.txt`` does, and cannot be a part of a person's name."""
-    return ending in _ELSE
+    return ending in _OTHER_ENDINGS
 
 
 def pattern_of(name: str) -> str:
@@ -81,7 +81,7 @@ def stands_for_slice(name: str, head: bytes, patterns: set[str]) -> str:
         ``yes`` if it is called like a slice, or has no ending but a number and is no text; ``perhaps`` if nothing says
         what it is; empty if it is something else.
     """
-    if name.lower() in _OF_FOLDERS or is_apple_double(head) or head[128:132] == b"DICM":
+    if name.lower() in _FOLDER_FILES or is_apple_double(head) or head[128:132] == b"DICM":
         return ""
     if pattern_of(name) in patterns:
         return "yes"

@@ -1,4 +1,4 @@
-"""Identifiers of people that may be one, spelled in two ways."""
+"""Whether two identifiers may be spellings of one person's."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-ALIKE = "only in case, spaces, punctuation, leading zeros or Unicode form"
-"""How the spellings differ that :func:`folded` makes one."""
-
+SPELLING_DIFFERENCES = "only in case, spaces, punctuation, leading zeros or Unicode form"
+"""How spellings differ that :func:`folded` does not tell apart."""
 
 _NOBODY = {  # what anonymizers write, folded
     *("anonymous", "anonym", "anonymized", "anonymised", "anon", "anonymouspatient", "deidentified", "removed"),
@@ -22,9 +21,9 @@ _NOBODY = {  # what anonymizers write, folded
 }
 
 
-def normal(identifier: str) -> str:
-    """An identifier as it is written, in one form of Unicode (NFC): macOS names files in another than most."""
-    return unicodedata.normalize("NFC", identifier).strip()
+def clean_name(name: str) -> str:
+    """A name or identifier without spaces around it, in Unicode's form NFC: macOS writes names of files in another."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 @lru_cache(1 << 16)  # asked for every file of a tree
@@ -44,8 +43,8 @@ def folded(identifier: str, *, zeros: bool = True) -> str:
         words = words[1:]
     if zeros:
         words = [re.sub(r"(?<!\d)0+(?=\d)", "", word) for word in words]
-    found = re.sub(r"(?<=\d) (?=\d)", "-", " ".join(words)).replace(" ", "")
-    return found or text.strip()
+    joined = re.sub(r"(?<=\d) (?=\d)", "-", " ".join(words)).replace(" ", "")
+    return joined or text.strip()
 
 
 def names_nobody(identifier: str) -> bool:
@@ -54,7 +53,7 @@ def names_nobody(identifier: str) -> bool:
 
 
 def persons(identifiers: Iterable[str], *, zeros: bool = True) -> dict[str, str]:
-    """Each identifier to the first, sorted, of those that :func:`folded` takes for one person."""
+    """For each identifier the first, sorted, of all that :func:`folded` takes for the same person."""
     alike: dict[str, list[str]] = defaultdict(list)
     for identifier in sorted(set(identifiers)):
         alike[folded(identifier, zeros=zeros)].append(identifier)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfusion.errors import ReadError
-from mmfusion.io.spelling import normal
+from mmfusion.errors import ReadError, few
+from mmfusion.io.spelling import clean_name
 from mmfusion.volume import Volume
 
 if TYPE_CHECKING:
@@ -181,11 +181,11 @@ def _named(structures: Sequence[Structure], wanted: Sequence[str], source: Path)
 
 def _matching(structures: Sequence[Structure], pattern: str) -> list[Structure]:
     """Those whose name a pattern with ``*`` and ``?`` fits, in any case and either Unicode spelling."""
-    plain = normal(pattern.strip()).casefold().replace("[", "[[]")  # which fnmatch would take for a choice of letters
-    return [one for one in structures if fnmatchcase(normal(one.name).casefold(), plain)]
+    plain = (
+        clean_name(pattern.strip()).casefold().replace("[", "[[]")
+    )  # which fnmatch would take for a choice of letters
+    return [one for one in structures if fnmatchcase(clean_name(one.name).casefold(), plain)]
 
 
 def _listed(names: Iterable[str]) -> str:
-    every = list(names)
-    more = f" and {len(every) - _MOST_SHOWN} more" if len(every) > _MOST_SHOWN else ""
-    return ", ".join(every[:_MOST_SHOWN]) + more
+    return few(list(names), _MOST_SHOWN)

@@ -14,10 +14,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from mmfusion.errors import OptionError
 from mmfusion.io.pet_facts import HALF_LIVES_S, check_height, check_weight
 from mmfusion.io.tags import number
-from mmfusion.options import OPTIONS, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,17 +26,6 @@ PET_DETAILS = ("weight_kg", "height_cm", "sex", "dose_mbq", "injection_time", "a
 F18_HALF_LIFE_S = HALF_LIVES_S["F18"]
 _SIZED_BY = {"bw": ("weight_kg",), "lbm": ("weight_kg", "height_cm", "sex"), "bsa": ("weight_kg", "height_cm")}
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
-
-
-def checked_suv(suv: str) -> str:
-    """A name of a kind of SUV: ``bw``, ``lbm`` or ``bsa``; or ``none``.
-
-    Raises:
-        OptionError: another name.
-    """
-    if suv not in OPTIONS["suv"].choices:
-        raise OptionError(unknown("suv", suv, OPTIONS["suv"].choices))
-    return suv
 
 
 def lean_body_mass_kg(weight_kg: float, height_cm: float, sex: str) -> float:

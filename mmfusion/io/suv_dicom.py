@@ -10,9 +10,16 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.errors import UnitsError
-from mmfusion.io.pet_facts import KG_PER_UNIT, check_dose, nuclide_of, refuse_without_positrons, settled_half_life
+from mmfusion.io.pet_facts import (
+    DECAY_CORRECTIONS,
+    KG_PER_UNIT,
+    check_dose,
+    consistent_half_life,
+    nuclide_of,
+    refuse_without_positrons,
+)
 from mmfusion.io.suv import body_of, given, mean_decay, suv_per_bq
-from mmfusion.io.tags import listed, number, private
+from mmfusion.io.tags import corrections, number, private
 from mmfusion.io.times import (
     clock,
     date_time,
@@ -110,11 +117,11 @@ def suv_factor(
             "Export the scan again, or take its values as they are with --suv none"
         )
     try:
-        factor, told = _bq_factor(header, suv, first_acquisition, dict(pet or {}), weight_unit, doubts)
+        factor, uptake = _bq_factor(header, suv, first_acquisition, dict(pet or {}), weight_unit, doubts)
     except ValueError as error:
         raise UnitsError(f"{source}: SUV cannot be computed, {error}") from None
     if units == "BQML":
-        notes.append(f"Bq/mL to SUV{suv} by {factor:.4g} per Bq/mL{told}")
+        notes.append(f"Bq/mL to SUV{suv} by {factor:.4g} per Bq/mL{uptake}")
     return to_bq * factor
 
 
@@ -130,7 +137,7 @@ def own_units(header: Dataset, notes: list[str], doubts: list[str]) -> str:
     """The units of PET whose values are taken as they are: ``Bq/mL``, or ``stored`` for all others."""
     word = str(header.get("Units") or "").upper()
     notes.append(f"values as they are stored, not SUV (Units {word if word in _UNITS else 'unknown'})")
-    if "ATTN" not in {str(one).upper() for one in listed(header.get("CorrectedImage"))}:
+    if "ATTN" not in corrections(header):
         doubts.append(
             "CorrectedImage (0028,0051) lacks ATTN: the scan may not be corrected for attenuation. Give the corrected "
             "reconstruction"
@@ -181,15 +188,15 @@ def _bq_factor(
     Raises:
         ValueError: it cannot be computed, and why.
     """
-    corrected = {str(word).upper() for word in listed(header.get("CorrectedImage"))}
+    corrected = corrections(header)
     decay = str(header.get("DecayCorrection") or "").upper()
     if "ATTN" not in corrected:
         raise ValueError(
             "CorrectedImage (0028,0051) lacks ATTN: the scan is not corrected for attenuation. Give the corrected "
             "reconstruction"
         )
-    if decay not in ("START", "ADMIN", "NONE") or ("DECY" in corrected) != (decay != "NONE"):
-        word = f"'{decay}'" if decay in ("", "START", "ADMIN", "NONE") else "no word of DICOM"
+    if decay not in DECAY_CORRECTIONS or ("DECY" in corrected) != (decay != "NONE"):
+        word = f"'{decay}'" if decay in ("", *DECAY_CORRECTIONS) else "no word of DICOM"
         raise ValueError(
             f"DecayCorrection (0054,1102) is {word} and CorrectedImage (0028,0051) "
             f"{'has' if 'DECY' in corrected else 'lacks'} DECY; it cannot be known to which time the values refer. "
@@ -203,7 +210,7 @@ def _bq_factor(
         "height_cm": height_m and height_m * 100,
     }  # fmt: skip
     body = body_of(pet, tags, suv)
-    half_life = given(pet, "half_life_s") or settled_half_life(
+    half_life = given(pet, "half_life_s") or consistent_half_life(
         _nuclide(header), number(tracer.get("RadionuclideHalfLife")), _TAG_NAMES["half_life_s"]
     )
     dose, own_dose = (dose_bq or 0.0) / 1e6, given(pet, "dose_mbq")
@@ -247,14 +254,14 @@ def _times(
     if decay == "NONE" and own is not None and first_acquisition is not None and type(own) is type(first_acquisition):
         own = past_midnight([first_acquisition, own])[1]
     scan = own if decay == "NONE" else _reference_time(header, first_acquisition or own)
-    told, injection = parse_time(pet.get("acquisition_time")), parse_time(pet.get("injection_time"))
+    given_scan, injection = parse_time(pet.get("acquisition_time")), parse_time(pet.get("injection_time"))
     injections = [injection]
     if injection is None:
         injections = [
             _moment(header, tracer.get("RadiopharmaceuticalStartDateTime"), "RadiopharmaceuticalStartDateTime"),
             _moment(header, tracer.get("RadiopharmaceuticalStartTime"), "RadiopharmaceuticalStartTime"),
         ]
-    return scan if told is None else told, injections
+    return scan if given_scan is None else given_scan, injections
 
 
 def _acquired(header: Dataset) -> datetime | timedelta | None:

@@ -49,7 +49,7 @@ def to_suv(
 
 
 def doubts_of(pet: Mapping[str, Any], suv: str) -> list[str]:
-    """What cannot be of the manifest's columns for a file without tags, which may need them; its voxels will tell."""
+    """Doubts about PET columns of the manifest, beside a file without tags: only its voxels tell if it needs them."""
     doubts: list[str] = []
     if not all(pet.get(name) for name in ("weight_kg", "dose_mbq", "injection_time", "acquisition_time")):
         return []

@@ -195,7 +195,7 @@ def claims_dicom(path: DicomFile) -> bool:
 
 
 def head_of(path: DicomFile) -> bytes:
-    """The first bytes of a file, inflated; none of a link that leads nowhere, or of what cannot be inflated.
+    """The first bytes of a file, inflated; empty for a broken link, and for what cannot be inflated.
 
     Raises:
         ReadError: the file cannot be read.
@@ -287,12 +287,21 @@ def tomography(header: Dataset) -> Dataset | None:
 
 
 def image_type(header: Dataset) -> list[str]:
-    """The words of ImageType."""
-    return [str(part).upper() for part in listed(header.get("ImageType"))]
+    """The words of ImageType (0008,0008), in capitals."""
+    return _words(header, "ImageType")
+
+
+def corrections(header: Dataset) -> list[str]:
+    """The words of CorrectedImage (0028,0051), in capitals: ``ATTN``, ``DECY``, ...; empty if it is absent."""
+    return _words(header, "CorrectedImage")
+
+
+def _words(header: Dataset, tag: str) -> list[str]:
+    return [str(part).upper() for part in listed(header.get(tag))]
 
 
 def series_name(header: Dataset) -> str:
-    """What a series is told apart by within a folder: its SeriesInstanceUID, or without one what else says it."""
+    """The key of a series in a folder: its SeriesInstanceUID, else modality, number, study and frame of reference."""
     if uid := str(header.get("SeriesInstanceUID") or "").strip():
         return uid
     tags = ("Modality", "SeriesNumber", "StudyInstanceUID", "FrameOfReferenceUID")

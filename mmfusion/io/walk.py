@@ -30,8 +30,8 @@ class Unread:
     Attributes:
         damaged: files that are DICOM with values that are none, or say they are DICOM and are not.
         special: pipes, sockets and devices, and links to them.
-        closed: files and folders that may not be read.
-        lost_links: links that lead nowhere.
+        unreadable: files and folders that may not be read.
+        broken_links: links that lead nowhere.
         repeated: links to folders that were read already, or that hold the root.
         ours: folders that mmfusion wrote: cohorts, runs.
         system: folders of the system that were not entered, by name.
@@ -41,8 +41,8 @@ class Unread:
 
     damaged: list[Path] = field(default_factory=list)
     special: list[Path] = field(default_factory=list)
-    closed: list[Path] = field(default_factory=list)
-    lost_links: list[Path] = field(default_factory=list)
+    unreadable: list[Path] = field(default_factory=list)
+    broken_links: list[Path] = field(default_factory=list)
     repeated: list[Path] = field(default_factory=list)
     ours: list[Path] = field(default_factory=list)
     system: Counter[str] = field(default_factory=Counter)
@@ -60,7 +60,8 @@ def walk(root: Path, unread: Unread | None = None, *, below: bool = True) -> Ite
 
     Args:
         root: the folder, itself of any kind.
-        unread: takes what is not given: ``special``, ``closed``, ``lost_links``, ``repeated``, ``ours``, ``system``.
+        unread: takes what is not given: ``special``, ``unreadable``, ``broken_links``, ``repeated``, ``ours`` and
+            ``system``.
         below: enter folders; else only what lies directly in the root is given.
     """
     unread = Unread() if unread is None else unread
@@ -78,7 +79,7 @@ def walk(root: Path, unread: Unread | None = None, *, below: bool = True) -> Ite
                 with os.scandir(folder) as listing:
                     entries = sorted(listing, key=attrgetter("name"))
             except OSError:
-                unread.closed.append(folder)
+                unread.unreadable.append(folder)
                 continue
             known.add(identity)
             if folder != root and any(entry.name == MARK for entry in entries) and folder_kind(folder) != "raw study":
@@ -115,10 +116,10 @@ def _kind(entry: os.DirEntry[str], unread: Unread) -> str:
     try:
         mode = entry.stat().st_mode
     except PermissionError:
-        unread.closed.append(Path(entry.path))
+        unread.unreadable.append(Path(entry.path))
         return ""
     except OSError:
-        unread.lost_links.append(Path(entry.path))
+        unread.broken_links.append(Path(entry.path))
         return ""
     if stat.S_ISDIR(mode):
         return "link"

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmfusion.errors import CohortError, OptionError, printable
+from mmfusion.errors import CohortError, OptionError, few, printable
 from mmfusion.files import (
     CohortFolder,
     a_table,
@@ -23,14 +22,13 @@ from mmfusion.files import (
     optional_fields,
     write_json,
 )
+from mmfusion.options import nearest
 from mmfusion.prepare.folder import Cohort, open_cohort, read_case, write_table
 from mmfusion.report import write_qc
 from mmfusion.report.files import reasons_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-_SHOWN = 10  # names of doubtful cases in a message, at most
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def settled(
+def apply_acceptances(
     folder: Path, rows: Sequence[Mapping[str, Any]], accepted: Mapping[str, Acceptance]
 ) -> list[dict[str, Any]]:
     """Rows of ``cases.csv`` as preparing made them, with what persons decided on the doubtful ones.
@@ -92,12 +90,12 @@ def settled(
     out = []
     for row in rows:
         decision = accepted.get(row["case"])
-        new = {} if decision is None or row["status"] != "doubtful" else _decided(folder, row, decision)
+        new = {} if decision is None or row["status"] != "doubtful" else _apply(folder, row, decision)
         out.append({**row, **new})
     return out
 
 
-def _decided(folder: Path, row: Mapping[str, Any], decision: Acceptance) -> dict[str, str]:
+def _apply(folder: Path, row: Mapping[str, Any], decision: Acceptance) -> dict[str, str]:
     record = read_case(folder, row["case"]) or {}
     if words := decision.objection(reasons_of(row), record.get("looked_at", {})):
         return {"reasons": f"{words} | {row['reasons']}"}
@@ -121,7 +119,7 @@ def accept_case(folder: str | Path, case: str, *, note: str | None = None, undo:
     """
     if note and undo:
         raise OptionError("undo takes a decision back and has no note; leave it out")
-    note = _checked(note or "")
+    note = _one_line(note or "")
     files = CohortFolder(Path(folder))
     claim_place(files.accepted, "cohort", "simulated cohort")
     with files.lock():
@@ -134,7 +132,9 @@ def accept_case(folder: str | Path, case: str, *, note: str | None = None, undo:
             accepted[case] = Acceptance(now, note, tuple(reasons_of(record)), record["looked_at"])
         write_json({name: asdict(one) for name, one in sorted(accepted.items())}, files.accepted)
         rows = [_as_prepared(files.path, row) if row["case"] == case else row for row in cohort.rows]
-        write_table(files.path, settled(files.path, rows, {name: accepted[name] for name in accepted if name == case}))
+        write_table(
+            files.path, apply_acceptances(files.path, rows, {name: accepted[name] for name in accepted if name == case})
+        )
         write_qc(files.path)
         return open_cohort(folder)
 
@@ -143,13 +143,12 @@ def _doubtful_record(cohort: Cohort, case: str) -> dict[str, Any]:
     """``case.json`` of a doubtful case."""
     rows = {row["case"]: row for row in cohort.rows}
     if case not in rows:
-        near = get_close_matches(case, rows, n=1)
+        near = nearest(case, rows)
         doubtful = [name for name, row in rows.items() if row["status"] == "doubtful"]
-        more = f" and {len(doubtful) - _SHOWN} more" if len(doubtful) > _SHOWN else ""
         raise CohortError(
             f"{cohort.folder} has no case '{case}'"
-            + (f"; did you mean '{near[0]}'?" if near else ".")
-            + (f" Doubtful are {', '.join(doubtful[:_SHOWN])}{more}" if doubtful else " No case is doubtful")
+            + (f"; did you mean '{near}'?" if near else ".")
+            + (f" Doubtful are {few(doubtful)}" if doubtful else " No case is doubtful")
         )
     if rows[case]["status"] == "failed":
         raise CohortError(
@@ -175,7 +174,7 @@ def _as_prepared(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
     return {**row, "status": record["status"], "reasons": record["reasons"], "accepted": "", "accepted_note": ""}
 
 
-def _checked(note: str) -> str:
+def _one_line(note: str) -> str:
     """The note in one line."""
     try:
         note.encode()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mmfusion.cohort.files import region_of, with_region
+from mmfusion.cohort.files import pet_details, region_of, with_region
 from mmfusion.errors import GeometryError, MmfusionError, OptionError, VoxelError
-from mmfusion.io import PET_DETAILS, load_mask, load_volume
+from mmfusion.io import load_mask, load_volume
 from mmfusion.options import OPTIONS, nearest, resolve, unknown
 from mmfusion.prepare.pictures import case_pictures
 from mmfusion.prepare.placing import BRAIN_OF, Region, brain_on, mask_and_owner, place_grid, registered
@@ -80,11 +80,6 @@ class CaseResult:
     def reasons(self) -> tuple[str, ...]:
         """Why it is doubtful, one sentence each."""
         return tuple(doubt.sentence for doubt in self.doubts)
-
-
-def pet_details(case: Case) -> dict[str, str]:
-    """What the manifest says of the PET scan, by the names of :data:`mmfusion.io.PET_DETAILS`."""
-    return {name: case.covariates[name] for name in PET_DETAILS if case.covariates.get(name)}
 
 
 def load_case(case: Case, **options: Any) -> dict[str, Volume]:

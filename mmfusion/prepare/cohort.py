@@ -20,7 +20,7 @@ from mmfusion.cohort.files import inputs_of, with_region, without_paths
 from mmfusion.errors import CohortError, LostError, MmfusionError, OutputError, ReadError, VoxelError
 from mmfusion.files import CohortFolder, optional_fields, read_fields, write_json
 from mmfusion.options import GROUPS, resolve
-from mmfusion.prepare.acceptance import read_acceptances, settled
+from mmfusion.prepare.acceptance import apply_acceptances, read_acceptances
 from mmfusion.prepare.case import check_crop, check_reference, prepare_case
 from mmfusion.prepare.derivatives import refuse_shared_names, write_dataset, write_derivative
 from mmfusion.prepare.exclusive import exclusive, refuse_other_run
@@ -146,7 +146,7 @@ def prepare_cohort(
                         "The same command goes on where it stopped; without --strict a failed case stops nothing"
                     )
         rows = [row_of(case, records[case.id] or {}) for case in cases]
-        return write_cohort(Path(out), order.asked, settled(folder, rows, accepted))
+        return write_cohort(Path(out), order.asked, apply_acceptances(folder, rows, accepted))
 
 
 def _kept_order(modalities: Sequence[str], out: Path) -> list[str]:

@@ -7,10 +7,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mmfusion import __version__
-from mmfusion.cohort.files import files_of, scans_of
+from mmfusion.cohort.files import files_of, pet_details, scans_of
 from mmfusion.errors import ReadError
 from mmfusion.io import split_series
-from mmfusion.prepare.case import pet_details
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
