@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mmfusion import __version__
-from mmfusion.errors import CohortError, MmfusionError, OptionError, printable, sentence
+from mmfusion.errors import CohortError, MmfusionError, OptionError, ReadError, printable, sentence
 from mmfusion.options import GROUPS, OPTIONS, Option, unknown
 from mmfusion.progress import progress_line
 
@@ -275,6 +275,7 @@ def _register(
     fixed_modality: str | None, moving_modality: str | None, frame: str | None, assume_orientation: str | None,
     nan: str | None, suv: str | None, overwrite: bool | None, **how: str | None,
 ) -> int:  # fmt: skip
+    from mmfusion.cohort import misplaced
     from mmfusion.files import check_output_file
     from mmfusion.io import (
         check_transform_name,
@@ -290,6 +291,9 @@ def _register(
     check_device(device or "cpu")
     named = [fixed, moving, *(how[name] for name in ("transform_in", "fixed_mask", "moving_mask"))]
     reads = [split_series(path)[0] for path in named if path]
+    for scan in reads[:2]:
+        if words := misplaced(scan, "scan", "scans"):
+            raise ReadError(words)
     check_output_file(check_volume_name(out), overwrite=bool(overwrite), reads=reads)
     if transform_out:
         check_output_file(check_transform_name(transform_out), overwrite=bool(overwrite), reads=[*reads, out])
