@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(known)
     command = " ".join(filter(None, (given.pop("command"), given.pop("action", None)))) or None
     if unrecognized:
+        if not unrecognized[0].startswith("-"):
+            parser.error(f"'{unrecognized[0]}' is one word too many; a text or path with spaces stands in quotes")
         flags = [OPTIONS[name].flag for name in GROUPS[command or "report"]]
         parser.error(unknown("option", unrecognized[0], flags) if flags else f"unknown option '{unrecognized[0]}'")
     if command is None:

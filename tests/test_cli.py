@@ -90,6 +90,10 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        (
+            ["accept", "c", "1", "--note", "it", "fits"],
+            "'fits' is one word too many; a text or path with spaces stands",
+        ),
         (["check", "m.csv", "--modalitis", "ct"], "unknown option '--modalitis'; did you mean '--modalities'?"),
         (["prepare", "m.csv"], "the following arguments are required: --out"),
         (["prepare", "m.csv", "--out", "c", "--register", "rigd"], "invalid choice: 'rigd'"),
