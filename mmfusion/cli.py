@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mmfusion import __version__
-from mmfusion.errors import CohortError, MmfusionError, OptionError, printable, sentence
+from mmfusion.errors import CohortError, MmfusionError, OptionError, ReadError, printable, sentence
 from mmfusion.options import GROUPS, OPTIONS, Option, unknown
 from mmfusion.progress import progress_line
 
@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(known)
     command = " ".join(filter(None, (given.pop("command"), given.pop("action", None)))) or None
     if unrecognized:
+        if not unrecognized[0].startswith("-"):
+            parser.error(f"'{unrecognized[0]}' is one word too many; a text or path with spaces stands in quotes")
         flags = [OPTIONS[name].flag for name in GROUPS[command or "report"]]
         parser.error(unknown("option", unrecognized[0], flags) if flags else f"unknown option '{unrecognized[0]}'")
     if command is None:
@@ -275,6 +277,7 @@ def _register(
     fixed_modality: str | None, moving_modality: str | None, frame: str | None, assume_orientation: str | None,
     nan: str | None, suv: str | None, overwrite: bool | None, **how: str | None,
 ) -> int:  # fmt: skip
+    from mmfusion.cohort import misplaced
     from mmfusion.files import check_output_file
     from mmfusion.io import (
         check_transform_name,
@@ -290,6 +293,9 @@ def _register(
     check_device(device or "cpu")
     named = [fixed, moving, *(how[name] for name in ("transform_in", "fixed_mask", "moving_mask"))]
     reads = [split_series(path)[0] for path in named if path]
+    for scan in reads[:2]:
+        if words := misplaced(scan, "scan", "scans"):
+            raise ReadError(words)
     check_output_file(check_volume_name(out), overwrite=bool(overwrite), reads=reads)
     if transform_out:
         check_output_file(check_transform_name(transform_out), overwrite=bool(overwrite), reads=[*reads, out])

@@ -132,7 +132,7 @@ def test_what_cannot_be_accepted(study):
         accept_case(cohort, "001", note="x", undo=True)
     with pytest.raises(OptionError, match="the note is not text in UTF-8"):
         accept_case(cohort, "001", note="\udc80")
-    with pytest.raises(OutputError, match="is not a cohort folder .*accepted.json is not written there"):
+    with pytest.raises(OutputError, match="is a folder of scans, and a cohort folder is expected"):
         accept_case(study, "001")
     with CohortFolder(cohort).lock(), pytest.raises(CohortError, match="another mmfusion prepare is writing into"):
         accept_case(cohort, "002")
@@ -150,6 +150,18 @@ def test_a_damaged_record_is_named_before_anything_is_prepared(study, damage):
     for work in (lambda: again(study), lambda: accept_case(study / "cohort", "002")):
         with pytest.raises(ReadError, match="accepted.json"):
             work()
+
+
+def test_accepting_again_without_a_note_keeps_the_one_that_is_there(study):
+    for note, kept in [(None, NOTE), ("", ""), (None, ""), ("twice", "twice")]:
+        assert accept_case(study / "cohort", "001", note=note).rows[0]["accepted_note"] == kept
+
+
+def test_progress_tells_of_an_accepted_case_that_it_is_accepted(study):
+    told = []
+    (study / "cohort" / "cases" / "001" / "image.npy").unlink()
+    again(study, progress=lambda done, total, words: told.append(words))
+    assert told == ["001 accepted"]
 
 
 def test_the_command_says_what_it_did(study, capsys):

@@ -90,6 +90,10 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        (
+            ["accept", "c", "1", "--note", "it", "fits"],
+            "'fits' is one word too many; a text or path with spaces stands",
+        ),
         (["check", "m.csv", "--modalitis", "ct"], "unknown option '--modalitis'; did you mean '--modalities'?"),
         (["prepare", "m.csv"], "the following arguments are required: --out"),
         (["prepare", "m.csv", "--out", "c", "--register", "rigd"], "invalid choice: 'rigd'"),
@@ -219,6 +223,9 @@ GO_ON = "give the one that it was made from, or go on with: "
         ("predict manifest.csv manifest.csv --out o", "and a run folder or a bundle is expected; " + PREPARE),
         ("predict dicom manifest.csv --out o", "and a run folder or a bundle is expected; " + INDEX),
         ("index manifest.csv --out o", "is a table, and a folder of scans is expected; " + GO_ON + PREPARE[7:]),
+        ("register manifest.csv a.nii.gz --out o", "is a table, and a scan or a folder of scans is expected; " + GO_ON),
+        ("accept manifest.csv 001", "is a table, and a cohort folder is expected; " + PREPARE),
+        ("accept run 001", "is a run folder, and a cohort folder is expected; " + GO_ON),
         ("report manifest.csv", "and a cohort folder or a run folder or a bundle is expected; " + PREPARE),
     ],
 )

@@ -169,6 +169,7 @@ def test_missing_column_with_the_nearest(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("participant_id,ct\nA,c.nii\n", "no column subject. Did you mean 'participant_id'? Rename it"),
+        ("Patient ID,ct\nA,c.nii\n", "no column subject. Did you mean 'Patient ID'? Rename it"),
         ("Subject,ct\nA,c.nii\n", "no column subject. Did you mean 'Subject'? Rename it"),
         ("subject,ct\n", "manifest.csv has no case, only a header"),
         ("subject,age\nA,1\n", "manifest.csv has columns subject, age; none of them is a modality"),

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 from io_dicom import pet_tags, voxels, write_enhanced, write_series
+from small_scans import write_study
 
+from mmfusion.cohort import check_manifest
 from mmfusion.errors import OptionError, ReadError
 from mmfusion.io import load_volume, read_header
+from mmfusion.prepare import prepare_cohort
 
 FRAMES = [voxels((7, 5, 6), seed) for seed in (3, 4, 5)]
 
@@ -61,6 +64,14 @@ def test_a_frame_that_does_not_exist_is_named(tmp_path):
         read_header(tmp_path, frame=3)
     with pytest.raises(OptionError, match="frame is first, last, mean, a number from 0, .*, found 'middle'"):
         read_header(tmp_path, frame="middle")
+
+
+def test_what_is_no_choice_of_frames_is_refused_whatever_the_scans_are(tmp_path):
+    manifest = write_study(tmp_path, subjects=1)
+    for work in (check_manifest, lambda path, **options: prepare_cohort(path, tmp_path / "c", **options)):
+        with pytest.raises(OptionError, match="numbers as 20-24, .*, found '20:24'"):
+            work(manifest, frame="20:24")
+    assert not (tmp_path / "c").exists()
 
 
 def test_many_frames_are_listed_in_short(tmp_path):

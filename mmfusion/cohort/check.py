@@ -13,7 +13,7 @@ from mmfusion.cohort.scans import header_problems, voxel_problems
 from mmfusion.cohort.splits import LEAK_REMEDY, leakage
 from mmfusion.cohort.table import Problem
 from mmfusion.errors import printable
-from mmfusion.io import SPELLING_DIFFERENCES, folded
+from mmfusion.io import SPELLING_DIFFERENCES, check_frame, folded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -53,7 +53,9 @@ def check_manifest(
 
     Raises:
         ReadError: the manifest itself does not exist or is not text.
+        OptionError: ``frame`` is no choice of frames.
     """
+    check_frame(reading.get("frame"))
     cases, _, problems = parse_manifest(path, modalities)
     problems += _labels(cases) + _parts(cases) + _subjects(cases) + _modalities(cases)
     digests: list[tuple[Case, str, str]] = []

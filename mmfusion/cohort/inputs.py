@@ -16,13 +16,14 @@ _FILES = 1000  # that are looked at to know a folder of scans
 _TRAIN = "python -m monai.bundle run --config_file BUNDLE/configs/train.yaml --cohort {path} --run RUN"
 _PREDICT = "mmfusion predict {path} MANIFEST --out predictions"
 _EXPECTED = {
+    "scan": "a scan",
     "scans": "a folder of scans",
     "manifest": "a manifest (CSV or TSV)",
     "cohort": "a cohort folder",
     "model": "a run folder or a bundle",
 }
 _NEXT = {  # in order: what it is, what it serves as, the command that takes it
-    "scan": ("a scan", "", "mmfusion index {folder} --out manifest.csv"),
+    "scan": ("a scan", "scan", "mmfusion index {folder} --out manifest.csv"),
     "scans": ("a folder of scans", "scans", "mmfusion index {path} --out manifest.csv"),
     "raw study": (KINDS["raw study"].words, "scans", "mmfusion index {path} --out manifest.csv"),
     "table": ("a table", "manifest", "mmfusion prepare {path} --out cohort"),
@@ -38,7 +39,7 @@ def misplaced(path: str | Path, *expected: str) -> str:
 
     Args:
         path: file or folder that was given.
-        expected: one or more of ``scans`` (a folder), ``manifest``, ``cohort`` and ``model``.
+        expected: one or more of ``scan`` (a file), ``scans`` (a folder), ``manifest``, ``cohort`` and ``model``.
     """
     path, order = Path(path), list(_NEXT)
     kind = _kind(path)

@@ -106,7 +106,8 @@ def header_problems(
         kinds = {headers[name].modality for name in (one, other)}
         days = headers[one].scanned.days_from(headers[other].scanned)
         if days and days > (0 if kinds == {"ct", "pet"} else SESSION_DAYS):
-            say("warning", "", f"{one} and {other} are {days} days apart", "Keep them in one row if nothing changed.")
+            remedy = "Keep them in one row only if nothing changed in between."
+            say("warning", "", f"{one} and {other} are {days} days apart", remedy)
         a, b = (headers[name].grid for name in (other, one))
         if overlap(a, b) >= 0.005:
             continue

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MISSING = ("", "n/a")
 """What an unknown value looks like: an empty cell, or as in BIDS."""
 
-_OTHER_NAMES = ("participant_id", "subject_id", "patient_id", "patient", "participant", "id", "case")
+_OTHER_NAMES = ("participantid", "subjectid", "patientid", "patient", "participant", "id", "case")
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ def no_column(name: str, header: Sequence[str], file: str, otherwise: str = "") 
     """The problem of a missing column, with the nearest one that is there, or what to do ``otherwise``."""
     near = nearest(name, reversed(header))
     if name == "subject":
-        lower = {column.lower(): column for column in reversed(header)}
-        near = next((lower[one] for one in ("subject", *_OTHER_NAMES) if one in lower), near)
+        plain = {"".join(filter(str.isalnum, column.lower())): column for column in reversed(header)}
+        near = next((plain[one] for one in ("subject", *_OTHER_NAMES) if one in plain), near)
     remedy = f"Did you mean '{near}'?" if near else otherwise or f"Add a column {name}."
     if near and name == "subject":
         remedy = f"Did you mean '{near}'? Rename it to subject."

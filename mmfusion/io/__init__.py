@@ -1,6 +1,7 @@
 """Files to volumes in RAS+ mm with physical units, and back."""
 
 from mmfusion.io.dates import ScanDate
+from mmfusion.io.frame_choice import check_frame
 from mmfusion.io.header import Header, kind_of
 from mmfusion.io.index import find_series
 from mmfusion.io.load import VOLUMES, load_volume, read_header, read_series_header
@@ -24,6 +25,7 @@ __all__ = [
     "read_series_header",
     "Header",
     "kind_of",
+    "check_frame",
     "find_series",
     "Series",
     "ScanDate",

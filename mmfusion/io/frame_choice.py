@@ -48,6 +48,22 @@ ONLY_FRAME = FrameChoice((0,), (1.0,))
 """The choice where there is none."""
 
 
+def check_frame(frame: str | int | None) -> None:
+    """Refuse what is no choice of frames, whatever the scans are: those with one frame ignore a choice.
+
+    Raises:
+        OptionError: ``frame`` is none of what :func:`choose_frames` takes.
+    """
+    text = str(frame).replace(" ", "")
+    if frame is None or text in ("first", "last", "mean") or text.isdecimal():
+        return
+    if not (_NUMBERS.fullmatch(text) or _WINDOW.fullmatch(text)):
+        raise OptionError(
+            "frame is first, last, mean, a number from 0, numbers as 20-24, or a window as 40min-60min, found "
+            f"'{frame}'"
+        )
+
+
 def choose_frames(
     frame: str | int | None,
     frames: int,
@@ -72,6 +88,7 @@ def choose_frames(
             and the times of the frames are not known, or none lies in it.
         OptionError: ``frame`` is none of these.
     """
+    check_frame(frame)
     if frames == 1:
         return ONLY_FRAME
     if frame is None:
@@ -95,14 +112,9 @@ def choose_frames(
         return replace(chosen, doubts=doubts)
     if text in ("first", "last"):
         index = 0 if text == "first" else frames - 1
-    elif text.isdecimal():
+    else:
         index = int(text)
         _refuse_beyond(index, frames, source)
-    else:
-        raise OptionError(
-            "frame is first, last, mean, a number from 0, numbers as 20-24, or a window as 40min-60min, found "
-            f"'{frame}'"
-        )
     value = f" ({values[index]})" if values else ""
     return FrameChoice((index,), (1.0,), f"{frames} frames: frame {index}{value} is used")
 

@@ -260,7 +260,8 @@ def _label_map(suvr: str) -> tuple[Opened, tuple[int, ...]]:
     file, _, labels = suvr.rpartition("#")
     if not file or not re.fullmatch(r"\d+(\+\d+)*", labels):
         raise OptionError(
-            f"suvr is FILE#LABEL, the number of a region in a label map, or several as FILE#8+47; found '{suvr}'"
+            f"{suvr} names no region: suvr is FILE#LABEL, the number of a region in a label map, or several as "
+            "FILE#8+47"
         )
     numbers = tuple(map(int, labels.split("+")))
     if 0 in numbers:

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmfusion.errors import CohortError, OptionError, few, printable
+from mmfusion.cohort import misplaced
+from mmfusion.errors import CohortError, OptionError, OutputError, few, printable
 from mmfusion.files import (
     CohortFolder,
     a_table,
@@ -108,7 +109,7 @@ def accept_case(folder: str | Path, case: str, *, note: str | None = None, undo:
     Args:
         folder: a cohort folder.
         case: as column ``case`` of ``cases.csv`` names it.
-        note: why, in the person's words.
+        note: why, in the person's words; if none is given, the note of a decision that still holds stays.
         undo: take the decision back.
 
     Raises:
@@ -119,8 +120,10 @@ def accept_case(folder: str | Path, case: str, *, note: str | None = None, undo:
     """
     if note and undo:
         raise OptionError("undo takes a decision back and has no note; leave it out")
-    note = _one_line(note or "")
+    note = None if note is None else _one_line(note)
     files = CohortFolder(Path(folder))
+    if words := misplaced(folder, "cohort"):
+        raise OutputError(words)
     claim_place(files.accepted, "cohort", "simulated cohort")
     with files.lock():
         cohort, accepted = open_cohort(folder), read_acceptances(files.path)
@@ -128,8 +131,11 @@ def accept_case(folder: str | Path, case: str, *, note: str | None = None, undo:
             raise CohortError(f"case '{case}' of {folder} was not accepted; there is nothing to take back")
         if not undo:
             record = _doubtful_record(cohort, case)
+            reasons, looked_at, former = tuple(reasons_of(record)), record["looked_at"], accepted.get(case)
+            if note is None and former and not former.objection(reasons, looked_at):
+                note = former.note
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            accepted[case] = Acceptance(now, note, tuple(reasons_of(record)), record["looked_at"])
+            accepted[case] = Acceptance(now, note or "", reasons, looked_at)
         write_json({name: asdict(one) for name, one in sorted(accepted.items())}, files.accepted)
         rows = [_as_prepared(files.path, row) if row["case"] == case else row for row in cohort.rows]
         write_table(

@@ -19,6 +19,7 @@ from mmfusion.cohort import Case, read_study
 from mmfusion.cohort.files import inputs_of, with_region, without_paths
 from mmfusion.errors import CohortError, LostError, MmfusionError, OutputError, ReadError, VoxelError
 from mmfusion.files import CohortFolder, optional_fields, read_fields, write_json
+from mmfusion.io import check_frame
 from mmfusion.options import GROUPS, resolve
 from mmfusion.prepare.acceptance import apply_acceptances, read_acceptances
 from mmfusion.prepare.case import check_crop, check_reference, prepare_case
@@ -109,6 +110,7 @@ def prepare_cohort(
     check_device(device)
     check_crop(options)
     check_pet(options)
+    check_frame(options["frame"])
     parse_standard(options["mr_standard"])
     cases, names = read_study(manifest, options["modalities"])
     cases = [with_region(case, options["suvr"]) for case in cases]
@@ -138,7 +140,7 @@ def prepare_cohort(
             for case, found in results:
                 record = _failed(case, order, str(found)) if isinstance(found, LostError) else found
                 records[case.id] = record
-                tell(1, f"{case.id} {record['status']}")
+                tell(1, f"{case.id} {apply_acceptances(folder, [row_of(case, record)], accepted)[0]['status']}")
                 if strict and record["status"] == "failed":
                     tried = sum(one is not None for one in records.values())
                     raise CohortError(

@@ -131,7 +131,8 @@ def _what_to_do(cohort: Path, rows: Sequence[Mapping[str, str]]) -> Html:
         "Doubtful cases are used. Compare the position that was used with the one beside it: if the used one is right, "
         "type the command of the case's card where the folder",
         element("code", cohort.resolve().name),
-        "lies; add --note and words in quotes to say why. If not, correct the case and prepare again.",
+        "lies; add --note and words in quotes to say why. If not, correct the file, or leave the cell of that scan "
+        "empty, and prepare again.",
     )
     return element("p", join(words))
 

@@ -37,7 +37,8 @@ def summary(result: Result) -> str:
     names = _and(result.modalities)
     strategy = str(result.options.get("strategy") or "network").replace("_", "-")
     who = f"{strategy} fusion of {names}" if len(result.modalities) > 1 else f"the network on {names or 'the images'}"
-    counts = ", ".join(f"{np.sum(predictions.label == k)} {name}" for k, name in enumerate(predictions.classes))
+    sizes = {name: np.sum(predictions.label == k) for k, name in enumerate(predictions.classes)}
+    counts = ", ".join(f"{size} of class {name}" for name, size in sizes.items())
     cases, subjects = len(predictions.label), len(set(predictions.subject.tolist()))
     where = f"{cases} {part} cases of {subjects} subjects ({counts})"
     if number(auc.get("value")) is None:
