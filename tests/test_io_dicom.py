@@ -123,6 +123,16 @@ def test_repeated_positions_are_refused_but_copies_of_a_file_are_not(tmp_path):
     same(volume, stored, affine)
     assert volume.meta["notes"] == ["1 files are copies of others; left out"]
 
+    def number(dataset, n):
+        dataset.SOPInstanceUID = f"1.2.{n}"
+
+    write_series(tmp_path / "two", stored, series_uid="1.2", edit=number)
+    write_series(tmp_path / "second", stored + 1, series_uid="1.2", edit=number)
+    for path in (tmp_path / "second").iterdir():
+        path.rename(tmp_path / "two" / f"other_{path.name}")
+    with pytest.raises(ReadError, match="6 files have the SOPInstanceUID and the place of others, but other pixels"):
+        read_header(tmp_path / "two")
+
     def repeat(dataset, n):
         dataset.ImagePositionPatient[2], dataset.InstanceNumber = n // 2, 1
 

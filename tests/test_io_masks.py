@@ -142,7 +142,9 @@ def test_types_tell_organs_from_lesions_too(tmp_path):
         load_mask(write_rtstruct(tmp_path / "c.dcm", drawn, types=types), GRID)
 
 
-@pytest.mark.parametrize("names", [["External"], ["Skin"], ["Kidney Contour"], ["Lung_R", "body", "Brain Stem"]])
+@pytest.mark.parametrize(
+    "names", [["External"], ["Skin"], ["Kidney Contour"], ["Lungs-GTV"], ["Lung_R", "body", "Brain Stem"]]
+)
 def test_body_and_organs_are_no_lesion_unless_they_are_named(tmp_path, names):
     path = write_rtstruct(tmp_path / "rs.dcm", dict.fromkeys(names, OUTLINE))
     said = rf"rs\.dcm holds {', '.join(names)}, which is the body, an organ or equipment, and no lesion\. If it is"

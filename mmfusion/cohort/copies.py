@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.cohort.table import Problem
-from mmfusion.errors import ReadError
 from mmfusion.files import is_there
-from mmfusion.io import names_uid, split_series
-from mmfusion.io.tags import lenient_dicom, read_tags
+from mmfusion.io import names_uid, pixel_bytes, split_series
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -73,21 +71,12 @@ def _content(path: Path) -> str:
         return str(name)
     if location.is_dir():
         files = _files(location)
-        data = _pixels(files[len(files) // 2])
+        data = pixel_bytes(files[len(files) // 2])
         # an image of one value says nothing: fall back to the path, which is unique
         data = data if len(set(data[:: max(1, len(data) // 4096)])) > 2 else str(location.resolve()).encode()
         return hashlib.sha256(data).hexdigest() + (name or "")  # water and fat of one folder are two scans
     with location.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@lenient_dicom()
-def _pixels(file: Path) -> bytes:
-    """The stored pixels of a DICOM file; nothing of another, or of one that cannot be read."""
-    with suppress(ReadError):
-        header = read_tags(file, pixels=True)
-        return bytes(header.get("PixelData") or b"") if header is not None else b""
-    return b""
 
 
 def _files(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from mmfusion.io.sniff import ending_of, is_common
 from mmfusion.io.spelling import SPELLING_DIFFERENCES, clean_name, folded, names_nobody, persons
 from mmfusion.io.suv import PET_DETAILS
 from mmfusion.io.suv_dicom import suv_factor
+from mmfusion.io.tags import pixel_bytes
 from mmfusion.io.text_headers import voxels_file_of
 from mmfusion.io.transform_files import check_transform_name, load_transform, save_transform
 from mmfusion.io.walk import Unread, walk
@@ -41,6 +42,7 @@ __all__ = [
     "ending_of",
     "split_series",
     "names_uid",
+    "pixel_bytes",
     "pair_of",
     "sidecar_of",
     "voxels_file_of",

@@ -26,6 +26,7 @@ from mmfusion.io.tags import (
     head_of,
     is_image,
     is_localizer,
+    pixel_bytes,
     read_tags,
     series_name,
 )
@@ -103,7 +104,7 @@ def one_series(
     _refuse_several_studies(meant, where)
     if placeless := sum(_is_like(header, meant[0][1]) for header in others):
         doubts.append(f"{placeless} images of the series have no position and are left out. Export the series again.")
-    once = _without_copies(meant)
+    once = _without_copies(meant, where)
     if len(once) < len(meant):
         notes.append(f"{len(meant) - len(once)} files are copies of others; left out")
     kept = [(path, header) for path, header in once if not is_localizer(header)]
@@ -147,14 +148,25 @@ def _refuse_several_studies(files: _Files, where: str) -> None:
         )
 
 
-def _without_copies(files: _Files) -> _Files:
-    """The first of each object: a copy has its UID, and lies at its place and in its frame (UIDs may be made badly)."""
+def _without_copies(files: _Files, where: str) -> _Files:
+    """The first of each object: a copy has its UID, and lies at its place and in its frame (UIDs may be made badly).
+
+    Raises:
+        ReadError: what seem to be copies have other pixels, seen in the first and the last of them.
+    """
     uids = [str(header.get("SOPInstanceUID") or "") for _, header in files]
     times = Counter(uids)
     first: dict[tuple[str, ...], tuple[DicomFile, Dataset]] = {}
+    copies: list[tuple[DicomFile, DicomFile]] = []
     for uid, (path, header) in zip(uids, files, strict=True):
         about = [str(header.get(tag)) for tag in _TELLING] if times[uid] > 1 else []
-        first.setdefault((uid, *about) if uid else (str(path),), (path, header))
+        original, _ = first.setdefault((uid, *about) if uid else (str(path),), (path, header))
+        copies += [(original, path)] if original is not path else []
+    if any(pixel_bytes(original) != pixel_bytes(copy) for original, copy in (*copies[:1], *copies[-1:])):
+        raise ReadError(
+            f"{where}: {len(copies)} files have the SOPInstanceUID and the place of others, but other pixels. If "
+            "they are two scans, put each into a folder of its own"
+        )
     return list(first.values())
 
 

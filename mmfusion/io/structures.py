@@ -159,11 +159,16 @@ def _only_lesion(structures: Sequence[Structure], source: Path) -> list[Structur
 def _can_be_lesion(structure: Structure, kinds: set[str]) -> bool:
     name = structure.name
     if re.search(_TARGET, name, re.IGNORECASE):
-        return structure.kind not in _NEVER
+        whole, minus, _ = name.partition("-")  # TG-263: Lungs-GTV is what is left of the lungs without the target
+        return structure.kind not in _NEVER and not (minus and _is_normal(whole))
+    return not _is_normal(name) and structure.kind not in kinds
+
+
+def _is_normal(name: str) -> bool:
+    """Whether a name is that of the body, a normal organ or equipment."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+", name)
     plain = [word.lower().removesuffix("s") if word.lower() not in _NORMAL else word.lower() for word in words]
-    normal = any(word in _NORMAL for word in plain) and all(word in _NORMAL or word in _BESIDE for word in plain)
-    return not normal and structure.kind not in kinds
+    return any(word in _NORMAL for word in plain) and all(word in _NORMAL or word in _BESIDE for word in plain)
 
 
 def _named(structures: Sequence[Structure], wanted: Sequence[str], source: Path) -> list[Structure]:

@@ -270,6 +270,15 @@ def _parsed(stream: BinaryIO, tags: list[int] | None, *, force: bool, pixels: bo
     return found
 
 
+@lenient_dicom()
+def pixel_bytes(path: DicomFile) -> bytes:
+    """The stored pixels of a DICOM file as they lie in it; empty if it has none or cannot be read."""
+    with suppress(ReadError):
+        header = read_tags(path, pixels=True)
+        return bytes(header.get("PixelData") or b"") if header is not None else b""
+    return b""
+
+
 def is_image(header: Dataset) -> bool:
     """True for slices and multi-frame volumes of patient anatomy (not masks, doses, plans, reports, screenshots)."""
     return (
