@@ -61,10 +61,10 @@ def check_manifest(
     digests: list[tuple[Case, str, str]] = []
     people: dict[str, Case] = {}
     for done, case in enumerate(cases, 1):
-        found = header_problems(case, reading, people, roi)
-        problems += found
+        of_headers = header_problems(case, reading, people, roi)
+        problems += of_headers
         if deep:
-            problems += voxel_problems(case, reading, found, digests)
+            problems += voxel_problems(case, reading, of_headers, digests)
         if progress:
             progress(done, len(cases))
     problems += copies(digests, "voxels") if deep else copies(same_files(cases), "content")

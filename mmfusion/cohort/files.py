@@ -64,16 +64,16 @@ def inputs_of(cases: Iterable[Case]) -> tuple[list[Path], list[Path]]:
 
 def files_of(path: Path) -> list[Path]:
     """What a scan is read from: a header brings its voxels, a sidecar its facts, a DICOM slice all of its folder."""
-    found: Iterable[Path] = [path, sidecar_of(path)]
+    candidates: Iterable[Path] = [path, sidecar_of(path)]
     if path.is_dir():
-        found = walk(path)
+        candidates = walk(path)
     elif path.name.lower().endswith(_PAIRS):
         named = {voxels_file_of(path)} if path.suffix.lower() in (".mhd", ".nhdr") else set()
-        found = {*path.parent.glob(f"{escape(_stem(path))}.*"), *named}
+        candidates = {*path.parent.glob(f"{escape(_stem(path))}.*"), *named}
     elif not path.name.lower().endswith(VOLUMES):
-        found = path.parent.iterdir()
+        candidates = path.parent.iterdir()
     with suppress(OSError):  # a folder that is gone
-        return sorted(file for file in found if file.is_file() or file == path)
+        return sorted(file for file in candidates if file.is_file() or file == path)
     return [path]
 
 

@@ -59,8 +59,8 @@ def describe_unused(index: Index) -> str:
     kinds = dict.fromkeys(str(one) for one in index.others)
     left_out = f"{len(index.others)} left out ({'; '.join(list(kinds)[:_MOST_SHOWN])}" if index.others else ""
     left_out += ("; ...)" if len(kinds) > _MOST_SHOWN else ")") if left_out else ""
-    found = [*filter(None, [left_out]), *index.notes]
-    return f". Found: {'. '.join(found)}." if found else "."
+    sentences = [*filter(None, [left_out]), *index.notes]
+    return f". Found: {'. '.join(sentences)}." if sentences else "."
 
 
 def why_first(words: Sequence[str], best: Sequence[Any], other: Sequence[Any]) -> str:

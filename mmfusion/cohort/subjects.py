@@ -77,14 +77,14 @@ def sharing_uid(series: Sequence[Series]) -> set[Series]:
     for one in series:
         for folder in one.folders:
             owners[one.series_uid][folder].add((one.patient_id, one.study_uid))
-    found = set()
+    sharing = set()
     for one in series:
-        there = owners[one.series_uid]
+        owners_by_folder = owners[one.series_uid]
         alone = len(one.folders) == 1
-        read = one.folders if alone else [folder for folder in there if folder.is_relative_to(one.folder)]
-        if len(set().union(*(there[folder] for folder in read))) > 1:
-            found.add(one)
-    return found
+        read = one.folders if alone else [folder for folder in owners_by_folder if folder.is_relative_to(one.folder)]
+        if len(set().union(*(owners_by_folder[folder] for folder in read))) > 1:
+            sharing.add(one)
+    return sharing
 
 
 def _parts(folder: Path, root: Path) -> _Parts:

@@ -56,8 +56,8 @@ def _days(series: Iterable[Series]) -> list[list[Series]]:
             parts.append([one])
         else:
             fitting.append(one)
-    found = [part for parts in studies.values() for part in parts]
-    return sorted(found, key=lambda part: (max(one.scanned.order for one in part), part[0].study_uid))
+    parts_by_day = [part for parts in studies.values() for part in parts]
+    return sorted(parts_by_day, key=lambda part: (max(one.scanned.order for one in part), part[0].study_uid))
 
 
 def _of(series: Iterable[Series], modality: str) -> list[Series]:

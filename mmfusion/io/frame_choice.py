@@ -170,9 +170,9 @@ def _mean(indices: Sequence[int], which: str, known: FrameTimes) -> FrameChoice:
     timed = min(durations) > 0
     weights = durations if timed and not np.allclose(durations, durations[0], rtol=1e-3) else [1.0] * len(indices)
     if len(indices) == 1:
-        which, how = f"frame {indices[0]}", ""
+        which, weighting = f"frame {indices[0]}", ""
     elif timed:
-        how = ", weighted by duration" if weights is durations else ""
+        weighting = ", weighted by duration" if weights is durations else ""
     else:
-        how = ", unweighted"
-    return FrameChoice(tuple(indices), tuple(weights), f"{len(known)} frames: {which} is used{how}")
+        weighting = ", unweighted"
+    return FrameChoice(tuple(indices), tuple(weights), f"{len(known)} frames: {which} is used{weighting}")

@@ -99,10 +99,10 @@ def frames_of(slices: list[Slice], source: object) -> Frames:
 
 def _values(slices: list[Slice], macro: str, names: tuple[str, ...], unit: str) -> tuple[list[tuple[Any, ...]], str]:
     """A row of :data:`_TAGS` for each slice, and the unit; nothing if some have none."""
-    found = [tuple(frame_tag(one.path, one.header, one.frame, macro, name) for name in names) for one in slices]
-    if any(value[-1] in (None, "") for value in found):
+    values = [tuple(frame_tag(one.path, one.header, one.frame, macro, name) for name in names) for one in slices]
+    if any(value[-1] in (None, "") for value in values):
         return [], unit
-    return _since_first(found) if unit == _CLOCK else (found, unit)
+    return _since_first(values) if unit == _CLOCK else (values, unit)
 
 
 def _frames_by_order(keys: list[tuple[Any, ...]], place: list[int], repeats: int) -> list[list[int]]:

@@ -68,8 +68,8 @@ def kinds_of(path: DicomFile, header: Dataset) -> set[str]:
 
 def in_order(kinds: Iterable[str]) -> tuple[str, ...]:
     """Each kind once, in the order of :data:`IMAGE_KINDS`."""
-    there = set(kinds)
-    return tuple(kind for kind in IMAGE_KINDS if kind in there)
+    present = set(kinds)
+    return tuple(kind for kind in IMAGE_KINDS if kind in present)
 
 
 def split_kind(name: str | None) -> tuple[str | None, str]:
@@ -95,14 +95,14 @@ def of_one_kind(slices: list[Slice], wanted: str, source: object, notes: list[st
     if not wanted and len(places) == len(slices):
         return slices
     kinds = [image_kind(piece.path, piece.header, piece.frame) for piece in slices]
-    there = in_order(kinds)
-    if not wanted and len(there) == 1:
+    present = in_order(kinds)
+    if not wanted and len(present) == 1:
         return slices
-    counts = ", ".join(f"{kind} ({Counter(kinds)[kind]} images)" for kind in there)
-    if not wanted and "magnitude" in there and set(there) <= set(_COMPLEX):
+    counts = ", ".join(f"{kind} ({Counter(kinds)[kind]} images)" for kind in present)
+    if not wanted and "magnitude" in present and set(present) <= set(_COMPLEX):
         wanted = "magnitude"
         notes.append(f"the series holds {counts}: magnitude is used")
-    if wanted not in there:
+    if wanted not in present:
         problem = "several kinds of image" if not wanted else f"no image of kind {wanted}"
-        raise ReadError(f"{source} holds {problem}: {counts}. Name one behind the path, as #{there[0]}, or by series")
+        raise ReadError(f"{source} holds {problem}: {counts}. Name one behind the path, as #{present[0]}, or by series")
     return [piece for piece, kind in zip(slices, kinds, strict=True) if kind == wanted]

@@ -54,11 +54,11 @@ def find_series(
     seen = skipped = 0
     for path in walk(root, unread):
         seen += 1
-        found = _header(path, unread)
-        if found is None:
+        identified = _header(path, unread)
+        if identified is None:
             skipped += 1
         else:
-            header, key = found
+            header, key = identified
             groups[key].append((path, header))
         if progress and seen % 200 == 0:
             progress(seen, skipped)

@@ -69,8 +69,8 @@ def open_mask(
     header = read_tags(path, ("SOPClassUID", "Modality", *RTSTRUCT_TAGS, *SEG_TAGS))
     modality = header.get("Modality") if header is not None else None
     if header is None or modality not in ("RTSTRUCT", "SEG"):
-        found = f"DICOM {modality}" if header is not None else "something else"
-        raise ReadError(f"{path}: a mask is NIfTI, MGH, MHA, MHD, NRRD, DICOM SEG or RTSTRUCT; found {found}")
+        content = f"DICOM {modality}" if header is not None else "something else"
+        raise ReadError(f"{path}: a mask is NIfTI, MGH, MHA, MHD, NRRD, DICOM SEG or RTSTRUCT; found {content}")
     return (open_rtstruct if modality == "RTSTRUCT" else open_seg)(path, header, wanted)
 
 
@@ -100,11 +100,11 @@ def _open_labels(path: Path, wanted: list[str] | None, assume_orientation: str |
             )
         stored = as_volume(opened, array, "mask", "label")
         labels = stored.array.astype(np.uint8)
-        there = [Structure(int(n), str(n)) for n in np.unique(labels) if n]
+        labeled = [Structure(int(n), str(n)) for n in np.unique(labels) if n]
         if wanted is not None:
-            labels = np.isin(labels, [one.number for one in choose(there, wanted, mask)]).astype(np.uint8)
-        elif len(there) > 1:
-            mask.notes.append(f"all labels are used: {', '.join(one.name for one in there)}")
+            labels = np.isin(labels, [one.number for one in choose(labeled, wanted, mask)]).astype(np.uint8)
+        elif len(labeled) > 1:
+            mask.notes.append(f"all labels are used: {', '.join(one.name for one in labeled)}")
         return resample(stored.replace(array=labels), grid, order=0, fill=0).array
 
     mask = OpenedMask(path, draw, notes=opened.notes, doubts=opened.doubts)

@@ -73,6 +73,6 @@ def _split_by_folder(files: _Files) -> list[_Files]:
 def _marks(header: Dataset) -> list[tuple[str, str]]:
     """Each of what no two images of a scan have in common, with the UID of the image; empty where it is damaged."""
     with suppress(Exception):
-        found = (str(header.get(tag) or "") for tag in ("ImagePositionPatient", "InstanceNumber"))
-        return [(mark, str(header.get("SOPInstanceUID"))) for mark in found if mark]
+        values = (str(header.get(tag) or "") for tag in ("ImagePositionPatient", "InstanceNumber"))
+        return [(mark, str(header.get("SOPInstanceUID"))) for mark in values if mark]
     return []

@@ -86,13 +86,17 @@ def nuclide_of(*texts: str) -> str:
     """
     for text in texts:
         rules = _rules()
-        found = {_CODES[text]} if text in _CODES else {name for name, rule in rules.items() if rule.search(text)}
-        if not found:  # alone, in whatever capitals
-            found = {name for name, rule in rules.items() if re.fullmatch(rule.pattern, text.strip(), re.IGNORECASE)}
-        if not found and re.search(r"\bFDG\b|fluorodeoxyglucose", text, re.IGNORECASE):
-            found = {"F18"}
-        if len(found) == 1:
-            return found.pop()
+        candidates = {name for name, rule in rules.items() if rule.search(text)}
+        if text in _CODES:
+            candidates = {_CODES[text]}
+        if not candidates:  # alone, in whatever capitals
+            candidates = {
+                name for name, rule in rules.items() if re.fullmatch(rule.pattern, text.strip(), re.IGNORECASE)
+            }
+        if not candidates and re.search(r"\bFDG\b|fluorodeoxyglucose", text, re.IGNORECASE):
+            candidates = {"F18"}
+        if len(candidates) == 1:
+            return candidates.pop()
     return ""
 
 

@@ -96,8 +96,10 @@ def one_series(
     if not groups:
         _refuse_damaged([number for number, path in not_read if claims_dicom(path)], where)
         kinds = {why_no_volume(header) or str(header.get("Modality") or "no modality") for header in others}
-        found = f" (found {', '.join(sorted(kinds))})" if others else ""
-        raise ReadError(f"{where} holds no DICOM image with a position{found}; give the folder or a file of the series")
+        modalities = f" (found {', '.join(sorted(kinds))})" if others else ""
+        raise ReadError(
+            f"{where} holds no DICOM image with a position{modalities}; give the folder or a file of the series"
+        )
     meant, image_kind = _chosen(groups, where, series, kind, notes)
     _check_not_read(not_read, meant, where, doubts)
     _refuse_several_people(meant, where, notes)
@@ -263,21 +265,21 @@ def _chosen(
     holding = {uid: files for uid, files in groups.items() if image_kind and _holds(files, image_kind)}
     if image_kind and not holding and not name:  # a word of a description, then
         name, image_kind = series, ""
-    found = _named(groups, name) if name else holding or groups
-    if not found:
+    candidates = _named(groups, name) if name else holding or groups
+    if not candidates:
         raise ReadError(f"{where} holds no DICOM image of series '{series}', but {_listed(groups)}; name one of these")
-    if len(found) > 1 and kind:
-        fitting = {uid: files for uid, files in found.items() if _is_kind(files, kind)}
+    if len(candidates) > 1 and kind:
+        fitting = {uid: files for uid, files in candidates.items() if _is_kind(files, kind)}
         if len(fitting) == 1:
             rest = {uid: files for uid, files in groups.items() if uid not in fitting}
             notes.append(f"{_listed(fitting)} is used, the only {kind}; beside it {_listed(rest)}")
-            found = fitting
-    if len(found) > 1:
+            candidates = fitting
+    if len(candidates) > 1:
         raise ReadError(
-            f"{where} holds {len(found)} image series: {_listed(found)}. Name one by #SeriesInstanceUID behind the "
-            "path, or keep each series in a folder of its own"
+            f"{where} holds {len(candidates)} image series: {_listed(candidates)}. Name one by #SeriesInstanceUID "
+            "behind the path, or keep each series in a folder of its own"
         )
-    (chosen,) = found.values()
+    (chosen,) = candidates.values()
     return chosen, image_kind
 
 

@@ -52,10 +52,10 @@ def flag_of(fields: Mapping[str, Any], name: str) -> bool | None:
 
 def _finite(value: Any, name: str) -> float:
     """A number, also one in quotes, as tables become JSON."""
-    found = None if isinstance(value, bool) else number(value) if isinstance(value, int | float | str) else None
-    if found is None or not np.isfinite(found):
+    size = None if isinstance(value, bool) else number(value) if isinstance(value, int | float | str) else None
+    if size is None or not np.isfinite(size):
         raise ValueError(f"{name} is {value!r:.30}, not a number. Correct it")
-    return found
+    return size
 
 
 def time_of(fields: Mapping[str, Any], name: str) -> datetime | timedelta | None:

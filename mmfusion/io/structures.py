@@ -142,16 +142,16 @@ def _only_lesion(structures: Sequence[Structure], source: Path) -> list[Structur
     alone = len(drawn) == 1  # then a type other than that of the body tells nothing apart, and many programs set one
     candidates = [one for one in drawn if _can_be_lesion(one, _NEVER if alone else _NEVER | _NO_LESION)]
     names = _listed(one.name for one in candidates or drawn)
-    how = "#NAME behind its path, in column roi, or by --roi (* and ? stand for any letters)"
+    ways = "#NAME behind its path, in column roi, or by --roi (* and ? stand for any letters)"
     if not candidates:
         raise ReadError(
             f"{source} holds {names}, which is the body, an organ or equipment, and no lesion. If it is meant all the "
-            f"same, name it by {how}"
+            f"same, name it by {ways}"
         )
     if len(candidates) > 1:
         raise ReadError(
             f"{source} holds {len(candidates)} structures that can be the lesion: {names}. Name the one that is meant "
-            f"by {how}"
+            f"by {ways}"
         )
     return candidates
 
@@ -176,11 +176,11 @@ def _named(structures: Sequence[Structure], wanted: Sequence[str], source: Path)
     for text in wanted:
         whole = [one for one in structures if one.name == text] or _matching(structures, text)
         for part in [text] if whole else text.split(","):
-            found = whole or _matching(structures, part)
-            if not found:
+            matching = whole or _matching(structures, part)
+            if not matching:
                 has = _listed(sorted(one.name for one in structures))
                 raise ReadError(f"{source} has no structure named {part.strip()}; it has {has}")
-            chosen += [one for one in found if one not in chosen]
+            chosen += [one for one in matching if one not in chosen]
     return chosen
 
 

@@ -77,8 +77,8 @@ def load_transform(path: str | Path) -> Transform:
     path = Path(path)
     if not path.is_file():
         refuse_special(path)
-        found = "is a folder, and a file is expected" if path.is_dir() else "does not exist"
-        raise ReadError(f"transform {path} {found}")
+        problem = "is a folder, and a file is expected" if path.is_dir() else "does not exist"
+        raise ReadError(f"transform {path} {problem}")
     try:
         if path.name.lower().endswith(_NIFTI):
             return Transform(displacement=load_nifti_field(path))

@@ -100,8 +100,8 @@ def walk(root: Path, unread: Unread | None = None, *, below: bool = True) -> Ite
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
-    return found.st_dev, found.st_ino
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _kind(entry: os.DirEntry[str], unread: Unread) -> str:

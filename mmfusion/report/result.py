@@ -83,8 +83,8 @@ class Result:
     @property
     def without_doubtful(self) -> dict[str, Any]:
         """The cases that were ``doubtful`` when the run was evaluated, and the ``auc`` of the others; empty if none."""
-        found = self.metrics.get("without_doubtful")
-        return found if isinstance(found, dict) else {}
+        estimate = self.metrics.get("without_doubtful")
+        return estimate if isinstance(estimate, dict) else {}
 
     def estimate(self, name: str) -> dict[str, Any]:
         """A metric's Estimate as a dict; empty if there is none."""

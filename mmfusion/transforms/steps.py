@@ -220,12 +220,12 @@ class _Scaling(_Step):
         raise NotImplementedError
 
     def _check(self, key: str, meta: Mapping[Any, Any]) -> None:
-        step, found = type(self).__name__, str(meta.get("units", ""))
-        if found == NORMALIZED:
+        step, actual = type(self).__name__, str(meta.get("units", ""))
+        if actual == NORMALIZED:
             raise OptionError(f"{step}: {key} was normalized before; leave out one of the steps that do")
-        if found and found not in self.units:
+        if actual and actual not in self.units:
             raise OptionError(
-                f"{step}: {key} is in {found}, and {' or '.join(self.units)} is expected; take {key} from its keys"
+                f"{step}: {key} is in {actual}, and {' or '.join(self.units)} is expected; take {key} from its keys"
             )
 
 

@@ -113,8 +113,8 @@ def normalize(
         VoxelError: they were normalized before, or their units are unknown.
     """
     if volume.units in (NORMALIZED, ""):
-        found = "was normalized before" if volume.units else "does not say its units"
-        raise VoxelError(f"{volume.name} {found}; give the scan in its own units (HU, SUVbw, a.u.)")
+        state = "was normalized before" if volume.units else "does not say its units"
+        raise VoxelError(f"{volume.name} {state}; give the scan in its own units (HU, SUVbw, a.u.)")
     if volume.units == "HU":
         return window_ct(volume.array, *ct_window)
     if volume.units in SUV_UNITS:
