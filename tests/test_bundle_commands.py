@@ -109,6 +109,7 @@ def test_a_study_with_its_options_in_one_file(bundle, tiny_cohort, typed):
     assert network.strategy == "decision"
 
 
+@pytest.mark.slow
 def test_a_new_study_is_trained_from_its_manifest(bundle, typed, tmp_path):
     subjects = {f"S{number:02}": ("ct", "pet") for number in range(20)}
     manifest = write_scans(tmp_path, subjects)

@@ -58,6 +58,7 @@ def test_a_case_with_all_modalities_reaches_every_layer(strategy):
     assert [name for name, there in reached.items() if not there.all() and name != taps] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["resnet10", "densenet121"])
 def test_a_small_map_behind_rectifiers_hides_nothing(encoder):
     network = small_network(encoder=encoder, width=0.125)

@@ -77,6 +77,7 @@ def test_onnx_is_asked_for(tmp_path, monkeypatch):
         export_onnx(network(), tmp_path / "net.onnx", SIZE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "fusion"), PAIRS)
 def test_a_program_takes_other_batch_sizes_and_subsets(strategy, fusion):
     net, image = network(strategy, fusion), cases(8)
@@ -106,6 +107,7 @@ def test_every_encoder_in_every_form(encoder, tmp_path):
     export_program(net, size)
 
 
+@pytest.mark.slow
 def test_batch_norm_in_every_form(tmp_path):
     pytest.importorskip("onnxruntime")
     net = network(norm="batch")

@@ -111,6 +111,7 @@ def test_a_case_that_failed_has_a_file_that_says_why(bundle, tmp_path):
     assert facts["preparation"]["reasons"][0].startswith("ct is not a NIfTI file")
 
 
+@pytest.mark.slow
 def test_exports_of_monai_are_understood(bundle, scans, predicted, tmp_path):
     mine = shutil.copytree(bundle, tmp_path / "b")
     config = {

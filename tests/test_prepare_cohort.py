@@ -310,6 +310,7 @@ def test_what_is_left_of_an_ended_run_writes_nothing(study):
     assert written(cohort.folder) == before and open_cohort(cohort.folder).count("done") == 3
 
 
+@pytest.mark.slow
 def test_nifti_of_other_options_goes_and_values_must_fit(study, monkeypatch):
     manifest, cohort = study
     prepare(manifest, cohort.folder, save_nifti=True)
@@ -348,6 +349,7 @@ def test_one_folder_is_written_by_one_command(study):
     assert prepare(manifest, cohort.folder)[0].count("done") == 3
 
 
+@pytest.mark.slow
 def test_files_of_others_stay_whatever_is_prepared(study):
     manifest, cohort = study
     names = ["cases/001/notes.txt", "cases/001/.tmp-draft", "cases/.git/HEAD", "qc/a.png"]

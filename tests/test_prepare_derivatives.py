@@ -106,6 +106,7 @@ def test_the_official_validator_has_no_error(made):
     assert "TOO_FEW_AUTHORS" in {issue["code"] for issue in issues}  # so it did look
 
 
+@pytest.mark.slow
 def test_lost_files_are_made_again_and_failed_cases_leave_none(made, tmp_path):
     for path in made[0].parent.glob("*.*"):
         shutil.copy2(path, tmp_path)

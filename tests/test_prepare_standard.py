@@ -49,6 +49,7 @@ def test_the_scale_is_that_of_the_training_subjects(study):
     np.testing.assert_allclose(alone.image[0], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_test_subject_changes_nothing_but_itself_and_a_training_subject_everything(study):
     cohort, _ = prepare(*study)
     assert prepare(*study)[1] == [(n, 7, f"{case} landmarks") for n, case in enumerate(("001", "002", "004"), 1)]

@@ -64,6 +64,7 @@ def test_a_displacement_never_lowers_mutual_information():
     assert found.similarity_after == found.similarity_before > 0.9
 
 
+@pytest.mark.slow
 def test_register_says_that_nothing_was_bent():
     fixed, moving = scrambled()
     found = register(fixed, moving, "deformable", init="identity")

@@ -297,6 +297,7 @@ def test_auc_of_one_class_is_chance():
 # calibration
 
 
+@pytest.mark.slow
 def test_rare_class_keeps_its_share_of_the_probability(train, tmp_path):
     labels = ["no", "no", "no", "no", "yes"] * 8
     cohort = write_tiny_cohort(tmp_path / "cohort", labels)

@@ -298,6 +298,7 @@ def test_the_ensemble_has_all_properties_and_the_usual_defaults(ensemble):
         assert given == {key: OPTIONS[key].default for key in given}
 
 
+@pytest.mark.slow
 def test_three_classes_have_no_threshold(train, tmp_path):
     cohort = write_tiny_cohort(tmp_path / "cohort", ["a", "b", "c"] * 8)
     for fold in range(2):

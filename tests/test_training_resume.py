@@ -83,6 +83,7 @@ def test_the_best_epoch_and_the_patience_are_remembered(train, tiny_cohort, tmp_
     assert all(torch.equal(value, last[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_a_finished_training_starts_anew(train, tmp_path, capsys):
     train(tmp_path, epochs=1)
     run_config("evaluate", run_dir=str(tmp_path), resamples=100)

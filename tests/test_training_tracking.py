@@ -27,6 +27,7 @@ def test_tensorboard_holds_the_history(train, tmp_path):
         assert told == {int(row["epoch"]): pytest.approx(float(row[name])) for row in rows_of(run / "history.csv")}
 
 
+@pytest.mark.slow
 def test_mlflow_holds_the_history_and_the_options_and_nobody(train, tiny_cohort, tmp_path):
     pytest.importorskip("mlflow")
     train_until(tiny_cohort, tmp_path, epoch=2, iteration=1, track=["mlflow"], augment=False, dropout=0.0, epochs=3)
@@ -64,6 +65,7 @@ def test_a_tracker_that_is_not_installed_is_named(tiny_cohort, tmp_path, monkeyp
     assert trackers(open_study(tmp_path, cohort=tiny_cohort)) == []
 
 
+@pytest.mark.slow
 def test_begun_anew_with_other_options_it_is_another_run(train, tiny_cohort, tmp_path):
     pytest.importorskip("mlflow")
     train_until(tiny_cohort, tmp_path, epoch=1, iteration=1, track=["mlflow"])
