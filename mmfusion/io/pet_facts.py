@@ -105,8 +105,8 @@ def _rules() -> dict[str, re.Pattern[str]]:
     """What finds each known radionuclide in a text: mass number and element, in either order."""
     between, rules = r"[\s^\[\]_-]*", {}
     for name in (*HALF_LIVES_S, *_NO_POSITRONS):
-        symbol, mass = re.fullmatch(r"([A-Za-z]+?)(\d+m?)", name).groups()  # type: ignore[union-attr]
-        mass = mass.replace("m", "[mM]")
+        symbol = re.sub(r"\d.*", "", name)
+        mass = name.removeprefix(symbol).replace("m", "[mM]")
         element = rf"(?:{symbol}|{symbol.upper()}|(?i:{_WORDS[symbol]}))"
         rules[name] = re.compile(
             rf"(?<!\d){mass}{between}{element}(?![a-z])|(?<![A-Za-z]){element}{between}{mass}(?![\dm])"
