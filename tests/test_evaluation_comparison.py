@@ -29,7 +29,7 @@ def test_difference_agrees_with_delong():
     assert found.value == pytest.approx(difference)
     assert (found.low, found.high) == pytest.approx((difference - 1.96 * error, difference + 1.96 * error), abs=0.015)
     assert found.p_value < 0.01 and p_value < 0.01
-    assert found.method.startswith("paired 95 % percentile bootstrap")
+    assert found.method.startswith("paired 95 % percentile interval, 4000 bootstrap resamples of 120 subjects")
 
 
 def test_order_turns_the_sign():

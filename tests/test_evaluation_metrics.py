@@ -10,8 +10,9 @@ from scipy.stats import norm
 
 from mmfusion.errors import EvaluationError
 from mmfusion.evaluation import Estimate, classification_metrics
-from mmfusion.evaluation.estimate import bootstrap_weights, check_rows, newcombe, wilson
-from mmfusion.evaluation.metrics import METRICS
+from mmfusion.evaluation.intervals import newcombe, wilson
+from mmfusion.evaluation.rows import bootstrap_weights, check_rows
+from mmfusion.evaluation.scores import METRICS
 
 
 def draw(n: int, classes: int = 2, seed: int = 0, digits: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +91,7 @@ def test_value_lies_in_its_interval_and_the_seed_decides():
     other = classification_metrics(label, probability, resamples=300, seed=1)
     assert first == again != other
     assert all(e.low < e.value < e.high for e in first.values())
-    assert first["auc"].method == "95 % percentile bootstrap, 300 resamples of 60 subjects, stratified by class"
+    assert first["pr_auc"].method == "95 % interval on the logit scale from 300 bootstrap resamples of 60 subjects"
     assert (first["auc"].n, first["sensitivity"].n) == (60, 30)
 
 
@@ -128,11 +129,11 @@ def test_an_absent_third_class_is_named():
     assert found["auc"].reason == "no rows of class 2" and found["accuracy"].value is not None
 
 
-def test_fewer_than_two_subjects_of_a_class_have_no_interval():
+def test_fewer_than_two_subjects_of_a_class_are_not_resampled():
     label = np.array([0, 0, 0, 1, 1])
     found = classification_metrics(label, np.linspace(0.1, 0.9, 5), groups=np.array([1, 2, 3, 4, 4]))
-    assert found["auc"].value == 1 and found["auc"].low is None
-    assert found["auc"].reason == "an interval needs 2 subjects of each class, found 1 of class 1"
+    assert found["pr_auc"].value == 1 and found["pr_auc"].low is None
+    assert found["pr_auc"].reason == "an interval needs 2 subjects of each class, found 1 of class 1"
 
 
 def test_a_perfect_test_set_is_not_certain():
@@ -143,7 +144,7 @@ def test_a_perfect_test_set_is_not_certain():
     assert (found["sensitivity"].low, found["sensitivity"].high) == (low, high)
     assert 0.75 < found["balanced_accuracy"].low < 0.9 and found["balanced_accuracy"].high == 1
     assert found["pr_auc"].low is None and "no width" in found["pr_auc"].reason
-    assert found["brier"].method.startswith("95 % percentile bootstrap")
+    assert found["brier"].method == "95 % t interval on the log scale, 21 subjects"
 
 
 def test_wilson_and_newcombe_against_published_values():
@@ -182,7 +183,7 @@ def test_resamples_must_be_positive():
 
 def test_large_sets_are_resampled_in_chunks(monkeypatch):
     rows = check_rows(*draw(30))
-    monkeypatch.setattr("mmfusion.evaluation.estimate.CHUNK", 90)
+    monkeypatch.setattr("mmfusion.evaluation.rows.CHUNK", 90)
     assert [len(chunk) for chunk in bootstrap_weights(rows, 8, seed=0)] == [3, 3, 2]
 
 

@@ -1,6 +1,6 @@
 """Arrays in, numbers out: metrics with subject-level intervals, thresholds, calibration, paired comparison."""
 
-from mmfusion.evaluation.comparison import Difference, compare, delong
+from mmfusion.evaluation.comparison import compare, delong
 from mmfusion.evaluation.curves import (
     CalibrationBins,
     RocBand,
@@ -9,7 +9,7 @@ from mmfusion.evaluation.curves import (
     precision_recall_curve,
     roc_band,
 )
-from mmfusion.evaluation.estimate import Estimate
+from mmfusion.evaluation.estimate import Difference, Estimate
 from mmfusion.evaluation.metrics import classification_metrics
 from mmfusion.evaluation.probability import choose_threshold, fit_temperature, prior_correction
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.special import ndtr
 
 from mmfusion.errors import EvaluationError
-from mmfusion.evaluation.estimate import Estimate, bootstrap_weights, check_rows, percentile
-from mmfusion.evaluation.metrics import METRICS, bootstrap_method, metric_named, undefined, value_of
-
-
-@dataclass(frozen=True)
-class Difference(Estimate):
-    """An :class:`Estimate` of a difference, with the two-sided bootstrap p value of "no difference"."""
-
-    p_value: float | None = None
+from mmfusion.evaluation.estimate import Difference
+from mmfusion.evaluation.folds import RANKING, difference_of_folds
+from mmfusion.evaluation.intervals import delong_components, percentile
+from mmfusion.evaluation.metrics import bootstrap_words
+from mmfusion.evaluation.rows import bootstrap_weights, check_folds, check_rows
+from mmfusion.evaluation.scores import METRICS, metric_named, undefined, value_of
 
 
 def compare(
@@ -25,6 +20,8 @@ def compare(
     probability_b: np.ndarray,
     *,
     groups: np.ndarray | None = None,
+    folds: np.ndarray | None = None,
+    case_control: bool = False,
     metric: str = "auc",
     threshold: float | tuple[float, float] = 0.5,
     resamples: int = 2000,
@@ -33,16 +30,19 @@ def compare(
 ) -> Difference:
     """The metric of a minus that of b, on the same rows, with a paired interval.
 
-    Each resample of subjects is given to both, so that what is hard for both cancels out. The p value is twice
-    the smaller share of resamples on either side of zero, never below 1 / resamples.
+    Each resample of subjects is given to both, so that what is hard for both cancels out. The p value is twice the
+    share of resamples on the rarer side of zero, the data themselves counted as one more of them: never below
+    2 / (resamples + 1). Of a cross-validation AUC and PR-AUC are compared fold by fold, see
+    :func:`mmfusion.evaluation.folds.difference_of_folds`.
 
     Args:
         label: ``[N]`` class indices.
         probability_a, probability_b: ``[N, K]``, or ``[N]`` the probability of class 1.
         groups: ``[N]`` subject identifiers; None: each row is a subject of its own.
+        folds: ``[N]`` the test fold of each row, the same for both; None: no cross-validation.
         metric: a name that :func:`classification_metrics` returns.
         threshold: for class 1 of two; a pair gives a and b their own.
-        resamples, seed, confidence: as in :func:`classification_metrics`.
+        case_control, resamples, seed, confidence: as in :func:`classification_metrics`.
 
     Raises:
         EvaluationError: rows that do not fit together.
@@ -56,26 +56,29 @@ def compare(
     n = len(a.label)
     if reason := undefined(metric, a):
         return Difference(None, None, None, n, reason=reason)
+    if folds is not None and metric in RANKING:
+        return difference_of_folds(metric, a, b, check_folds(folds, a), confidence)
     value = value_of(metric, a, at_a) - value_of(metric, b, at_b)
     if a.too_few:
         return Difference(value, None, None, n, reason=a.too_few)
-    drawn = np.concatenate([measure(a, w, at_a) - measure(b, w, at_b) for w in bootstrap_weights(a, resamples, seed)])
+    weights = bootstrap_weights(a, resamples, seed, case_control)
+    drawn = np.concatenate([measure(a, chunk, at_a) - measure(b, chunk, at_b) for chunk in weights])
     same = np.array_equal(a.probability, b.probability) and at_a == at_b
     if np.ptp(drawn) <= 1e-12 and not same:
         reason = "all resamples give the same difference, so the bootstrap interval would have no width"
         return Difference(value, None, None, n, reason=reason)
     drawn[np.abs(drawn) < 1e-12] = 0.0
-    share = 2 * min(np.mean(drawn <= 0), np.mean(drawn >= 0))
-    method = f"paired {bootstrap_method(a, resamples, confidence)}"
-    p_value = float(np.clip(share, 1 / resamples, 1))
+    rarer = min(np.sum(drawn <= 0), np.sum(drawn >= 0))
+    p_value = float(min(1, 2 * (rarer + 1) / (resamples + 1)))
+    method = f"paired {100 * confidence:g} % percentile interval, {bootstrap_words(a, resamples, case_control)}"
     return Difference(value, *percentile(drawn, confidence), n, method, p_value=p_value)
 
 
 def delong(label: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """Difference of two AUCs on the same rows, its standard error, and the two-sided p value.
 
-    DeLong, DeLong and Clarke-Pearson, Biometrics 1988, by midranks (Sun and Xu, IEEE Signal Process. Lett. 2014).
-    It takes rows as independent: with several visits a subject, use :func:`compare`.
+    DeLong, DeLong and Clarke-Pearson, Biometrics 1988. It takes rows as independent: where
+    subjects have several, use :func:`compare`.
 
     Args:
         label: ``[N]``, 0 or 1.
@@ -84,8 +87,6 @@ def delong(label: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, floa
     Raises:
         EvaluationError: fewer than 2 rows of a class, or lengths that differ.
     """
-    from scipy.stats import rankdata
-
     positive = np.asarray(label) == 1
     scores = [np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)]
     if any(score.shape != positive.shape for score in scores):
@@ -93,9 +94,7 @@ def delong(label: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, floa
     m, n = int(positive.sum()), int((~positive).sum())
     if min(m, n) < 2:
         raise EvaluationError(f"DeLong's test needs 2 rows of each class, found {m} positive and {n} negative")
-    # for each positive the share of negatives below it, for each negative the share of positives above it
-    above = np.stack([(rankdata(s)[positive] - rankdata(s[positive])) / n for s in scores])
-    below = np.stack([1 - (rankdata(s)[~positive] - rankdata(s[~positive])) / m for s in scores])
+    above, below = delong_components(positive, np.stack(scores))
     auc = above.mean(axis=1)
     difference = float(auc[0] - auc[1])
     variance = np.var(above[0] - above[1], ddof=1) / m + np.var(below[0] - below[1], ddof=1) / n

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmfusion.errors import EvaluationError
-from mmfusion.evaluation.estimate import Rows, bootstrap_weights, check_rows, wilson
-from mmfusion.evaluation.metrics import class_counts
+from mmfusion.evaluation.folds import usable_folds
+from mmfusion.evaluation.intervals import wilson
+from mmfusion.evaluation.rows import Rows, bootstrap_weights, check_folds, check_rows
+from mmfusion.evaluation.scores import class_counts
 
 
 @dataclass(frozen=True)
 class RocBand:
     """A ROC curve (``fpr [U], tpr [U]``) and its pointwise band (``low [G], high [G]`` at ``grid [G]``).
 
-    The band is None where a class has fewer than 2 subjects.
+    The band is None where a class has fewer than 2 subjects, and in a cross-validation.
     """
 
     fpr: np.ndarray
@@ -41,6 +43,8 @@ def roc_band(
     probability: np.ndarray,
     groups: np.ndarray | None = None,
     *,
+    folds: np.ndarray | None = None,
+    case_control: bool = False,
     resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -49,24 +53,35 @@ def roc_band(
     """The ROC curve of class 1, and a band from resampled subjects.
 
     The band is vertical: at each false positive rate the percentiles of the resampled true positive rates
-    (Fawcett, Pattern Recognit. Lett. 2006). It holds at each point, not for the whole curve at once.
+    (Fawcett, Pattern Recognit. Lett. 2006). It holds at each point, not for the whole curve at once. Of a
+    cross-validation the curve is the vertical mean of those of the folds, whose area is the mean of their AUCs but for
+    the width of the grid, and there is no band.
 
     Args:
         label: ``[N]``, 0 or 1.
         probability: ``[N]`` the probability of class 1, or ``[N, 2]``.
         groups: ``[N]`` subject identifiers; None: each row is a subject of its own.
+        folds: ``[N]`` the test fold of each row; None: one model predicted all of them.
+        case_control, resamples, seed, confidence: as in :func:`mmfusion.evaluation.classification_metrics`.
         points: G, the number of false positive rates of the band.
 
     Raises:
-        EvaluationError: one class only.
+        EvaluationError: one class only, or no fold with both.
     """
     rows = _binary(label, probability, groups)
-    fpr, tpr = (rates[0] for rates in _rates(rows, np.ones((1, len(rows.label)))))
     grid = np.linspace(0, 1, points)
+    if folds is not None:
+        parts, _ = usable_folds("auc", rows, check_folds(folds, rows))
+        if not parts:
+            raise EvaluationError("a curve needs both classes, and no fold has both")
+        curves = [[rates[0] for rates in _rates(part, np.ones((1, len(part.label))))] for part in parts]
+        tpr = np.mean([np.interp(grid, *curve) for curve in curves], axis=0)
+        return RocBand(np.r_[0, grid], np.r_[0, tpr], grid, None, None)
+    fpr, tpr = (rates[0] for rates in _rates(rows, np.ones((1, len(rows.label)))))
     if rows.too_few:
         return RocBand(fpr, tpr, grid, None, None)
     drawn = []
-    for weights in bootstrap_weights(rows, resamples, seed):
+    for weights in bootstrap_weights(rows, resamples, seed, case_control):
         drawn += [np.interp(grid, x, y) for x, y in zip(*_rates(rows, weights), strict=True)]
     low, high = np.quantile(np.stack(drawn), [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return RocBand(fpr, tpr, grid, low, high)

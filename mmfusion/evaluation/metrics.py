@@ -1,29 +1,33 @@
-"""Metrics of a classifier, each with its interval.
-
-Every metric is a function of weights ``[R, N]``, one row of weights a resample, and gives ``[R]`` values at once.
-The value itself is the case of one row of ones, so that value and interval cannot come from different formulas.
-"""
+"""Metrics of a classifier, each with its interval."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfusion.errors import OptionError
-from mmfusion.evaluation.estimate import (
-    Estimate,
-    Rows,
-    bootstrap_weights,
-    check_rows,
+from mmfusion.evaluation.estimate import Estimate
+from mmfusion.evaluation.folds import RANKING, mean_of_folds
+from mmfusion.evaluation.intervals import (
+    delong_interval,
+    log_interval,
+    logit_interval,
+    mean_error,
+    mean_of_shares,
     newcombe,
-    percentile,
     wilson,
 )
-from mmfusion.options import unknown
+from mmfusion.evaluation.rows import Rows, bootstrap_weights, check_folds, check_rows
+from mmfusion.evaluation.scores import METRICS, losses, recall_of, undefined, value_of
 
-Threshold: TypeAlias = "float | np.ndarray"
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mmfusion.evaluation.scores import Threshold
+
+NO_WIDTH = "all resamples give the same value, so a bootstrap interval would have no width"
+_LOSSES = ("brier", "log_loss")
+_SHARES = ("accuracy", "sensitivity", "specificity")
 
 
 def classification_metrics(
@@ -32,6 +36,8 @@ def classification_metrics(
     *,
     threshold: Threshold = 0.5,
     groups: np.ndarray | None = None,
+    folds: np.ndarray | None = None,
+    case_control: bool = False,
     resamples: int = 2000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -43,174 +49,92 @@ def classification_metrics(
     specificity are left out. PR-AUC is the average precision. The Brier score is the mean squared error of the
     positive class for two classes and the sum over classes for more (0..1 and 0..2).
 
-    Intervals are percentiles of a bootstrap over subjects, stratified by class. Where every resample gives the
-    same value (a perfect test set), that interval would have no width and claim certainty; Newcombe's (AUC) or
-    Wilson's interval (shares) stands in its place, or none.
+    The interval is the one that ``benchmarks/coverage.py`` found to hold the truth as often as it says:
+
+    =================  ==========================================  ===========================================
+    metric             each subject has one row                    subjects have several rows
+    =================  ==========================================  ===========================================
+    AUC                DeLong on the logit scale; Newcombe below   cluster bootstrap on the logit scale;
+                       10 subjects of a class, at 0 and at 1;      Newcombe likewise
+                       more classes: bootstrap
+    PR-AUC             bootstrap on the logit scale                cluster bootstrap on the logit scale
+    shares             Wilson; balanced accuracy: those of the     cluster bootstrap on the logit scale, Wilson
+                       classes combined                            over subjects where it would have no width
+    Brier, log loss    t on the log scale                          the same, from sums over subjects
+    =================  ==========================================  ===========================================
+
+    Of a cross-validation, AUC and PR-AUC are means over the folds, see :func:`mean_of_folds`: cases that different
+    models predicted cannot be ranked together. The others are of all rows.
 
     Args:
         label: ``[N]`` class indices.
         probability: ``[N, K]``, or ``[N]`` the probability of class 1.
         threshold: for class 1 of two; ``[N]`` gives each row its own, as folds of a cross-validation have.
         groups: ``[N]`` subject identifiers; None: each row is a subject of its own.
+        folds: ``[N]`` the test fold of each row; None: one model predicted all of them.
+        case_control: subjects were chosen by their class, so that the number of each is fixed; else they are taken as
+            a cohort, in which it varies.
         resamples: number of bootstrap resamples.
         seed: of the resampling; the same seed gives the same interval.
         confidence: of the interval.
 
     Raises:
-        EvaluationError: no rows, lengths that differ, or values that are no probabilities.
+        EvaluationError: no rows, lengths that differ, values that are no probabilities, or a single fold.
     """
     rows = check_rows(label, probability, groups)
+    by_fold = None if folds is None else check_folds(folds, rows)
     names = [name for name in METRICS if rows.classes == 2 or name not in ("sensitivity", "specificity")]
+    ranked = RANKING if by_fold is not None else ()
     reasons = {name: undefined(name, rows) for name in names}
-    defined = [name for name in names if not reasons[name]]
-    draws: dict[str, list[np.ndarray]] = {name: [] for name in defined}
-    if not rows.too_few:
-        for weights in bootstrap_weights(rows, resamples, seed):
-            for name in defined:
-                draws[name].append(METRICS[name](rows, weights, threshold))
+    resampled = [name for name in names if not reasons[name] and name not in ranked and _is_resampled(name, rows)]
+    draws = _draws(resampled, rows, threshold, resamples, seed, case_control)
     estimates = {}
     for name in names:
         n = _cases(name, rows)
         if reasons[name]:
             estimates[name] = Estimate(None, None, None, n, reason=reasons[name])
-            continue
-        value = value_of(name, rows, threshold)
-        if rows.too_few:
-            estimates[name] = Estimate(value, None, None, n, reason=rows.too_few)
-            continue
-        drawn = np.concatenate(draws[name])
-        if np.ptp(drawn) > 1e-12:
-            method = bootstrap_method(rows, resamples, confidence)
-            estimates[name] = Estimate(value, *percentile(drawn, confidence), n, method)
+        elif by_fold is not None and name in ranked:
+            estimates[name] = mean_of_folds(name, rows, by_fold, confidence)
+        elif name not in resampled:
+            estimates[name] = _analytic(name, rows, threshold, case_control, confidence)
+        elif rows.too_few:
+            estimates[name] = Estimate(value_of(name, rows, threshold), None, None, n, reason=rows.too_few)
         else:
-            estimates[name] = _without_spread(name, value, rows, n, threshold, confidence)
+            estimates[name] = _bootstrap(name, rows, threshold, draws[name], case_control, confidence)
     return estimates
 
 
-def value_of(name: str, rows: Rows, threshold: Threshold) -> float:
-    """One metric of the rows as they are."""
-    return float(METRICS[name](rows, np.ones((1, len(rows.label))), threshold)[0])
+def bootstrap_words(rows: Rows, resamples: int, case_control: bool) -> str:
+    """How resamples were drawn, for the sentence that stands beside an interval."""
+    design = ", stratified by class (case-control design)" if case_control else ""
+    return f"{resamples} bootstrap resamples of {len(rows.stratum)} subjects{design}"
 
 
-def undefined(name: str, rows: Rows) -> str:
-    """Why the metric cannot be computed from these rows; empty if it can."""
-    needed = {"sensitivity": [1], "specificity": [0], "accuracy": [], "brier": [], "log_loss": []}
-    missing = [k for k in needed.get(name, range(rows.classes)) if k in rows.absent]
-    if not missing:
-        return ""
-    if len(rows.absent) == rows.classes - 1:
-        return f"one class only: all {len(rows.label)} rows are of class {rows.label[0]}"
-    return f"no rows of class {', '.join(map(str, missing))}"
+def _is_resampled(name: str, rows: Rows) -> bool:
+    if name in _LOSSES:
+        return False
+    if name == "auc" and rows.classes == 2 and _takes_newcombe(rows):
+        return False
+    return name == "pr_auc" or not rows.one_each or (name == "auc" and rows.classes > 2)
 
 
-def bootstrap_method(rows: Rows, resamples: int, confidence: float) -> str:
-    """The sentence that stands beside an interval."""
-    return (
-        f"{100 * confidence:g} % percentile bootstrap, {resamples} resamples of {len(rows.stratum)} subjects, "
-        "stratified by class"
-    )
+def _takes_newcombe(rows: Rows) -> bool:
+    """Whether the AUC of two classes gets Newcombe's interval: few subjects of a class, or nothing out of order."""
+    if min(rows.subjects_of(0), rows.subjects_of(1)) < 10:
+        return True
+    return value_of("auc", rows, 0.5) in (0.0, 1.0)
 
 
-def class_counts(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted positives and negatives at each distinct score, ascending: two arrays ``[R, U]``.
-
-    Args:
-        positive: ``[N]`` bool.
-        score: ``[N]``.
-        weights: ``[R, N]``.
-    """
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
-    weights, positive = weights[:, order], positive[order]
-    return (
-        np.add.reduceat(weights * positive, starts, axis=1),
-        np.add.reduceat(weights * ~positive, starts, axis=1),
-    )
-
-
-def _auc(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
-    """Mann-Whitney form: the share of pairs in the right order, ties count half."""
-
-    def one(k: int) -> np.ndarray:
-        positives, negatives = class_counts(rows.label == k, rows.probability[:, k], weights)
-        below = np.cumsum(negatives, axis=1) - negatives / 2
-        return (positives * below).sum(axis=1) / (positives.sum(axis=1) * negatives.sum(axis=1))
-
-    return _mean_over_classes(one, rows.classes)
-
-
-def _pr_auc(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
-    """Average precision: the mean of the precision over the positives, without interpolation."""
-
-    def one(k: int) -> np.ndarray:
-        positives, negatives = class_counts(rows.label == k, rows.probability[:, k], weights)
-        positives, negatives = positives[:, ::-1], negatives[:, ::-1]
-        found = np.cumsum(positives, axis=1)
-        precision = found / np.maximum(found + np.cumsum(negatives, axis=1), 1e-300)
-        return (positives * precision).sum(axis=1) / found[:, -1]
-
-    return _mean_over_classes(one, rows.classes)
-
-
-def _mean_over_classes(one: Callable[[int], np.ndarray], classes: int) -> np.ndarray:
-    return one(1) if classes == 2 else np.mean([one(k) for k in range(classes)], axis=0)
-
-
-def _right(rows: Rows, threshold: Threshold) -> np.ndarray:
-    """``[N]`` 1 where the prediction is the label."""
-    if rows.classes == 2:
-        predicted = (rows.probability[:, 1] >= threshold).astype(np.int64)
-    else:
-        predicted = np.argmax(rows.probability, axis=1)
-    return (predicted == rows.label).astype(np.float64)
-
-
-def _recall(k: int) -> Callable[[Rows, np.ndarray, Threshold], np.ndarray]:
-    def recall(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
-        return _mean(_right(rows, threshold), weights * (rows.label == k))
-
-    return recall
-
-
-def _balanced_accuracy(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
-    return np.mean([_recall(k)(rows, weights, threshold) for k in range(rows.classes)], axis=0)
-
-
-def _accuracy(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
-    return _mean(_right(rows, threshold), weights)
-
-
-def _brier(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
-    squares = ((rows.probability - np.eye(rows.classes)[rows.label]) ** 2).sum(axis=1)
-    return _mean(squares / 2 if rows.classes == 2 else squares, weights)
-
-
-def _log_loss(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
-    given = rows.probability[np.arange(len(rows.label)), rows.label]
-    return _mean(-np.log(np.clip(given, np.finfo(np.float64).eps, 1)), weights)
-
-
-def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return weights @ values / weights.sum(axis=1)
-
-
-METRICS: dict[str, Callable[[Rows, np.ndarray, Threshold], np.ndarray]] = {
-    "auc": _auc,
-    "pr_auc": _pr_auc,
-    "balanced_accuracy": _balanced_accuracy,
-    "accuracy": _accuracy,
-    "sensitivity": _recall(1),
-    "specificity": _recall(0),
-    "brier": _brier,
-    "log_loss": _log_loss,
-}
-
-
-def metric_named(name: str) -> str:
-    """The name itself, if there is such a metric."""
-    if name not in METRICS:
-        raise OptionError(unknown("metric", name, METRICS))
-    return name
+def _draws(
+    names: Iterable[str], rows: Rows, threshold: Threshold, resamples: int, seed: int, case_control: bool
+) -> dict[str, np.ndarray]:
+    """Values ``[R]`` of each metric in the resamples; empty where subjects cannot be resampled."""
+    names = list(names)
+    weights = bootstrap_weights(rows, resamples, seed, case_control)
+    if not names or rows.too_few:
+        return {}
+    chunks = [[METRICS[name](rows, chunk, threshold) for name in names] for chunk in weights]
+    return {name: np.concatenate([chunk[index] for chunk in chunks]) for index, name in enumerate(names)}
 
 
 def _cases(name: str, rows: Rows) -> int:
@@ -218,25 +142,54 @@ def _cases(name: str, rows: Rows) -> int:
     return int(np.sum(rows.label == of_class[name])) if name in of_class else len(rows.label)
 
 
-def _without_spread(name: str, value: float, rows: Rows, n: int, threshold: Threshold, confidence: float) -> Estimate:
-    """The estimate where all resamples agree: an interval that does not need their spread, or none."""
-    level = f"{100 * confidence:g} %"
-    subjects = [rows.subjects_of(k) for k in range(rows.classes)]
-    caution = "all resamples give the same value, so the bootstrap interval would have no width"
-    if name == "auc" and rows.classes == 2:
-        low, high = newcombe(value, subjects[1], subjects[0], confidence)
-        return Estimate(value, low, high, n, f"{level} Newcombe interval", caution)
-    if name in ("sensitivity", "specificity", "accuracy"):
-        count = {"sensitivity": subjects[-1], "specificity": subjects[0]}.get(name, len(rows.stratum))
-        low, high = wilson(value, count, confidence)
-        return Estimate(value, float(low), float(high), n, f"{level} Wilson interval", caution)
-    if name == "balanced_accuracy":
-        # intervals of the classes' shares, recovered and added in squares (Zou and Donner, Stat. Med. 2008)
-        recalls = np.array([float(_recall(k)(rows, np.ones((1, len(rows.label))), threshold)[0])
-                            for k in range(rows.classes)])  # fmt: skip
-        lows, highs = wilson(recalls, np.array(subjects), confidence)
-        low = value - np.sqrt(np.sum((recalls - lows) ** 2)) / rows.classes
-        high = value + np.sqrt(np.sum((highs - recalls) ** 2)) / rows.classes
-        method = f"{level} Wilson intervals of the classes, combined"
-        return Estimate(value, max(0.0, float(low)), min(1.0, float(high)), n, method, caution)
-    return Estimate(value, None, None, n, reason=caution)
+def _subjects(name: str, rows: Rows) -> int:
+    """The subjects whose number limits what is known of the metric: of the class it is of, or of the rarest one."""
+    counts = [rows.subjects_of(k) for k in range(rows.classes)]
+    return {"sensitivity": counts[-1], "specificity": counts[0], "accuracy": len(rows.stratum)}.get(name, min(counts))
+
+
+def _analytic(name: str, rows: Rows, threshold: Threshold, case_control: bool, confidence: float) -> Estimate:
+    """The estimate with an interval that needs no resamples."""
+    value, n, level = value_of(name, rows, threshold), _cases(name, rows), f"{100 * confidence:g} %"
+    if name in _LOSSES:
+        error, freedom = mean_error(losses(name, rows), rows, case_control)
+        if error <= 1e-12 * max(value, 1):
+            return Estimate(value, None, None, n, reason="all rows have the same loss, so its interval has no width")
+        low, high = log_interval(value, error, freedom, confidence)
+        method = f"{level} t interval on the log scale, {len(rows.stratum)} subjects"
+        return Estimate(value, low, high, n, method)
+    if name != "auc":
+        return _wilson(name, value, rows, threshold, confidence)
+    positives, negatives = rows.subjects_of(1), rows.subjects_of(0)
+    if not _takes_newcombe(rows):
+        low, high = delong_interval(rows.label == 1, rows.probability[:, 1], confidence)
+        return Estimate(value, low, high, n, f"{level} DeLong interval on the logit scale")
+    low, high = newcombe(value, positives, negatives, confidence)
+    return Estimate(value, low, high, n, f"{level} Newcombe interval, {positives} and {negatives} subjects")
+
+
+def _wilson(name: str, value: float, rows: Rows, threshold: Threshold, confidence: float) -> Estimate:
+    """A share of subjects with its Wilson interval; the balanced accuracy with those of its classes combined."""
+    n, level = _cases(name, rows), f"{100 * confidence:g} %"
+    if name in _SHARES:
+        low, high = wilson(value, _subjects(name, rows), confidence)
+        return Estimate(value, float(low), float(high), n, f"{level} Wilson interval")
+    ones = np.ones((1, len(rows.label)))
+    recalls = np.array([float(recall_of(k)(rows, ones, threshold)[0]) for k in range(rows.classes)])
+    counts = np.array([rows.subjects_of(k) for k in range(rows.classes)])
+    low, high = mean_of_shares(recalls, counts, confidence)
+    return Estimate(value, low, high, n, f"{level} Wilson intervals of the classes, combined")
+
+
+def _bootstrap(
+    name: str, rows: Rows, threshold: Threshold, drawn: np.ndarray, case_control: bool, confidence: float
+) -> Estimate:
+    """The estimate with a t interval on the logit scale, its error the deviation of the resamples ``[R]``."""
+    value, n = value_of(name, rows, threshold), _cases(name, rows)
+    if np.ptp(drawn) > 1e-12:
+        low, high = logit_interval(value, float(np.std(drawn)), _subjects(name, rows) - 1, confidence)
+        words = bootstrap_words(rows, len(drawn), case_control)
+        return Estimate(value, low, high, n, f"{100 * confidence:g} % interval on the logit scale from {words}")
+    if name in ("auc", "pr_auc"):
+        return Estimate(value, None, None, n, reason=NO_WIDTH)
+    return _wilson(name, value, rows, threshold, confidence)

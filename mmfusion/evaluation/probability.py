@@ -7,7 +7,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from mmfusion.errors import EvaluationError, OptionError
-from mmfusion.evaluation.estimate import check_rows
+from mmfusion.evaluation.rows import check_rows
 from mmfusion.options import unknown
 
 

@@ -1,0 +1,139 @@
+"""The values of the metrics of a classifier.
+
+Every metric is a function of weights ``[R, N]``, one row of weights a resample, and gives ``[R]`` values at once.
+The value itself is the case of one row of ones, so that value and resamples cannot come from different formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+
+from mmfusion.errors import OptionError
+from mmfusion.evaluation.rows import Rows
+from mmfusion.options import unknown
+
+Threshold: TypeAlias = "float | np.ndarray"
+
+
+def value_of(name: str, rows: Rows, threshold: Threshold) -> float:
+    """One metric of the rows as they are."""
+    return float(METRICS[name](rows, np.ones((1, len(rows.label))), threshold)[0])
+
+
+def undefined(name: str, rows: Rows) -> str:
+    """Why the metric cannot be computed from these rows; empty if it can."""
+    needed = {"sensitivity": [1], "specificity": [0], "accuracy": [], "brier": [], "log_loss": []}
+    missing = [k for k in needed.get(name, range(rows.classes)) if k in rows.absent]
+    if not missing:
+        return ""
+    if len(rows.absent) == rows.classes - 1:
+        return f"one class only: all {len(rows.label)} rows are of class {rows.label[0]}"
+    return f"no rows of class {', '.join(map(str, missing))}"
+
+
+def class_counts(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted positives and negatives at each distinct score, ascending: two arrays ``[R, U]``.
+
+    Args:
+        positive: ``[N]`` bool.
+        score: ``[N]``.
+        weights: ``[R, N]``.
+    """
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
+    weights, positive = weights[:, order], positive[order]
+    return (
+        np.add.reduceat(weights * positive, starts, axis=1),
+        np.add.reduceat(weights * ~positive, starts, axis=1),
+    )
+
+
+def _auc(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
+    """Mann-Whitney form: the share of pairs in the right order, ties count half."""
+
+    def one(k: int) -> np.ndarray:
+        positives, negatives = class_counts(rows.label == k, rows.probability[:, k], weights)
+        below = np.cumsum(negatives, axis=1) - negatives / 2
+        return (positives * below).sum(axis=1) / (positives.sum(axis=1) * negatives.sum(axis=1))
+
+    return _mean_over_classes(one, rows.classes)
+
+
+def _pr_auc(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
+    """Average precision: the mean of the precision over the positives, without interpolation."""
+
+    def one(k: int) -> np.ndarray:
+        positives, negatives = class_counts(rows.label == k, rows.probability[:, k], weights)
+        positives, negatives = positives[:, ::-1], negatives[:, ::-1]
+        found = np.cumsum(positives, axis=1)
+        precision = found / np.maximum(found + np.cumsum(negatives, axis=1), 1e-300)
+        return (positives * precision).sum(axis=1) / found[:, -1]
+
+    return _mean_over_classes(one, rows.classes)
+
+
+def _mean_over_classes(one: Callable[[int], np.ndarray], classes: int) -> np.ndarray:
+    return one(1) if classes == 2 else np.mean([one(k) for k in range(classes)], axis=0)
+
+
+def _right(rows: Rows, threshold: Threshold) -> np.ndarray:
+    """``[N]`` 1 where the prediction is the label."""
+    if rows.classes == 2:
+        predicted = (rows.probability[:, 1] >= threshold).astype(np.int64)
+    else:
+        predicted = np.argmax(rows.probability, axis=1)
+    return (predicted == rows.label).astype(np.float64)
+
+
+def recall_of(k: int) -> Callable[[Rows, np.ndarray, Threshold], np.ndarray]:
+    def recall(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
+        return _mean(_right(rows, threshold), weights * (rows.label == k))
+
+    return recall
+
+
+def _balanced_accuracy(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
+    return np.mean([recall_of(k)(rows, weights, threshold) for k in range(rows.classes)], axis=0)
+
+
+def _accuracy(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
+    return _mean(_right(rows, threshold), weights)
+
+
+def losses(name: str, rows: Rows) -> np.ndarray:
+    """``[N]`` the loss of each row, whose mean is the Brier score or the log loss."""
+    if name == "brier":
+        squares = ((rows.probability - np.eye(rows.classes)[rows.label]) ** 2).sum(axis=1)
+        return squares / 2 if rows.classes == 2 else squares
+    given = rows.probability[np.arange(len(rows.label)), rows.label]
+    return -np.log(np.clip(given, np.finfo(np.float64).eps, 1))
+
+
+def _loss(name: str) -> Callable[[Rows, np.ndarray, Threshold], np.ndarray]:
+    return lambda rows, weights, threshold: _mean(losses(name, rows), weights)
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return weights @ values / weights.sum(axis=1)
+
+
+METRICS: dict[str, Callable[[Rows, np.ndarray, Threshold], np.ndarray]] = {
+    "auc": _auc,
+    "pr_auc": _pr_auc,
+    "balanced_accuracy": _balanced_accuracy,
+    "accuracy": _accuracy,
+    "sensitivity": recall_of(1),
+    "specificity": recall_of(0),
+    "brier": _loss("brier"),
+    "log_loss": _loss("log_loss"),
+}
+
+
+def metric_named(name: str) -> str:
+    """The name itself, if there is such a metric."""
+    if name not in METRICS:
+        raise OptionError(unknown("metric", name, METRICS))
+    return name
