@@ -123,14 +123,14 @@ def test_doubtful_cases_are_left_out_within_their_folds(tmp_path):
     assert auc["n"] == 58
 
 
-def test_a_case_control_design_is_kept_and_resamples_within_classes(tmp_path):
+def test_a_case_control_design_is_kept_and_fixes_the_number_of_each_class(tmp_path):
     label, _, score = draw_folds(n=40)
     label[:] = np.arange(40) < 6
     run = write_folds(tmp_path, label, {"fusion": score["fusion"]}, np.arange(40) // 2 % 2)
     cohort, declared = write_metrics(run, **FAST), write_metrics(run, **FAST, case_control=True)
     assert (cohort["case_control"], declared["case_control"]) == (False, True)
-    methods = [one["metrics"]["brier"]["method"] for one in (cohort, declared)]
-    assert methods[0] != methods[1] and "class" in methods[1]
+    wide, narrow = ([one["metrics"]["brier"][end] for end in ("low", "high")] for one in (cohort, declared))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def chart_roc(curves: Mapping[str, Curve], main: int, case_control: bool = False
     Args:
         curves: name to curve.
         main: the first so many have a bootstrap band, or a thin curve per fold in its place.
-        case_control: resample within the classes.
+        case_control: as in :func:`mmfusion.evaluation.roc_band`.
     """
     figure, axis = _canvas(4.6, 4.3)
     for index, (name, curve) in enumerate(curves.items()):

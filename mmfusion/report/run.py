@@ -180,15 +180,12 @@ def _performance(result: Result) -> list[Html]:
 
 def _metric_table(result: Result) -> Html:
     found = {name: e for name, e in (result.metrics.get("metrics") or {}).items() if isinstance(e, dict)}
-    methods = [e["method"] for e in found.values() if e.get("method")]
-    usual = max(methods, key=methods.count) if methods else ""
     rows = []
     for name, estimate in found.items():
-        notes = [str(estimate[key]) for key in ("method", "reason") if estimate.get(key) not in (None, "", usual)]
+        notes = [str(estimate[key]) for key in ("method", "reason") if estimate.get(key)]
         label = METRIC_NAMES.get(name, name.replace("_", " "))
         rows.append([label, value(estimate), interval(estimate), estimate.get("n"), "; ".join(notes)])
-    caption = f"Intervals: {usual}, if no other is named." if usual else ""
-    return page.table(["metric", "value", "interval", "cases", "note"], rows, caption)
+    return page.table(["metric", "value", "interval", "cases", "note"], rows)
 
 
 def _single_curves(result: Result) -> dict[str, Curve]:

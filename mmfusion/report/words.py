@@ -104,9 +104,8 @@ def warnings(result: Result) -> list[str]:
         )
     if result.case_control:
         found.append(
-            "Case-control design: subjects were chosen by their label, so the intervals are of subjects resampled "
-            "within the classes. PR-AUC, accuracy, Brier score and log loss hold for these shares of the classes, not "
-            "where they differ."
+            "Case-control design: subjects were chosen by their label, so the intervals take the number of each class "
+            "as fixed. PR-AUC, accuracy, Brier score and log loss hold for these shares of the classes, not for others."
         )
     part, predictions = result.metrics.get("part", "test"), result.predictions
     if part != "test":

@@ -41,7 +41,7 @@ def write_metrics(
     Args:
         run: a run folder with ``predictions.csv``, or that of a cross-validation.
         resamples, seed: of the bootstrap.
-        case_control: subjects were chosen by their label, so they are resampled within the classes.
+        case_control: subjects were chosen by their label, so intervals take the number of each class as fixed.
         more: further plain entries of ``metrics.json``, as ``simulated=True`` or ``ceilings={...}``.
 
     Raises:
