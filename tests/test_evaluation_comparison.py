@@ -32,6 +32,15 @@ def test_difference_agrees_with_delong():
     assert found.method.startswith("paired 95 % percentile interval, 4000 bootstrap resamples of 120 subjects")
 
 
+def test_the_smallest_p_value():
+    label, a, b = pair(200)
+    resamples = 400
+    assert compare(label, a, 1 - a, resamples=resamples).p_value == 2 / (resamples + 1)
+    found = compare(label, a, b, metric="accuracy", resamples=resamples)
+    times = found.p_value * (resamples + 1) / 2
+    assert times == pytest.approx(round(times)) and times >= 1
+
+
 def test_order_turns_the_sign():
     label, a, b = pair(60)
     forth, back = (

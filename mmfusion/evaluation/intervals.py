@@ -65,8 +65,10 @@ def delong_components(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndar
     return below(positive), 1 - below(~positive)
 
 
-def delong_interval(positive: np.ndarray, score: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Interval of an AUC between 0 and 1 from its standard error by DeLong, on the logit scale.
+def delong_interval(positive: np.ndarray, score: np.ndarray, confidence: float) -> tuple[float, float] | None:
+    """Interval of an AUC from its standard error by DeLong, on the logit scale; None where that error is 0.
+
+    It is 0 at an AUC of 0 and 1, and where all scores are equal.
 
     Args:
         positive: ``[N]`` bool, 2 or more of each.
@@ -74,6 +76,8 @@ def delong_interval(positive: np.ndarray, score: np.ndarray, confidence: float) 
     """
     components = delong_components(positive, score)
     variances = np.array([np.var(values, ddof=1) / len(values) for values in components])
+    if not variances.any():
+        return None
     freedom = effective_freedom(variances, np.array([len(values) - 1 for values in components]))
     return logit_interval(float(components[0].mean()), float(np.sqrt(variances.sum())), freedom, confidence)
 

@@ -113,16 +113,14 @@ def bootstrap_words(rows: Rows, resamples: int, case_control: bool) -> str:
 def _is_resampled(name: str, rows: Rows) -> bool:
     if name in _LOSSES:
         return False
-    if name == "auc" and rows.classes == 2 and _takes_newcombe(rows):
+    if name == "auc" and rows.classes == 2 and _few(rows):
         return False
     return name == "pr_auc" or not rows.one_each or (name == "auc" and rows.classes > 2)
 
 
-def _takes_newcombe(rows: Rows) -> bool:
-    """Whether the AUC of two classes gets Newcombe's interval: few subjects of a class, or nothing out of order."""
-    if min(rows.subjects_of(0), rows.subjects_of(1)) < 10:
-        return True
-    return value_of("auc", rows, 0.5) in (0.0, 1.0)
+def _few(rows: Rows) -> bool:
+    """Whether one of two classes has too few subjects for the normal approximation of an AUC."""
+    return min(rows.subjects_of(0), rows.subjects_of(1)) < 10
 
 
 def _draws(
@@ -160,12 +158,17 @@ def _analytic(name: str, rows: Rows, threshold: Threshold, case_control: bool, c
         return Estimate(value, low, high, n, method)
     if name != "auc":
         return _wilson(name, value, rows, threshold, confidence)
+    interval = None if _few(rows) else delong_interval(rows.label == 1, rows.probability[:, 1], confidence)
+    if interval:
+        return Estimate(value, *interval, n, f"{level} DeLong interval on the logit scale")
+    return _newcombe(value, rows, confidence)
+
+
+def _newcombe(value: float, rows: Rows, confidence: float) -> Estimate:
+    """The AUC of two classes with the interval for few subjects of a class, and for resamples that all agree."""
     positives, negatives = rows.subjects_of(1), rows.subjects_of(0)
-    if not _takes_newcombe(rows):
-        low, high = delong_interval(rows.label == 1, rows.probability[:, 1], confidence)
-        return Estimate(value, low, high, n, f"{level} DeLong interval on the logit scale")
-    low, high = newcombe(value, positives, negatives, confidence)
-    return Estimate(value, low, high, n, f"{level} Newcombe interval, {positives} and {negatives} subjects")
+    method = f"{100 * confidence:g} % Newcombe interval, {positives} and {negatives} subjects"
+    return Estimate(value, *newcombe(value, positives, negatives, confidence), len(rows.label), method)
 
 
 def _wilson(name: str, value: float, rows: Rows, threshold: Threshold, confidence: float) -> Estimate:
@@ -190,6 +193,8 @@ def _bootstrap(
         low, high = logit_interval(value, float(np.std(drawn)), _subjects(name, rows) - 1, confidence)
         words = bootstrap_words(rows, len(drawn), case_control)
         return Estimate(value, low, high, n, f"{100 * confidence:g} % interval on the logit scale from {words}")
-    if name in ("auc", "pr_auc"):
+    if name == "auc" and rows.classes == 2:
+        return _newcombe(value, rows, confidence)
+    if name in RANKING:
         return Estimate(value, None, None, n, reason=NO_WIDTH)
     return _wilson(name, value, rows, threshold, confidence)

@@ -1,0 +1,62 @@
+"""Intervals hold the truth as often as they say: the hardest cells of benchmarks/coverage.py."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__).parents[1] / "benchmarks" / "coverage.py"
+
+
+@pytest.fixture(scope="module")
+def coverage():
+    spec = importlib.util.spec_from_file_location("coverage_benchmark", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def held(coverage, part, simulations=200, **cell):
+    found = coverage.simulate({"part": part, **cell}, simulations)["coverage"]
+    return {name.partition(" | ")[0]: one["coverage"] for name, one in found.items() if name.endswith("ours")}, found
+
+
+def test_the_truth_of_a_cell_is_that_of_its_population(coverage):
+    truth = coverage.truth_of(0.3, 0.8, 1.0)
+    assert truth["auc"] == pytest.approx(0.8, abs=1e-4)
+    assert truth["accuracy"] == pytest.approx(0.3 * truth["sensitivity"] + 0.7 * truth["specificity"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", [
+    {"n": 50, "prevalence": 0.1, "auc": 0.95, "sureness": 2.0},
+    {"n": 400, "prevalence": 0.1, "auc": 0.7, "sureness": 1.0},
+    {"n": 40, "prevalence": 0.5, "auc": 0.9, "sureness": 1.0},
+])  # fmt: skip
+def test_every_metric_of_a_cohort(coverage, cell):
+    ours, everything = held(coverage, "cohort", **cell)
+    assert len(ours) == 8 and min(ours.values()) >= 0.9
+    assert min(one["coverage"] for name, one in everything.items() if "stratified" in name) < 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["visits", "case-control"])
+def test_every_metric_of_another_design(coverage, part):
+    ours, _ = held(coverage, part, n=100, prevalence=0.1, auc=0.9, sureness=1.0)
+    assert len(ours) == 8 and min(ours.values()) >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "cell", [{"n": 50, "prevalence": 0.2, "signal": 1.6}, {"n": 100, "prevalence": 0.5, "signal": 0.8}]
+)
+def test_the_mean_of_folds_and_the_difference(coverage, cell):
+    ours, everything = held(coverage, "folds", **cell)
+    assert set(ours) == {"both", "single", "difference"} and min(ours.values()) >= 0.9
+    assert everything["both | pooled rows"]["coverage"] < min(ours["both"], 0.95)
+
+
+@pytest.mark.slow
+def test_the_difference_of_fixed_scores_and_its_p_value(coverage):
+    ours, _ = held(coverage, "difference", n=100, prevalence=0.3, auc=0.8, sureness=1.0)
+    assert set(ours) == {"auc difference", "no difference, p >= 0.05"} and min(ours.values()) >= 0.9
