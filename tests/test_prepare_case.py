@@ -17,7 +17,7 @@ from mmfusion.cohort import Case
 from mmfusion.cohort.simulate import draw_subjects, native_grids, simulate_volumes, target_registration_error
 from mmfusion.errors import GeometryError, OptionError, ReadError, VoxelError
 from mmfusion.io import load_volume, save_volume
-from mmfusion.options import resolve
+from mmfusion.options import OPTIONS, resolve
 from mmfusion.prepare import case as room
 from mmfusion.prepare import check_reference, choose_reference, load_case, prepare_case, prepare_volumes
 from mmfusion.prepare.pictures import case_pictures
@@ -126,6 +126,41 @@ def test_on_its_own_grid_a_scan_stays_as_it_is():
     np.testing.assert_allclose(result.image[1], np.clip(pet.array / 5, 0, 1), atol=1e-6)
     assert result.image.shape == (2, 27, 25, 21) and result.image.dtype == np.float32
     assert result.image[0].min() == 0 and result.image[0].max() == 1 and (pet.array > 5).any() and result.valid.all()
+
+
+def test_the_share_of_the_mask_that_is_clipped_is_counted_before_clipping():
+    """On its own grid: 7 of the mask's voxels lie above suv_max, of the hot ones (4 and more) these and 5 others."""
+    pet, mask = scan("pet"), ball(MIDDLE + (9, -5, 4))(GRIDS["pet"]).array > 0
+    array = np.where(mask, 3.0, np.minimum(pet.array, 3.5)).astype(np.float32)
+    array[tuple(np.argwhere(mask)[::4][:7].T)] = 26.0
+    array[tuple(np.argwhere(~mask)[::50][:5].T)] = [30, 25, 24, 5, 4]
+    pet, grid = pet.replace(array=array), GRIDS["pet"]
+    drawn = {"mask": ball(MIDDLE + (9, -5, 4)), "grid": grid, "pictures": False}
+    assert prepare_volumes({"pet": pet}, **drawn).facts["pet_clipped"] == pytest.approx(7 / mask.sum(), abs=5e-5)
+    assert prepare_volumes({"pet": pet}, suv_max=26.0, **drawn).facts["pet_clipped"] == 0
+    hot = prepare_volumes({"pet": pet}, grid=grid, pictures=False)
+    assert hot.facts["pet_clipped"] == pytest.approx(8 / 12, abs=5e-5) and hot.image.max() == 1
+
+
+def test_the_clipped_share_is_of_the_part_of_the_mask_that_the_pet_saw_whatever_its_grid():
+    center = MIDDLE + (9, -5, 4)
+    hot = ball(center)
+    pet = sample("pet", OBLIQUE)
+    pet = pet.replace(array=np.where(hot(OBLIQUE).array > 0, np.float32(40), np.minimum(pet.array, 3.5)))
+    half = Volume(pet.array[: round(OBLIQUE.to_index(center[None])[0, 0])], pet.affine, "pet", "SUVbw")
+    asked = {"mask": hot, "center": "mask", "register": "none", "spacing": (4, 4, 4), "size": (14, 15, 16)}
+    for volume in (pet, half):
+        facts = prepare_volumes({"ct": scan("ct"), "pet": volume}, pictures=False, **asked).facts
+        assert 0.6 < facts["pet_clipped"] < 1 and "ct_clipped" not in facts
+    stored = {"pet": pet.replace(units="stored")}
+    assert "pet_clipped" not in prepare_volumes(stored, suv="none", pictures=False, **asked).facts
+    assert prepare_volumes(stored, suv="none", pet_max=25.0, pictures=False, **asked).facts["pet_clipped"] > 0.6
+
+
+def test_the_default_of_earlier_versions_is_no_option_of_pet_that_is_no_suv(counts):
+    """Files of earlier cohorts and models name it, whatever their PET is in."""
+    for before in (10.0, OPTIONS["suv_max"].default):
+        assert load_case(counts, suv="none", suv_max=before)["pet"].units == "stored"
 
 
 @pytest.mark.parametrize("size", [(5, 7, 4), (41, 35, 37)])
