@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from io_dicom import circle, pet_tags, voxels, write_rtstruct, write_series
 from registration_heads import error_mm, random_pose
 from registration_heads import scan as scan_head
+from sklearn.metrics import roc_auc_score
 from small_scans import GRIDS, MIDDLE, scan, values
 
 from mmfusion.cohort import Case
@@ -155,6 +156,30 @@ def test_the_clipped_share_is_of_the_part_of_the_mask_that_the_pet_saw_whatever_
     stored = {"pet": pet.replace(units="stored")}
     assert "pet_clipped" not in prepare_volumes(stored, suv="none", pictures=False, **asked).facts
     assert prepare_volumes(stored, suv="none", pet_max=25.0, pictures=False, **asked).facts["pet_clipped"] > 0.6
+
+
+@pytest.mark.slow
+def test_what_the_upper_end_of_suv_costs_where_the_maximum_of_a_tumor_tells_its_class():
+    """200 tumors whose maxima are spread as those of sarcomas (median 10.5, a tenth above 25)."""
+    rng, center = np.random.default_rng(3), MIDDLE + (9, -5, 4)
+    peaks = 10.5 * np.exp(rng.normal(0, 0.7, 200))
+    label = rng.uniform(size=200) < 1 / (1 + np.exp(-1.8 * np.log(peaks / 10.5)))
+    grid, mask = GRIDS["pet"], ball(center)
+    points = grid.to_world(np.moveaxis(np.indices(grid.shape), 0, -1))
+    fall = np.clip(1 - (np.linalg.norm(points - center, axis=-1) / 24) ** 2, 0, 1)
+    body = np.minimum(scan("pet").array, 3.5)
+    asked = {"mask": mask, "center": "mask", "spacing": (5, 5, 5), "size": (11, 11, 11), "pictures": False}
+    auc = {}
+    for high in (10.0, SUV_MAX, 1000.0):
+        scores = []
+        for peak in peaks:
+            pet = Volume(np.maximum(body, peak * fall).astype(np.float32), grid.affine, "pet", "SUVbw")
+            result = prepare_volumes({"pet": pet}, suv_max=high, **asked)
+            scores.append(result.image.max())
+            assert (result.facts["pet_clipped"] > 0) == (scores[-1] == 1)
+        auc[high] = roc_auc_score(label, scores)
+    assert auc[10.0] < auc[1000.0] - 0.03
+    assert abs(auc[SUV_MAX] - auc[1000.0]) < 0.01
 
 
 def test_the_default_of_earlier_versions_is_no_option_of_pet_that_is_no_suv(counts):
