@@ -158,6 +158,15 @@ def test_the_clipped_share_is_of_the_part_of_the_mask_that_the_pet_saw_whatever_
     assert prepare_volumes(stored, suv="none", pet_max=25.0, pictures=False, **asked).facts["pet_clipped"] > 0.6
 
 
+def test_what_is_emptied_of_a_mask_does_not_count_as_clipped_or_not():
+    center, grid = MIDDLE + (9, -5, 4), GRIDS["ct"]
+    ct = Volume(np.where(ball(center)(grid).array > 0, 40, -1000).astype(np.float32), grid.affine, "ct", "HU")
+    pet = scan("pet")
+    pet = pet.replace(array=np.where(ball(center, radius=60.0)(pet.grid).array > 0, np.float32(30), pet.array))
+    asked = {"mask": ball(center, radius=40.0), "crop_margin": 0.0, "pictures": False, **SMALL}
+    assert prepare_volumes({"ct": ct, "pet": pet}, **asked).facts["pet_clipped"] == 1
+
+
 @pytest.mark.slow
 def test_what_the_upper_end_of_suv_costs_where_the_maximum_of_a_tumor_tells_its_class():
     """200 tumors whose maxima are spread as those of sarcomas (median 10.5, a tenth above 25)."""

@@ -269,7 +269,8 @@ def prepare_volumes(
         if share < _LEAST_COVERAGE:
             doubts.append(Doubt("coverage", f"{name}: its field of view covers only {share:.0%} of the grid"))
         level = clip_level(volume.units, options["suv_max"], options["pet_max"])
-        clipped = clipped_share(moved, level, None if masked is None else (masked.array > 0) & valid[channel])
+        seen = valid[channel] if kept is None else valid[channel] & kept
+        clipped = clipped_share(moved, level, None if masked is None else (masked.array > 0) & seen)
         facts |= _facts(name, volume, share, clipped) | _registration_facts(name, registrations.get(name))
         if keep_volumes:
             on_grid[name] = moved
