@@ -30,6 +30,7 @@ from mmfusion.prepare import versions
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "bundles.json"
 MODALITIES = ("ct", "pet", "mr")
+SUV_MAX = 10.0  # as docs/embedded_study.yaml of each bundle has it
 NAMES = tuple(f"{name}_fusion_classification" for name in ("input", "feature", "decision", "m3t"))
 
 
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--again", choices=NAMES, help="train seed 0 of this bundle twice")
     parser.add_argument("--pack", action="store_true", help="put the models of seed 0 into the bundles")
     given = parser.parse_args()
-    study = simulate_study(given.work / "study").folder
+    study = simulate_study(given.work / "study", suv_max=SUV_MAX).folder
     known = json.loads(RESULTS.read_text())["bundles"] if RESULTS.is_file() else {}
     for name in given.bundles:
         rows = {}

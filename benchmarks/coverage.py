@@ -74,12 +74,12 @@ def cells_of(part: str) -> list[Cell]:
         return [
             {"n": n, "prevalence": p, "signal": s} for n, p, s in itertools.product(SIZES[1:], (0.2, 0.5), (0.8, 1.6))
         ]
-    sureness = (1.0,) if part == "difference" else SURENESS
-    return [
-        {"n": n, "prevalence": p, "auc": auc, "sureness": sure}
-        for n, p, auc, sure in itertools.product(SIZES, PREVALENCES, AUCS, sureness)
-        if n * p >= LEAST
-    ]
+    if part == "cohort":
+        grid = itertools.product(SIZES, PREVALENCES, AUCS, SURENESS)
+    else:
+        grid = itertools.product((50, 100, 400), (0.1, 0.3, 0.5), (0.7, 0.9, 0.95), (1.0,))
+    cells = [{"n": n, "prevalence": p, "auc": auc, "sureness": sure} for n, p, auc, sure in grid]
+    return [cell for cell in cells if cell["n"] * cell["prevalence"] >= LEAST]
 
 
 def simulate(cell: Cell, simulations: int) -> Cell:
@@ -208,7 +208,7 @@ def intervals(
             yield f"{name} | ours", (estimate.low, estimate.high), truth[name]
     rows = check_rows(label, probability, subject)
     for usual, stratified in (("percentile", False), ("stratified percentile", True)):
-        (weights,) = bootstrap_weights(rows, RESAMPLES // 2, seed, stratified)
+        (weights,) = bootstrap_weights(rows, RESAMPLES // 3, seed, stratified)
         for name, metric in METRICS.items():
             low, high = np.quantile(metric(rows, weights, cell["prevalence"]), [0.025, 0.975])
             yield f"{name} | {usual}", (float(low), float(high)), truth[name]

@@ -204,20 +204,20 @@ def _index(
     return 0
 
 
-def _check(manifest: str, deep: bool | None, modalities: list[str] | None, **reading: Any) -> int:
+def _check(manifest: str, deep: bool | None, modalities: list[str] | None, **options: Any) -> int:
     from mmfusion.cohort import check_manifest, format_problems, misplaced
 
     if Path(manifest).is_dir() and not misplaced(manifest, "cohort"):
         return _check_cohort(manifest)
     show = progress_line("rows") if deep or sys.stderr.isatty() else None
-    given = {name: value for name, value in reading.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     problems = check_manifest(manifest, modalities, deep=bool(deep), progress=show, **given)
     print(format_problems(problems))
     return int(any(problem.level == "error" for problem in problems))
 
 
 def _check_cohort(folder: str) -> int:
-    from mmfusion.prepare import damaged_files
+    from mmfusion.prepare import damaged_files, open_cohort
 
     damaged = damaged_files(folder)
     for name in damaged:
@@ -225,6 +225,8 @@ def _check_cohort(folder: str) -> int:
         _say(f"{name} is gone or damaged: delete {case} and run mmfusion prepare again")
     if not damaged:
         _say(f"{folder}: every file has the content that was written")
+    if clipped := _values_clipped(open_cohort(folder)):
+        _say(f"warning: {clipped}")
     return int(bool(damaged))
 
 
@@ -237,8 +239,14 @@ def _prepare(manifest: str, out: str, **options: Any) -> int:
     for row in cohort.rows:
         if row["status"] == "failed":
             _say(f"subject {row['subject']}: {row['reasons']}", file=sys.stderr)
-    if missed := _bodies_missed(cohort):
-        _say(missed, file=sys.stderr)
+    for warning in filter(None, (_bodies_missed(cohort), _values_clipped(cohort))):
+        _say(f"warning: {warning}", file=sys.stderr)
+    if "suv_max" not in given and cohort.options["suv_max"] != OPTIONS["suv_max"].default:
+        _say(
+            f"note: suv_max {cohort.options['suv_max']:g} is kept, which this cohort was prepared with; the default is "
+            f"{OPTIONS['suv_max'].default:g} (--suv-max)",
+            file=sys.stderr,
+        )
     _say(f"{_counts(cohort)} | modalities {', '.join(cohort.modalities)} | look at {Path(out) / 'qc.html'}")
     return int(cohort.count("failed") > 0)
 
@@ -267,9 +275,16 @@ def _bodies_missed(cohort: Any) -> str:
         return ""
     worst = max(bad, key=lambda case: shares[case])
     return (
-        f"warning: in {len(bad)} of {len(shares)} cases more than half of the body falls outside the grid "
+        f"in {len(bad)} of {len(shares)} cases more than half of the body falls outside the grid "
         f"({worst}: {shares[worst]:.0%}): larger --spacing or --size, or --center mask"
     )
+
+
+def _values_clipped(cohort: Any) -> str:
+    """A warning if much of the masks, or of the hot volumes, is clipped; empty if not."""
+    from mmfusion.report.numbers import clipped_words
+
+    return clipped_words(cohort.rows, cohort.options)
 
 
 def _register(
@@ -419,10 +434,10 @@ def _bundle_pack(bundle: str, run: str, dtype: str | None) -> int:
     return 0
 
 
-def _simulate(out: str, **sizes: int | None) -> int:
+def _simulate(out: str, **options: float | None) -> int:
     from mmfusion.demo import simulate_study
 
-    given = {name: OPTIONS[name].check(value) for name, value in sizes.items() if value is not None}
+    given = {name: OPTIONS[name].check(value) for name, value in options.items() if value is not None}
     cohort = simulate_study(out, progress=progress_line("simulated"), **given)
     _say(f"SIMULATED DATA | {len(cohort.rows)} cases | {cohort.folder}")
     return 0

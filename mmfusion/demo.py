@@ -41,7 +41,15 @@ from mmfusion.files import (
 from mmfusion.io import load_transform
 from mmfusion.options import resolve
 from mmfusion.predict import read_predictions
-from mmfusion.prepare import CaseResult, Cohort, open_cohort, prepare_cohort, write_case, write_cohort
+from mmfusion.prepare import (
+    CaseResult,
+    Cohort,
+    open_cohort,
+    prepare_cohort,
+    refuse_contradictions,
+    write_case,
+    write_cohort,
+)
 from mmfusion.progress import progress_line
 from mmfusion.report import write_report
 from mmfusion.training import write_metrics
@@ -157,6 +165,7 @@ def simulate_study(
     train_subjects: int = TRAIN,
     test_subjects: int = 1000,
     seed: int = 0,
+    suv_max: float | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Cohort:
     """A cohort folder of the simulated study, whose cases are made where preparing would have put them.
@@ -166,9 +175,13 @@ def simulate_study(
         train_subjects: subjects to train on; the first fifth of them is the validation part.
         test_subjects: subjects of the test part, drawn anew.
         seed: of the subjects.
+        suv_max: SUV that becomes 1; the default of ``mmfusion prepare`` if None.
         progress: called with (done, all, case) after each case.
+
+    Raises:
+        OptionError: a finished cohort has another ``suv_max``.
     """
-    return simulated_cohort(Path(out), *_drawn(train_subjects, test_subjects, seed), progress)
+    return simulated_cohort(Path(out), *_drawn(train_subjects, test_subjects, seed), progress, suv_max=suv_max)
 
 
 def simulated_cohort(
@@ -176,12 +189,15 @@ def simulated_cohort(
     known: Sequence[SimulatedSubject],
     fresh: Sequence[SimulatedSubject],
     progress: Callable[[int, int, str], None] | None = None,
+    suv_max: float | None = None,
 ) -> Cohort:
     """A cohort folder of these subjects: ``known`` to train and, the first fifth, to validate on; ``fresh`` to test."""
     files = CohortFolder(folder).claim("simulated cohort")
     if files.table.is_file():  # written last
-        return open_cohort(folder)
-    options = resolve({**GRID, "modalities": list(MODALITIES)}, "case")
+        cohort = open_cohort(folder)
+        refuse_contradictions(cohort, {"suv_max": suv_max})
+        return cohort
+    options = resolve({**GRID, "modalities": list(MODALITIES), "suv_max": suv_max}, "case")
     validation = len(known) // 5
     splits = ["validation"] * validation + ["train"] * (len(known) - validation) + ["test"] * len(fresh)
     rows = []

@@ -163,7 +163,7 @@ _TABLE = (
         "PET by body weight, lean body mass or body surface; none: values as stored",
         choices=("bw", "lbm", "bsa", "none"),
     ),
-    Option("suv_max", float, 10.0, "SUV that becomes 1", unit="SUV", low=0.1),
+    Option("suv_max", float, 25.0, "SUV that becomes 1", unit="SUV", low=0.1),
     Option(
         "suvr",
         str,
@@ -327,7 +327,7 @@ OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
 _PET = ("suv", "suvr", "weight_unit")  # how PET is read
 GROUPS: dict[str, tuple[str, ...]] = {
     "index": ("out", "overwrite", "labels", "label", "subject_from", "pseudonymize"),
-    "check": ("deep", "modalities", *_PET, "frame", "assume_orientation", "nan", "roi"),
+    "check": ("deep", "modalities", *_PET, "suv_max", "pet_max", "frame", "assume_orientation", "nan", "roi"),
     "geometry": (
         *("reference", "register", "init", "to", "brain_mask", "spacing", "size", "center", "crop_margin", "roi"),
     ),
@@ -371,7 +371,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "accept": ("note", "undo"),
     "demo": ("out", "subjects", "seed"),
-    "simulate": ("out", "train_subjects", "test_subjects", "seed"),
+    "simulate": ("out", "train_subjects", "test_subjects", "seed", "suv_max"),
     "predict": ("out", "engine", "trust", "batch_size", "workers", "time_limit", "device"),
     "export": ("engine",),
     "report": (),

@@ -160,7 +160,7 @@ figure_map(volume["ct"], suv, label="PET, SUVbw", spacing=grid.spacing, title=f"
 # take its training cohort.
 
 # %%
-known = simulate_study(work / "known", train_subjects=50, test_subjects=1)
+known = simulate_study(work / "known", train_subjects=50, test_subjects=1, suv_max=model.case["suv_max"])
 others = [one for one in known.cases if one.case.label == "0" and one.modalities == known.modalities][:20]
 ordinary = np.mean([load_image(one.file, model.modalities, known.modalities) for one in others], axis=0)
 _, answer = load_engine(bundle)

@@ -1,6 +1,7 @@
 """Writing bundles, packing models into them, and what a run begins with: overrides, seeds, one-sentence errors."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ import yaml
 import mmfusion
 from mmfusion.bundle import TEMPLATE, begin, new_bundle, pack_model, run_config
 from mmfusion.bundle.begin import _one_sentence, _pairs, _restart_with_run_dir, check_overrides, refuse_unknown
+from mmfusion.cli import make_parser
+from mmfusion.demo import GRID
 from mmfusion.errors import CohortError, NetworkError, OptionError, OutputError
 from mmfusion.files import write_json
-from mmfusion.options import OPTIONS
+from mmfusion.options import OPTIONS, resolve
 from mmfusion.predict import load_model
 
 CONFIGS = TEMPLATE / "configs"
@@ -102,6 +105,21 @@ def test_published_bundles_are_what_is_written_anew(name, tmp_path):
     assert published - files <= {"models/model.pt", "models/model.json", "docs/embedded_study.yaml"}
     for path in files - {"docs/README.md", "configs/metadata.json"}:
         assert (written / path).read_bytes() == (there / path).read_bytes(), path
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_training_a_published_bundle_again_prepares_as_its_weights_were(name):
+    """Whatever the defaults are by now: its options name what differs from them, and its page simulates by that."""
+    folder = PROJECT / "bundles" / name
+    trained = json.loads((folder / "models" / "model.json").read_text())["case"]
+    given = yaml.safe_load((folder / "docs" / "embedded_study.yaml").read_text())
+    usual = resolve({**GRID, "modalities": trained["modalities"]}, "case")
+    differing = {key: value for key, value in trained.items() if value != usual[key]}
+    assert {key: value for key, value in given.items() if key in trained} == differing
+    page = (folder / "docs" / "README.md").read_text()
+    (command,) = re.findall(r"^mmfusion (simulate .*)$", page, flags=re.MULTILINE)
+    simulated = make_parser().parse_args(command.split()).suv_max or usual["suv_max"]
+    assert simulated == trained["suv_max"]
 
 
 def test_packing_a_run_makes_the_bundle_answer_as_the_run(tiny_run, tmp_path):

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from registration_heads import error_mm
 from registration_heads import scan as scan_head
 from scipy.ndimage import gaussian_filter
+from small_scans import write_study
 from tiny_cohort import write_scans
 
 from mmfusion import __version__, cli
@@ -291,7 +292,7 @@ def test_prepare_writes_a_cohort_and_says_who_failed(manifest, tmp_path, capsys)
 
 
 def test_prepare_refuses_suv_max_where_pet_is_no_suv(manifest, tmp_path, capsys):
-    given = ["--suv", "none", "--suv-max", "10"]  # the default, but given
+    given = ["--suv", "none", "--suv-max", "25"]  # the default, but given
     assert main(["prepare", str(manifest), "--out", str(tmp_path / "c"), *given]) == 1
     assert "--suv-max is for SUV; with --suv none or --suvr use --pet-max" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
@@ -477,3 +478,22 @@ def test_prepare_passes_the_template_on(manifest, tmp_path, monkeypatch):
     assert (given["to"], given["brain_mask"], given["register"], given["device"]) == (
         *("mni152", True, "deformable", "cuda:1"),
     )
+
+
+def test_clipped_pet_is_told_when_it_is_prepared_and_when_a_cohort_is_checked(tmp_path, capsys):
+    given = ["--modalities", "pet", "--spacing", "12", "11", "13", "--size", "9", "11", "7", "--workers", "1"]
+    prepare = ["prepare", str(write_study(tmp_path, 2)), "--out", str(tmp_path / "a"), *given]
+    words = re.compile(
+        r"^warning: in 2 of 2 cases more than 5% of the hot volume \(SUV of 4 or more; brain, heart and bladder count, "
+        r"too\) lies above suv_max 4\.5 and is clipped \(001: \d+%\): larger --suv-max$",
+        re.MULTILINE,
+    )
+    assert main([*prepare, "--suv-max", "4.5"]) == 0
+    assert words.search(capsys.readouterr().err)
+    assert main(prepare) == 0
+    said = capsys.readouterr().err
+    assert words.search(said) and "note: suv_max 4.5 is kept, which this cohort was prepared with; the default" in said
+    assert main(["check", str(tmp_path / "a")]) == 0
+    assert words.search(capsys.readouterr().out)
+    assert main([*prepare, "--suv-max", "25"]) == 0
+    assert "suv_max" not in capsys.readouterr().err

@@ -94,7 +94,7 @@ def test_values_that_are_not_plausible(tmp_path: Path) -> None:
     )
     hu = "Check that the values are HU: rescale slope and intercept applied."
     suv = "Check that the values are SUV: units, weight, dose and times."
-    found = deep(manifest)
+    found = deep(manifest, "warning")
     assert [(one[0], one[1], one[2], one[4]) for one in found] == [
         *[("warning", "A", "ct", hu), ("warning", "B", "ct", hu), ("warning", "C", "pet", suv)],
         *[("warning", "D", "pet", suv)] * 2,
@@ -154,6 +154,28 @@ def test_a_file_that_the_headers_refuse_is_named_once(tmp_path: Path) -> None:
         ("pet", "pet file A_pet.nii.gz does not exist"),
         ("ct", "ct is not a NIfTI file, or is damaged"),
     ]
+
+
+def test_pet_that_will_be_clipped(tmp_path: Path) -> None:
+    """Six hot voxels, two of them in the mask of 20 voxels; what a row without a mask tells of is the hot volume."""
+    array = np.minimum(values("pet"), 3)
+    at = np.argwhere(array > 0)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[tuple(at[:20].T)] = 1
+    array[tuple(at[[3, 8, 40, 50, 60, 70]].T)] = [30, 27, 26, 20, 5, 4]
+    manifest = study(tmp_path, A_pet=array, B_pet=array * np.float32(1.001))
+    save(tmp_path / "mask.nii.gz", mask)
+    lines = manifest.read_text().splitlines()
+    cells = zip(lines, ("mask", "mask.nii.gz", "", "", ""), strict=True)
+    manifest.write_text("\n".join(f"{line},{cell}" for line, cell in cells))
+    words, remedy = "lies above suv_max 25 and will be clipped", "A larger --suv-max keeps it."
+    assert deep(manifest) == [
+        ("note", "A", "pet", f"10.0% of the mask {words} (up to 30)", remedy),
+        ("note", "B", "pet", f"50.0% of the hot volume (SUV of 4 or more) {words} (up to 30.03)", remedy),
+    ]
+    assert check_manifest(manifest, deep=True, suv_max=31.0) == check_manifest(manifest) == []
+    stored = [one.problem for one in check_manifest(manifest, deep=True, suv="none", pet_max=29.0)]
+    assert stored == ["5.0% of the mask lies above pet_max 29 and will be clipped (up to 30)"]
 
 
 def test_on_the_command_line_with_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

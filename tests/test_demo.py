@@ -9,7 +9,7 @@ import pytest
 from mmfusion import demo
 from mmfusion.cli import main
 from mmfusion.cohort.simulate import draw_subjects, native_grids, simulate_volumes
-from mmfusion.errors import CohortError
+from mmfusion.errors import CohortError, OptionError
 from mmfusion.options import resolve
 from mmfusion.prepare import open_cohort, prepare_volumes
 
@@ -52,6 +52,8 @@ def test_the_grid_cohort_keeps_its_split_and_says_simulated(tmp_path):
     before = cohort.cases[0].file.stat().st_mtime_ns
     again = demo.simulate_study(tmp_path, **sizes)
     assert again.hash == cohort.hash and again.cases[0].file.stat().st_mtime_ns == before
+    with pytest.raises(OptionError, match=r"suv_max is 10\.0, but the cohort .* was prepared with 25\.0"):
+        demo.simulate_study(tmp_path, **sizes, suv_max=10.0)
 
 
 def test_a_folder_holds_one_demo(tmp_path):

@@ -11,19 +11,20 @@ import SimpleITK as sitk
 from io_dicom import circle, pet_tags, voxels, write_rtstruct, write_series
 from registration_heads import error_mm, random_pose
 from registration_heads import scan as scan_head
+from sklearn.metrics import roc_auc_score
 from small_scans import GRIDS, MIDDLE, scan, values
 
 from mmfusion.cohort import Case
 from mmfusion.cohort.simulate import draw_subjects, native_grids, simulate_volumes, target_registration_error
 from mmfusion.errors import GeometryError, OptionError, ReadError, VoxelError
 from mmfusion.io import load_volume, save_volume
-from mmfusion.options import resolve
+from mmfusion.options import OPTIONS, resolve
 from mmfusion.prepare import case as room
 from mmfusion.prepare import check_reference, choose_reference, load_case, prepare_case, prepare_volumes
 from mmfusion.prepare.pictures import case_pictures
 from mmfusion.prepare.placing import Region, mask_and_owner
 from mmfusion.registration import Alternative, brain_mask, register, template
-from mmfusion.volume import Displacement, Grid, Transform, Volume, foreground, mask_center, resample
+from mmfusion.volume import SUV_MAX, Displacement, Grid, Transform, Volume, foreground, mask_center, resample
 
 FLIP = np.diag([-1.0, -1, 1, 1])
 SMALL = {"spacing": (8.0, 7.0, 9.0), "size": (17, 21, 13), "register": "none"}
@@ -99,9 +100,9 @@ def test_a_registered_scan_is_resampled_once(head, registered):
     found = result.registrations["pet"].fixed_to_moving
     assert found.displacement_mm(result.grid.center) > 5
     carried = scans["pet"].replace(affine=found.inverse().matrix @ scans["pet"].affine)
-    expected = np.clip(by_simpleitk(carried, result.grid), 0, 10) / 10
+    expected = np.clip(by_simpleitk(carried, result.grid), 0, SUV_MAX) / SUV_MAX
     np.testing.assert_allclose(result.image[1], expected, atol=1e-5)
-    assert np.ptp(result.image[1]) > 0.5
+    assert np.ptp(result.image[1]) > 0.2
 
 
 def test_every_modality_is_interpolated_once_from_its_own_voxels(monkeypatch):
@@ -126,6 +127,74 @@ def test_on_its_own_grid_a_scan_stays_as_it_is():
     np.testing.assert_allclose(result.image[1], np.clip(pet.array / 5, 0, 1), atol=1e-6)
     assert result.image.shape == (2, 27, 25, 21) and result.image.dtype == np.float32
     assert result.image[0].min() == 0 and result.image[0].max() == 1 and (pet.array > 5).any() and result.valid.all()
+
+
+def test_the_share_of_the_mask_that_is_clipped_is_counted_before_clipping():
+    """On its own grid: 7 of the mask's voxels lie above suv_max, of the hot ones (4 and more) these and 5 others."""
+    pet, mask = scan("pet"), ball(MIDDLE + (9, -5, 4))(GRIDS["pet"]).array > 0
+    array = np.where(mask, 3.0, np.minimum(pet.array, 3.5)).astype(np.float32)
+    array[tuple(np.argwhere(mask)[::4][:7].T)] = 26.0
+    array[tuple(np.argwhere(~mask)[::50][:5].T)] = [30, 25, 24, 5, 4]
+    pet, grid = pet.replace(array=array), GRIDS["pet"]
+    drawn = {"mask": ball(MIDDLE + (9, -5, 4)), "grid": grid, "pictures": False}
+    assert prepare_volumes({"pet": pet}, **drawn).facts["pet_clipped"] == pytest.approx(7 / mask.sum(), abs=5e-5)
+    assert prepare_volumes({"pet": pet}, suv_max=26.0, **drawn).facts["pet_clipped"] == 0
+    hot = prepare_volumes({"pet": pet}, grid=grid, pictures=False)
+    assert hot.facts["pet_clipped"] == pytest.approx(8 / 12, abs=5e-5) and hot.image.max() == 1
+
+
+def test_the_clipped_share_is_of_the_part_of_the_mask_that_the_pet_saw_whatever_its_grid():
+    center = MIDDLE + (9, -5, 4)
+    hot = ball(center)
+    pet = sample("pet", OBLIQUE)
+    pet = pet.replace(array=np.where(hot(OBLIQUE).array > 0, np.float32(40), np.minimum(pet.array, 3.5)))
+    half = Volume(pet.array[: round(OBLIQUE.to_index(center[None])[0, 0])], pet.affine, "pet", "SUVbw")
+    asked = {"mask": hot, "center": "mask", "register": "none", "spacing": (4, 4, 4), "size": (14, 15, 16)}
+    for volume in (pet, half):
+        facts = prepare_volumes({"ct": scan("ct"), "pet": volume}, pictures=False, **asked).facts
+        assert 0.6 < facts["pet_clipped"] < 1 and "ct_clipped" not in facts
+    stored = {"pet": pet.replace(units="stored")}
+    assert "pet_clipped" not in prepare_volumes(stored, suv="none", pictures=False, **asked).facts
+    assert prepare_volumes(stored, suv="none", pet_max=25.0, pictures=False, **asked).facts["pet_clipped"] > 0.6
+
+
+def test_what_is_emptied_of_a_mask_does_not_count_as_clipped_or_not():
+    center, grid = MIDDLE + (9, -5, 4), GRIDS["ct"]
+    ct = Volume(np.where(ball(center)(grid).array > 0, 40, -1000).astype(np.float32), grid.affine, "ct", "HU")
+    pet = scan("pet")
+    pet = pet.replace(array=np.where(ball(center, radius=60.0)(pet.grid).array > 0, np.float32(30), pet.array))
+    asked = {"mask": ball(center, radius=40.0), "crop_margin": 0.0, "pictures": False, **SMALL}
+    assert prepare_volumes({"ct": ct, "pet": pet}, **asked).facts["pet_clipped"] == 1
+
+
+@pytest.mark.slow
+def test_what_the_upper_end_of_suv_costs_where_the_maximum_of_a_tumor_tells_its_class():
+    """200 tumors whose maxima are spread as those of sarcomas (median 10.5, a tenth above 25)."""
+    rng, center = np.random.default_rng(3), MIDDLE + (9, -5, 4)
+    peaks = 10.5 * np.exp(rng.normal(0, 0.7, 200))
+    label = rng.uniform(size=200) < 1 / (1 + np.exp(-1.8 * np.log(peaks / 10.5)))
+    grid, mask = GRIDS["pet"], ball(center)
+    points = grid.to_world(np.moveaxis(np.indices(grid.shape), 0, -1))
+    fall = np.clip(1 - (np.linalg.norm(points - center, axis=-1) / 24) ** 2, 0, 1)
+    body = np.minimum(scan("pet").array, 3.5)
+    asked = {"mask": mask, "center": "mask", "spacing": (5, 5, 5), "size": (11, 11, 11), "pictures": False}
+    auc = {}
+    for high in (10.0, SUV_MAX, 1000.0):
+        scores = []
+        for peak in peaks:
+            pet = Volume(np.maximum(body, peak * fall).astype(np.float32), grid.affine, "pet", "SUVbw")
+            result = prepare_volumes({"pet": pet}, suv_max=high, **asked)
+            scores.append(result.image.max())
+            assert (result.facts["pet_clipped"] > 0) == (scores[-1] == 1)
+        auc[high] = roc_auc_score(label, scores)
+    assert auc[10.0] < auc[1000.0] - 0.03
+    assert abs(auc[SUV_MAX] - auc[1000.0]) < 0.01
+
+
+def test_the_default_of_earlier_versions_is_no_option_of_pet_that_is_no_suv(counts):
+    """Files of earlier cohorts and models name it, whatever their PET is in."""
+    for before in (10.0, OPTIONS["suv_max"].default):
+        assert load_case(counts, suv="none", suv_max=before)["pet"].units == "stored"
 
 
 @pytest.mark.parametrize("size", [(5, 7, 4), (41, 35, 37)])
@@ -639,7 +708,7 @@ def test_every_scan_comes_to_the_template_with_one_interpolation(whole_head, in_
     assert error_mm(to_mr, Transform(), poses["mr"]) < 2 and error_mm(to_pet, Transform(), poses["pet"]) < 2
     np.testing.assert_allclose(in_space.grid.center, template().center, atol=1e-9)
     brain = brain_mask(in_space.grid, Transform())
-    expected = np.clip(resample(scans["pet"], in_space.grid, to_pet).array, 0, 10) / 10
+    expected = np.clip(resample(scans["pet"], in_space.grid, to_pet).array, 0, SUV_MAX) / SUV_MAX
     np.testing.assert_allclose(in_space.image[1][brain], expected[brain], atol=1e-6)
     assert not in_space.image[1][~brain].any()
     body = scans["mr"].array[foreground(scans["mr"])]  # outside, MR is what 0 has become
@@ -712,7 +781,7 @@ def test_a_bend_goes_through_in_the_same_interpolation(monkeypatch):
     monkeypatch.setattr("mmfusion.registration.register", bent)
     scans = {"ct": scan("ct"), "pet": scan("pet")}
     result = prepare_volumes(scans, **SMALL | {"register": "deformable"})
-    expected = np.clip(resample(scans["pet"], result.grid, bend).array, 0, 10) / 10
+    expected = np.clip(resample(scans["pet"], result.grid, bend).array, 0, SUV_MAX) / SUV_MAX
     np.testing.assert_allclose(result.image[1], expected, atol=1e-6)
     assert result.registrations["pet"].fixed_to_moving is bend
 

@@ -29,7 +29,7 @@ from mmfusion.cohort.simulate import (
 from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError, ReadError
 from mmfusion.files import MARK, TEMPORARY, write_csv
 from mmfusion.io import load_transform, load_volume, save_volume
-from mmfusion.options import LATER
+from mmfusion.options import LATER, resolve
 from mmfusion.prepare import (
     Doubt,
     damaged_files,
@@ -671,7 +671,7 @@ def test_folders_that_are_no_cohort(made, tmp_path):
 
 def test_options_that_contradict_the_cohort(made):
     cohort = made[1]
-    refuse_contradictions(cohort, {"spacing": (12, 11, 13), "size": None, "modalities": ["mr"], "suv_max": 10})
+    refuse_contradictions(cohort, {"spacing": (12, 11, 13), "size": None, "modalities": ["mr"], "suv_max": 25})
     with pytest.raises(
         OptionError, match=r"option size is \[8, 8, 8\], but the cohort .*cohort was prepared with \[9,"
     ):
@@ -740,6 +740,38 @@ def test_a_cohort_of_a_version_without_later_options_is_read(study):
     path.write_text(json.dumps({name: value for name, value in facts.items() if name != "suv"}))
     with pytest.raises(ReadError, match="lacks suv"):
         open_cohort(study[1].folder)
+
+
+def test_a_cohort_of_the_earlier_default_keeps_it(tmp_path):
+    """``suv_max`` was 10 where nothing was given, and is 25 now."""
+    manifest, asked = write_study(tmp_path, 2), {"modalities": ["pet"]}
+    before, _ = prepare(manifest, tmp_path / "a", suv_max=10.0, **asked)
+    opened, tensors = open_cohort(before.folder), written(before.folder)
+    assert opened.options["suv_max"] == 10
+    again, done = prepare(manifest, before.folder, **asked)
+    assert done == [] and again.hash == before.hash
+    alter(manifest.parent / "002_pet.nii.gz")
+    assert prepare(manifest, before.folder, **asked)[1] == ["002"]
+    expected = prepare_case(read_manifest(manifest)[1], suv_max=10.0, pictures=False, **asked, **OPTIONS)
+    np.testing.assert_array_equal(np.load(before.cases[1].file), expected.image)  # as the others: no mixture
+    assert written(before.folder)["001"] == tensors["001"]
+    refuse_contradictions(opened, {"suv_max": None})
+    with pytest.raises(OptionError, match=r"suv_max is 25\.0, but the cohort .*a was prepared with 10\.0"):
+        refuse_contradictions(opened, {"suv_max": 25.0})
+    anew, done = prepare(manifest, before.folder, suv_max=25.0, **asked)
+    assert done == ["001", "002"] and anew.options["suv_max"] == 25
+
+
+def test_a_range_of_suv_is_kept_for_suv_only(tmp_path):
+    def kept(before, **options):
+        (tmp_path / "options.json").write_text(json.dumps(before))
+        return room._kept_suv_max(resolve(options, "case"), room._options_before(tmp_path))
+
+    assert room._kept_suv_max(resolve({}, "case"), room._options_before(tmp_path / "new")) == 25
+    assert kept({"suv": "bw", "suv_max": 7.0}) == kept({"suv_max": 7.0}, suv="lbm") == 7  # earlier files lack options
+    assert kept({"suv_max": 7.0}, suv="none") == kept({"suv_max": 7.0}, suvr="manifest") == 25
+    assert kept({"suv": "none", "suv_max": 10.0}) == kept({"suvr": "manifest", "suv_max": 10.0}) == 25
+    assert kept({"suv_max": "ten"}) == 25  # damaged, and written again
 
 
 def test_the_reference_region_of_pet_counts_and_its_path_is_not_kept(tmp_path):

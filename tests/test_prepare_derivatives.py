@@ -15,7 +15,7 @@ from small_scans import GRIDS, MIDDLE, scan, write_study
 from mmfusion.errors import OptionError
 from mmfusion.io import save_volume
 from mmfusion.prepare import damaged_files, open_cohort, prepare_cohort
-from mmfusion.volume import Volume
+from mmfusion.volume import SUV_MAX, Volume
 
 OPTIONS = {"spacing": [12.0, 11.0, 13.0], "size": [9, 11, 7], "register": "rigid", "save_nifti": True}
 
@@ -70,7 +70,7 @@ def test_voxels_lie_where_the_tensor_has_them_in_physical_units(made):
     facts = json.loads((cohort.cases[0].file.parent / "case.json").read_text())
     np.testing.assert_allclose(image.affine, facts["affine"], atol=1e-5)
     tensor = np.load(cohort.cases[0].file)[list(cohort.modalities).index("pet")]
-    np.testing.assert_allclose(np.clip(image.get_fdata() / 10, 0, 1), tensor, atol=1e-6)
+    np.testing.assert_allclose(np.clip(image.get_fdata() / SUV_MAX, 0, 1), tensor, atol=1e-6)
     looked = nib.load(cohort.folder / "nifti/sub-001/ses-1/anat/sub-001_ses-1_space-ct_desc-petFOV_mask.nii.gz")
     assert np.asarray(looked.dataobj).all() and looked.shape == tensor.shape
     mask = sitk.ReadImage(str(cohort.folder / "nifti/sub-001/ses-1/anat/sub-001_ses-1_space-ct_desc-roi_mask.nii.gz"))

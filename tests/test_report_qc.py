@@ -104,6 +104,25 @@ def test_the_worst_of_the_modalities_stands_for_the_case():
     assert found["rotation_deg"] is None and verdict_of(row) == "doubtful" and verdict_of({}) is None
 
 
+def test_clipped_pet_is_a_number_of_its_case_and_a_sentence(tmp_path):
+    cohort = write_cohort(tmp_path / "cohort", cases=3)
+    rows = [
+        {"status": "done", "reasons": "", "modalities": "ct pet", "pet_clipped": share}
+        for share in ("0.31", "0.05", "0")
+    ]
+    write_rows(cohort, rows)
+    (cohort / "options.json").write_text('{"suv_max": 10.0}')
+    hot = "hot volume (SUV of 4 or more; brain, heart and bladder count, too)"
+    words = "lies above suv_max 10 and is clipped (c000_1: 31%): larger --suv-max"
+    page = Page(write_qc(cohort)).text
+    assert "31.0 %" in page and "5.0 %" in page and "0.0 %" not in page
+    assert f"in 1 of 3 cases more than 5% of the {hot} {words}" in page
+    write_rows(cohort, [row | {"mask_outside": mask} for row, mask in zip(rows, ("0", "0.1", ""), strict=True)])
+    assert f"in 1 of 2 cases more than 5% of the mask {words}" in Page(write_qc(cohort)).text
+    write_rows(cohort, [{"pet_clipped": "0.04"}] * 3)
+    assert "clipped (" not in Page(write_qc(cohort)).text
+
+
 def test_a_cohort_without_pictures_still_has_its_cards(tmp_path):
     cohort = write_cohort(tmp_path / "cohort")
     (cohort / "cases" / "c000_1" / "qc.npz").write_bytes(b"torn")

@@ -2,7 +2,20 @@ import numpy as np
 import pytest
 
 from mmfusion.errors import OptionError, VoxelError
-from mmfusion.volume import NORMALIZED, Volume, clip_suv, correct_bias, foreground, normalize, normalize_mr, window_ct
+from mmfusion.options import OPTIONS
+from mmfusion.transforms import ClipSUVd
+from mmfusion.volume import (
+    NORMALIZED,
+    Volume,
+    clip_level,
+    clip_suv,
+    clipped_share,
+    correct_bias,
+    foreground,
+    normalize,
+    normalize_mr,
+    window_ct,
+)
 
 
 def ball(radius, shape=(31, 27, 35)):
@@ -15,6 +28,40 @@ def test_windows_and_ranges():
     assert np.allclose(clip_suv(np.array([-1, 0, 5, 50]), high=20), [0, 0, 0.25, 1])
     with pytest.raises(OptionError, match="low < high, found 240 and -160"):
         window_ct(np.zeros(3), 240, -160)
+
+
+def test_the_upper_end_of_suv_is_that_of_the_options():
+    high = OPTIONS["suv_max"].default
+    assert ClipSUVd(["pet"]).high == high and np.allclose(clip_suv(np.array([0, high, 2 * high])), [0, 1, 1])
+    volume = Volume(np.array([[[0, high / 2, 2 * high]]]), np.eye(4), units="SUVbw")
+    assert np.allclose(normalize(volume), [[[0, 0.5, 1]]])
+
+
+def test_pet_is_clipped_by_its_units():
+    levels = {units: clip_level(units, 25.0, 3.0) for units in ("SUVbw", "SUVlbm", "SUVbsa", "SUVR", "Bq/mL", "stored")}
+    assert levels == {
+        **dict.fromkeys(("SUVbw", "SUVlbm", "SUVbsa"), 25.0),
+        **dict.fromkeys(("SUVR", "Bq/mL", "stored"), 3.0),
+    }
+    assert clip_level("stored") is clip_level("HU", pet_max=3.0) is clip_level("a.u.", pet_max=3.0) is None
+
+
+def test_the_clipped_share_counts_voxels_above_the_level():
+    """Of 60 voxels 6 are hot (4 and more) and two of these above 10; the region has 8 voxels, one above 10."""
+    array = np.full((3, 4, 5), 3.99, np.float32)
+    array[0, 0] = [4, 4.5, 10, 10.01, 30]
+    array[1, 1, 1] = 5
+    region = np.zeros(array.shape, bool)
+    region[:2, :2, 1:3] = True
+    region[0, 0, 2:4] = False, True
+    volume = Volume(array, np.eye(4), "pet", "SUVbw")
+    assert clipped_share(volume, 10.0) == pytest.approx(2 / 6)
+    assert clipped_share(volume, 10.0, region) == pytest.approx(1 / 8)
+    assert clipped_share(volume, 30.0, region) == 0 and clipped_share(volume, None, region) is None
+    assert clipped_share(volume, 10.0, region & False) is None
+    assert clipped_share(volume.replace(array=array / 100), 10.0) is None  # nothing is hot
+    stored = volume.replace(units="stored")
+    assert clipped_share(stored, 10.0) is None and clipped_share(stored, 10.0, region) == pytest.approx(1 / 8)
 
 
 def test_mr_percentile_uses_the_foreground_only():

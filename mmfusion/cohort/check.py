@@ -14,6 +14,7 @@ from mmfusion.cohort.splits import LEAK_REMEDY, leakage
 from mmfusion.cohort.table import Problem
 from mmfusion.errors import printable
 from mmfusion.io import SPELLING_DIFFERENCES, check_frame, folded
+from mmfusion.volume import SUV_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +30,8 @@ def check_manifest(
     deep: bool = False,
     progress: Callable[[int, int], None] | None = None,
     roi: Sequence[str] | None = None,
+    suv_max: float = SUV_MAX,
+    pet_max: float | None = None,
     **reading: Any,
 ) -> list[Problem]:
     """Everything that is wrong, doubtful or worth knowing about a study; never stops at the first problem.
@@ -37,8 +40,8 @@ def check_manifest(
     files of one size). Errors are what keeps the study, or the row, from being used as it is.
 
     With ``deep``, the voxels of one scan after another are read, too: values that are not finite, all equal, not
-    plausible (:data:`~mmfusion.cohort.scans.USUAL`) or without foreground, PET that looks like Bq/mL, and scans
-    that have the same voxels, whatever their files are.
+    plausible (:data:`~mmfusion.cohort.scans.USUAL`) or without foreground, PET that looks like Bq/mL or will be
+    clipped, and scans that have the same voxels, whatever their files are.
 
     Args:
         path: the manifest.
@@ -46,6 +49,7 @@ def check_manifest(
         deep: read the voxels.
         progress: called with the number of rows done and of all rows.
         roi: the structures of masks, in rows that name none; see :func:`mmfusion.io.load_mask`.
+        suv_max, pet_max: the values of PET that will become 1.
         reading: options of :func:`mmfusion.io.read_header`, such as ``assume_orientation``.
 
     Returns:
@@ -64,7 +68,7 @@ def check_manifest(
         of_headers = header_problems(case, reading, people, roi)
         problems += of_headers
         if deep:
-            problems += voxel_problems(case, reading, of_headers, digests)
+            problems += voxel_problems(case, reading, of_headers, digests, roi, suv_max, pet_max)
         if progress:
             progress(done, len(cases))
     problems += copies(digests, "voxels") if deep else copies(same_files(cases), "content")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from mmfusion.cohort.table import Problem
 from mmfusion.cohort.visits import SESSION_DAYS
 from mmfusion.errors import MmfusionError, VoxelError
 from mmfusion.files import is_special, is_there
-from mmfusion.io import load_volume, open_mask, read_header, split_series
-from mmfusion.volume import foreground, overlap
+from mmfusion.io import load_mask, load_volume, open_mask, read_header, split_series
+from mmfusion.options import OPTIONS
+from mmfusion.volume import HOT_SUV, SUV_MAX, SUV_UNITS, clip_level, clipped_share, foreground, overlap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -122,7 +124,13 @@ def header_problems(
 
 
 def voxel_problems(
-    case: Case, reading: Mapping[str, Any], found: Sequence[Problem], digests: list[tuple[Case, str, str]]
+    case: Case,
+    reading: Mapping[str, Any],
+    found: Sequence[Problem],
+    digests: list[tuple[Case, str, str]],
+    roi: Sequence[str] | None = None,
+    suv_max: float = SUV_MAX,
+    pet_max: float | None = None,
 ) -> list[Problem]:
     """What the voxels of one row add to what was found in its headers; the digests of its scans are added."""
     out = []
@@ -137,6 +145,8 @@ def voxel_problems(
             problems = [("note", note.removesuffix("."), "") for note in volume.meta["notes"]]
             problems += [("warning", *_split_remedy(doubt)) for doubt in volume.meta["doubts"]]
             problems += _values(volume)
+            if level := clip_level(volume.units, suv_max, pet_max):
+                problems += _clipping(volume, level, case, roi, reading.get("assume_orientation"))
             digests.append((case, name, voxel_digest(volume)))
         except Exception as error:  # nor a file that only its voxels show to be bad
             problems = [("error", *_failure(error, case))]
@@ -162,6 +172,23 @@ def _values(volume: Volume) -> Iterator[tuple[str, str, str]]:
     except VoxelError:
         problem = "no foreground: nothing stands out from the background"
         yield "error", problem, "Export the scan again or leave the cell empty."
+
+
+def _clipping(
+    volume: Volume, level: float, case: Case, roi: Sequence[str] | None, assume_orientation: str | None
+) -> Iterator[tuple[str, str, str]]:
+    """A note if preparing will clip some of the mask (where the headers place it), or without one of the hot volume."""
+    within, region = None, f"the hot volume (SUV of {HOT_SUV:g} or more)"
+    if case.mask is not None:
+        with suppress(Exception):  # of which the headers have told
+            mask = load_mask(case.mask, volume.grid, roi=case.roi or roi, assume_orientation=assume_orientation)
+            if mask.array.any() and mask.frame_of_reference in ("", volume.frame_of_reference):
+                within, region = mask.array > 0, "the mask"
+    if share := clipped_share(volume, level, within):
+        name = "suv_max" if volume.units in SUV_UNITS else "pet_max"
+        highest = (volume.array if within is None else volume.array[within]).max()
+        problem = f"{share:.1%} of {region} lies above {name} {level:g} and will be clipped (up to {highest:.4g})"
+        yield "note", problem, f"A larger {OPTIONS[name].flag} keeps it."
 
 
 def _with_region(case: Case, reading: Mapping[str, Any]) -> tuple[Case, dict[str, Any]]:

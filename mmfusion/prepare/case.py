@@ -16,7 +16,17 @@ from mmfusion.options import OPTIONS, nearest, resolve, unknown
 from mmfusion.prepare.pictures import case_pictures
 from mmfusion.prepare.placing import BRAIN_OF, Region, brain_on, mask_and_owner, place_grid, registered
 from mmfusion.prepare.scaling import check_pet, scaling
-from mmfusion.volume import Grid, Transform, Volume, correct_bias, coverage, foreground, resample
+from mmfusion.volume import (
+    Grid,
+    Transform,
+    Volume,
+    clip_level,
+    clipped_share,
+    correct_bias,
+    coverage,
+    foreground,
+    resample,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -238,6 +248,7 @@ def prepare_volumes(
     image = np.zeros((len(modalities), *grid.shape), np.float32)
     valid = np.zeros(image.shape, bool)
     facts: dict[str, Any] = _shares(grid, body, lesion, doubts)
+    masked = None if drawn is None else resample(drawn, grid, transforms.get(owner), order=0, fill=0)
     scalings: dict[str, Callable[[Volume], np.ndarray]] = {}
     on_grid: dict[str, Volume] = {}
     for name in available:
@@ -257,7 +268,10 @@ def prepare_volumes(
             )
         if share < _LEAST_COVERAGE:
             doubts.append(Doubt("coverage", f"{name}: its field of view covers only {share:.0%} of the grid"))
-        facts |= _facts(name, volume, share) | _registration_facts(name, registrations.get(name))
+        level = clip_level(volume.units, options["suv_max"], options["pet_max"])
+        seen = valid[channel] if kept is None else valid[channel] & kept
+        clipped = clipped_share(moved, level, None if masked is None else (masked.array > 0) & seen)
+        facts |= _facts(name, volume, share, clipped) | _registration_facts(name, registrations.get(name))
         if keep_volumes:
             on_grid[name] = moved
     if head:
@@ -266,8 +280,8 @@ def prepare_volumes(
         facts |= _mask_facts(drawn)
     if brain is not None:
         facts["brain_ml"] = round(float(brain.sum() * np.prod(grid.spacing) / 1000), 1)
-    if keep_volumes and drawn is not None:
-        on_grid["mask"] = resample(drawn, grid, transforms.get(owner), order=0, fill=0)
+    if keep_volumes and masked is not None:
+        on_grid["mask"] = masked
     return CaseResult(
         image=image,
         present=np.array([name in volumes for name in modalities]),
@@ -344,9 +358,10 @@ def _shares(grid: Grid, body: Region | None, lesion: Region | None, doubts: list
     return facts
 
 
-def _facts(name: str, volume: Volume, share: float) -> dict[str, Any]:
+def _facts(name: str, volume: Volume, share: float, clipped: float | None) -> dict[str, Any]:
     stored = volume.meta.get("stored_spacing", volume.spacing)
-    return {
+    facts = {} if clipped is None else {f"{name}_clipped": round(clipped, 4)}
+    return facts | {
         f"{name}_spacing": " ".join(f"{step:.3g}" for step in stored),
         f"{name}_orientation": volume.meta.get("stored_orientation", volume.grid.orientation),
         f"{name}_units": volume.units,

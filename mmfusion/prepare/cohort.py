@@ -27,7 +27,7 @@ from mmfusion.prepare.derivatives import refuse_shared_names, write_dataset, wri
 from mmfusion.prepare.exclusive import exclusive, refuse_other_run
 from mmfusion.prepare.folder import Cohort, read_case, remove_case, row_of, write_case, write_cohort
 from mmfusion.prepare.processes import Processes
-from mmfusion.prepare.scaling import check_pet, parse_standard
+from mmfusion.prepare.scaling import check_pet, is_suv, parse_standard
 from mmfusion.prepare.sources import case_key, case_stamp, source_digests
 from mmfusion.prepare.standard import LOADING, are_landmarks, fit_standard, landmarks_of, training_cases
 from mmfusion.volume import check_device
@@ -106,7 +106,7 @@ def prepare_cohort(
         CohortError: a case failed, and ``strict``; or another call is writing into the folder.
     """
     storage = resolve({name: options.pop(name) for name in GROUPS["storage"] if name in options}, "storage")
-    options = resolve(options, "case")
+    given, options = options, resolve(options, "case")
     check_device(device)
     check_crop(options)
     check_pet(options)
@@ -115,7 +115,10 @@ def prepare_cohort(
     cases, names = read_study(manifest, options["modalities"])
     cases = [with_region(case, options["suvr"]) for case in cases]
     options["suvr"] = options["suvr"] and "manifest"  # the cases have it now; a path is not kept
-    options["modalities"] = options["modalities"] or _kept_order(names, Path(out))
+    before = _options_before(Path(out))
+    options["modalities"] = options["modalities"] or _kept_order(names, before)
+    if given.get("suv_max") is None:
+        options["suv_max"] = _kept_suv_max(options, before)
     check_reference(options["reference"], options["modalities"])
     if storage["save_nifti"]:
         refuse_shared_names(cases)
@@ -151,13 +154,23 @@ def prepare_cohort(
         return write_cohort(Path(out), order.asked, apply_acceptances(folder, rows, accepted))
 
 
-def _kept_order(modalities: Sequence[str], out: Path) -> list[str]:
+def _options_before(out: Path) -> dict[str, Any]:
+    """The options of the cohort that is there; none where none is, or they are damaged and will be written again."""
+    with suppress(MmfusionError):
+        known = optional_fields(CohortFolder(out).options)
+        return resolve({name: known[name] for name in GROUPS["case"] if name in known}, "case") if known else {}
+    return {}
+
+
+def _kept_order(modalities: Sequence[str], before: Mapping[str, Any]) -> list[str]:
     """The modalities as the cohort that is there has them, and new ones behind; else as the manifest has them."""
-    known: Any = None
-    with suppress(MmfusionError):  # a damaged file is written again
-        known = optional_fields(CohortFolder(out).options).get("modalities")
-    known = [name for name in known if name in modalities] if isinstance(known, list) else []
+    known = [name for name in before.get("modalities") or () if name in modalities]
     return [*known, *(name for name in modalities if name not in known)]
+
+
+def _kept_suv_max(options: Mapping[str, Any], before: Mapping[str, Any]) -> float:
+    """That of the cohort that is there, if its PET is SUV and stays SUV; else the default."""
+    return float((before if before and is_suv(before) and is_suv(options) else options)["suv_max"])
 
 
 def _counted(progress: Callable[[int, int, str], None] | None, total: int) -> Callable[..., None]:

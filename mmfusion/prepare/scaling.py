@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import OptionError
-from mmfusion.options import OPTIONS
 from mmfusion.volume import (
     PET_UNITS,
-    SUV_UNITS,
+    SUV_MAX,
     Volume,
+    clip_level,
     clip_suv,
     landmarks,
     normalize,
@@ -23,6 +23,8 @@ from mmfusion.volume.standardize import PERCENTILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+_SUV_MAX_BEFORE = 10.0  # the default of earlier versions, which stands in files of PET that is no SUV, too
 
 
 def scaling(
@@ -41,6 +43,8 @@ def scaling(
         VoxelError: the foreground of such a scan is empty or constant.
         OptionError: there is no standard scale for it.
     """
+    if (level := clip_level(volume.units, options["suv_max"], options["pet_max"])) is not None:
+        return lambda v: clip_suv(v.array, level)
     mr = (0.0, 1.0)
     if volume.units == "a.u.":
         body = body_of()
@@ -48,12 +52,15 @@ def scaling(
             own, scale = landmarks(volume.array, body), _scale_of(options["mr_standard"], name)
             return lambda v: standardize(v.array, own, scale)
         mr = normalize_mr(volume.array, body, options["mr_normalize"])
-    elif volume.units in PET_UNITS and volume.units not in SUV_UNITS:
-        if options["pet_max"] is not None:
-            return lambda v: clip_suv(v.array, options["pet_max"])
+    elif volume.units in PET_UNITS:
         mr = normalize_mr(volume.array, body_of(), "percentile")
     window = tuple(options["ct_window"])
-    return lambda v: normalize(v, ct_window=window, suv_max=options["suv_max"], mr_scaling=mr)
+    return lambda v: normalize(v, ct_window=window, mr_scaling=mr)
+
+
+def is_suv(options: Mapping[str, Any]) -> bool:
+    """Whether PET is read as SUV, rather than as it is stored or as a ratio to a reference region."""
+    return options.get("suv") != "none" and options.get("suvr") is None
 
 
 def check_pet(options: Mapping[str, Any], *, given: bool = False) -> None:
@@ -61,16 +68,16 @@ def check_pet(options: Mapping[str, Any], *, given: bool = False) -> None:
 
     Args:
         options: of the group ``case``.
-        given: they are what was given; else defaults are among them, and a ``suv_max`` that is the default is none.
+        given: they are what was given; else defaults are among them, and a ``suv_max`` that is the default, or was that
+            of an earlier version, is none.
 
     Raises:
         OptionError: ``suv_max`` where PET is no SUV, ``pet_max`` where it is, or ``suvr`` beside a kind of SUV.
     """
-    suv, ratio = options.get("suv") or "bw", options.get("suvr") is not None
-    if ratio and suv not in ("bw", "none"):
+    suv, own = options.get("suv") or "bw", not is_suv(options)
+    if options.get("suvr") is not None and suv not in ("bw", "none"):
         raise OptionError(f"--suvr is a ratio of values, whatever their units; leave out --suv {suv}")
-    own = ratio or suv == "none"
-    if own and options.get("suv_max") not in (None, None if given else OPTIONS["suv_max"].default):
+    if own and options.get("suv_max") not in ((None,) if given else (None, SUV_MAX, _SUV_MAX_BEFORE)):
         raise OptionError("--suv-max is for SUV; with --suv none or --suvr use --pet-max, in the units of the scans")
     if not own and options.get("pet_max") is not None:
         raise OptionError("--pet-max is for PET that is no SUV (--suv none, --suvr); use --suv-max")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from mmfusion.options import OPTIONS
 from mmfusion.report.files import modalities_of, number
+from mmfusion.volume import HOT_SUV
+
+_CLIPPED = 0.05  # of a mask or hot volume; more than that above what becomes 1 is reported
 
 
 def _decimals(digits: int) -> Callable[[float], str]:
@@ -63,6 +68,28 @@ NUMBERS = (
     Number("coverage", "grid seen", _percent(0), min),
     Number("foreground_outside", "foreground outside", _percent(1), max),
     Number("mask_outside", "mask outside", _percent(1), max),
+    Number("clipped", "clipped", _percent(1), max, zero=False),
 )
 """In the order in which they are shown. A number that a cohort has no values of is not shown; a new column of
 ``cases.csv`` is one more line here."""
+
+
+def clipped_words(rows: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> str:
+    """A sentence if much of the masks (in a cohort without masks: of the hot volumes) is clipped; empty if not."""
+    masked = [row for row in rows if number(row.get("mask_outside")) is not None]
+    region = "mask" if masked else f"hot volume (SUV of {HOT_SUV:g} or more; brain, heart and bladder count, too)"
+    shares: dict[str, float] = {}
+    for row in masked or rows:
+        values = [number(row.get(f"{name}_clipped")) for name in modalities_of(row)]
+        if known := [value for value in values if value is not None]:
+            shares[row.get("case", "?")] = max(known)
+    bad = sum(share > _CLIPPED for share in shares.values())
+    name = "suv_max" if options.get("pet_max") is None else "pet_max"
+    level = number(options.get(name))
+    if not bad or level is None:
+        return ""
+    worst = max(shares, key=lambda case: shares[case])
+    return (
+        f"in {bad} of {len(shares)} cases more than {_CLIPPED:.0%} of the {region} lies above {name} "
+        f"{level:g} and is clipped ({worst}: {shares[worst]:.0%}): larger {OPTIONS[name].flag}"
+    )

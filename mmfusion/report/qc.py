@@ -21,7 +21,7 @@ from mmfusion.report.files import (
     verdict_of,
     worst_first,
 )
-from mmfusion.report.numbers import NUMBERS
+from mmfusion.report.numbers import NUMBERS, clipped_words
 from mmfusion.report.page import NONE, Html, element, join, void
 
 _NEEDED = ("case", "status")
@@ -101,6 +101,7 @@ def write_qc(cohort_dir: str | Path) -> Path:
         element("p", f"{cohort.resolve().name}: {_counts(rows)}", class_="lead"),
         element("p", "Research use only.", class_="banner"),
         element("p", "Simulated data: no patient.", class_="banner simulated") if options.get("simulated") else "",
+        element("p", f"Warning: {clipped}.", class_="banner") if (clipped := clipped_words(rows, options)) else "",
         _what_to_do(cohort, rows),
         page.details("How to read the pictures", element("p", GOOD_AND_BAD)),
         _form(rows, columns),

@@ -23,6 +23,7 @@ from mmfusion.registration import template
 from mmfusion.transforms.tensors import from_meta_tensor, to_meta_tensor, transform_from_meta, transform_to_meta
 from mmfusion.volume import (
     NORMALIZED,
+    SUV_MAX,
     SUV_UNITS,
     Grid,
     Transform,
@@ -255,7 +256,7 @@ class ClipSUVd(_Scaling):
 
     units = SUV_UNITS
 
-    def __init__(self, keys: Sequence[str], high: float = 10.0) -> None:
+    def __init__(self, keys: Sequence[str], high: float = SUV_MAX) -> None:
         super().__init__(keys)
         self.high = high
 

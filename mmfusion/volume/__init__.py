@@ -3,7 +3,18 @@
 from mmfusion.volume.device import check_device
 from mmfusion.volume.displacement import Displacement
 from mmfusion.volume.grid import Grid, empty_ras, mask_center, nearest_ras, spacing_of
-from mmfusion.volume.intensity import clip_suv, correct_bias, foreground, normalize, normalize_mr, window_ct
+from mmfusion.volume.intensity import (
+    HOT_SUV,
+    SUV_MAX,
+    clip_level,
+    clip_suv,
+    clipped_share,
+    correct_bias,
+    foreground,
+    normalize,
+    normalize_mr,
+    window_ct,
+)
 from mmfusion.volume.sampling import coverage, overlap, resample
 from mmfusion.volume.standardize import landmarks, standard_scale, standardize
 from mmfusion.volume.transform import Transform
@@ -15,6 +26,8 @@ __all__ = [
     "SUV_UNITS",
     "NORMALIZED",
     "FILL",
+    "SUV_MAX",
+    "HOT_SUV",
     "Grid",
     "Transform",
     "Displacement",
@@ -24,7 +37,9 @@ __all__ = [
     "foreground",
     "normalize",
     "window_ct",
+    "clip_level",
     "clip_suv",
+    "clipped_share",
     "normalize_mr",
     "correct_bias",
     "landmarks",

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from mmfusion.errors import OptionError, VoxelError
-from mmfusion.volume.volume import NORMALIZED, SUV_UNITS, Volume
+from mmfusion.options import OPTIONS
+from mmfusion.volume.volume import NORMALIZED, PET_UNITS, SUV_UNITS, Volume
+
+SUV_MAX: float = OPTIONS["suv_max"].default
+"""The SUV that becomes 1, where no other is given."""
+HOT_SUV = 4.0
+"""SUV (body weight or lean body mass) of the hot volume, at least: the fixed threshold that lymphomas are measured by
+(Boellaard, J Nucl Med 65:1343, 2024). Brain, heart, kidneys and bladder are hot, too."""
 
 
 def window_ct(array: np.ndarray, low: float = -160.0, high: float = 240.0) -> np.ndarray:
@@ -18,7 +25,7 @@ def window_ct(array: np.ndarray, low: float = -160.0, high: float = 240.0) -> np
     return _scaled(array, low, high)
 
 
-def clip_suv(array: np.ndarray, high: float = 10.0) -> np.ndarray:
+def clip_suv(array: np.ndarray, high: float = SUV_MAX) -> np.ndarray:
     """Clip SUV to 0..high and scale it to 0..1.
 
     Args:
@@ -26,6 +33,30 @@ def clip_suv(array: np.ndarray, high: float = 10.0) -> np.ndarray:
         high: the SUV that becomes 1.
     """
     return _scaled(array, 0.0, high)
+
+
+def clip_level(units: str, suv_max: float = SUV_MAX, pet_max: float | None = None) -> float | None:
+    """The value above which PET of these units is clipped; None where it is not, and for scans that are no PET."""
+    if units in SUV_UNITS:
+        return suv_max
+    return pet_max if units in PET_UNITS else None
+
+
+def clipped_share(volume: Volume, level: float | None, within: np.ndarray | None = None) -> float | None:
+    """The share, 0 to 1, of the voxels of a region whose values lie above the level at which they will be clipped.
+
+    Args:
+        volume: PET in its own units.
+        level: of :func:`clip_level`.
+        within: ``[i, j, k]`` bool, the region; None for the hot volume, the voxels of at least :data:`HOT_SUV`.
+
+    Returns:
+        None where nothing is clipped by a level, the region has no voxels, or the units know no hot volume.
+    """
+    if level is None or (within is None and volume.units not in ("SUVbw", "SUVlbm")):
+        return None
+    values = volume.array[volume.array >= HOT_SUV if within is None else within]
+    return float((values > level).mean()) if values.size else None
 
 
 def normalize_mr(array: np.ndarray, mask: np.ndarray, method: str = "percentile") -> tuple[float, float]:
@@ -98,7 +129,7 @@ def normalize(
     volume: Volume,
     *,
     ct_window: tuple[float, float] = (-160.0, 240.0),
-    suv_max: float = 10.0,
+    suv_max: float = SUV_MAX,
     mr_scaling: tuple[float, float] = (0.0, 1.0),
 ) -> np.ndarray:
     """Voxels as a network sees them, float32, by the volume's units: about 0..1, and 0 where there is nothing.
