@@ -1,4 +1,4 @@
-"""The bundles on the simulated study: does fusion beat the best single modality, does a seed repeat?
+"""The bundles on the simulated study: does fusion beat the modality alone that scores highest, does a seed repeat?
 
     python benchmarks/bundles.py --work FOLDER [--bundles NAME ...] [--seeds 0 1 2 3] [--again NAME] [--pack]
 
@@ -103,7 +103,7 @@ def bundle_run(name: str, config: str, *arguments: object) -> None:
 
 
 def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """All seeds, and the best single modality of seed 0 with the paired difference."""
+    """All seeds, and of seed 0 the modality alone with the highest AUC on these cases, with the paired difference."""
     values = [row["auc"]["value"] for row in rows.values()]
     out: dict[str, Any] = {"seeds": rows, "mean": statistics.mean(values)}
     if len(values) > 1:
@@ -122,7 +122,8 @@ def table(bundles: dict[str, dict[str, Any]]) -> str:
         return f"{one['value']:{sign}.3f} [{one['low']:{sign}.3f}, {one['high']:{sign}.3f}]"
 
     lines = [
-        f"{'bundle':32s} {'AUC, seed 0':22s} {'best alone':26s} {'fusion minus it':25s} {'seeds: mean, deviation'}"
+        f"{'bundle':32s} {'AUC, seed 0':22s} {'best alone, by this AUC':26s} {'fusion minus it':25s} "
+        "seeds: mean, deviation"
     ]
     for name, one in bundles.items():
         first = one["seeds"].get("0")

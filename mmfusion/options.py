@@ -305,6 +305,7 @@ _TABLE = (
     Option("trust", bool, False, "run model.ts (engine torchscript), a program that can do anything on this computer"),
     Option("part", str, "test", "which part of the split is evaluated", choices=("train", "validation", "test")),
     Option("resamples", int, 2000, "bootstrap resamples for the intervals", low=100),
+    Option("case_control", bool, False, "subjects were chosen by their label: the number of each class is fixed"),
     # register, demo
     Option("kind", str, "rigid", "kind of registration (affine, if FIXED is a template)", choices=_KINDS),
     Option("transform_in", str, None, "ITK transform file to start from (trusted), or with --kind none to apply"),

@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ from scipy import ndimage
 
 from mmfusion.evaluation import classification_metrics, compare
 from mmfusion.files import claim
+from mmfusion.options import resolve
+from mmfusion.predict import Model
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 STATES = [
@@ -154,4 +158,59 @@ def write_run(folder: Path, cohort: Path, cases: int = 24, classes: int = 2, **m
         for e in range(1, 13)
     ]
     write_csv(folder / "history.csv", history)
+    return folder
+
+
+def draw_folds(n: int = 60, folds: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Labels ``[N]``, folds ``[N]`` and scores ``[N]`` whose scale differs between folds, as that of models does."""
+    noise, fold, label = np.random.default_rng(seed), np.arange(n) % folds, np.arange(n) // folds % 2
+    shift = noise.normal(0, 2, folds)[fold]
+    logits = {name: gain * label + noise.normal(size=n) for name, gain in (("fusion", 1.4), ("ct", 0.4), ("pet", 1.1))}
+    return label, fold, {name: 1 / (1 + np.exp(-(one + shift))) for name, one in logits.items()}
+
+
+def write_folds(
+    folder: Path,
+    label: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    fold: np.ndarray,
+    *,
+    thresholds: Mapping[int, float] | None = None,
+    missing: Mapping[str, Sequence[int]] | None = None,
+) -> Path:
+    """A cross-validation as :func:`mmfusion.training.write_metrics` takes it: predictions, and the model of each fold.
+
+    Args:
+        folder: of the run.
+        label: ``[N]`` class indices, of classes ``class0``, ``class1``, ...
+        scores: ``fusion`` and modalities to ``[N]`` the probability of class 1, or ``[N, K]``; a modality is written
+            into ``single/<modality>``.
+        fold: ``[N]`` numbers.
+        thresholds: fold to that of its model; 0.5 where none is given.
+        missing: modality to the cases that it lacks, by number.
+    """
+    for name, score in scores.items():
+        run = claim(folder, "run") if name == "fusion" else folder / "single" / name
+        share = np.stack([1 - score, score], axis=1) if score.ndim == 1 else score
+        classes = [f"class{k}" for k in range(share.shape[1])]
+        equal = (1 / len(classes),) * len(classes)
+        levels = {number: (thresholds or {}).get(number, 0.5) for number in np.unique(fold).tolist()}
+        for number, level in levels.items():
+            case = resolve({"modalities": ["ct", "pet"]}, "case")
+            about = (resolve({}, "network"), case, equal, equal, level if len(classes) == 2 else None)
+            model = Model(("ct", "pet"), tuple(classes), *about)
+            (run / f"fold_{number}").mkdir(parents=True)
+            (run / f"fold_{number}" / "model.json").write_text(json.dumps({"format": 1, **asdict(model)}))
+        positive = share[:, 1] >= np.array([levels[number] for number in fold.tolist()])
+        called = positive.astype(int) if len(classes) == 2 else share.argmax(axis=1)
+        rows = [
+            {"case": f"c{i:03d}_1", "subject": f"c{i:03d}", "session": "1", "part": "test", "label": classes[label[i]]}
+            | {f"p_{one}": f"{share[i, k]:.6f}" for k, one in enumerate(classes)}
+            | {"predicted": classes[called[i]], "modalities": name, "fold": fold[i]}
+            for i in range(len(label))
+            if i not in (missing or {}).get(name, ())
+        ]
+        write_csv(run / "predictions.csv", rows)
+    options = {"strategy": "single_level", "modalities": [name for name in scores if name != "fusion"]}
+    (folder / "options.json").write_text(json.dumps(options | {"classes": classes}), encoding="utf-8")
     return folder

@@ -148,7 +148,7 @@ def test_one_class_and_perfect_predictions(tmp_path):
     (0.01, 0.2, "the interval lies above zero"),
     (-0.2, -0.01, "fusion was worse here"),
     (-0.1, 0.1, "do not show which of the two is better"),
-    (None, None, "The best modality alone, ct, reached 0.700."),
+    (None, None, "reached the highest AUC on these same cases, 0.700, which flatters it a little."),
 ])  # fmt: skip
 def test_the_verdict_follows_the_interval(tmp_path, low, high, words):
     entry = {"auc": {"value": 0.7}, "difference": {"value": 0.05, "low": low, "high": high}}

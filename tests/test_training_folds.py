@@ -137,20 +137,24 @@ def test_every_case_is_predicted_once_by_the_model_without_it(cross_validation):
     assert {row["part"] for row in rows_of(cross_validation / "split.csv")} == {"test"}
 
 
-def test_metrics_pool_the_cases_and_keep_each_folds_threshold(cross_validation):
+def test_metrics_are_means_over_folds_and_keep_each_folds_threshold(cross_validation):
     rows = read_predictions(cross_validation / "predictions.csv")
     metrics = json.loads((cross_validation / "metrics.json").read_text())
     label = np.array([row["label"] == "malignant" for row in rows])
     share, fold = np.array([float(row["p_malignant"]) for row in rows]), np.array([row["fold"] for row in rows])
-    assert metrics["metrics"]["auc"]["value"] == pytest.approx(roc_auc_score(label, share))
     threshold = {str(k): load_model(cross_validation / f"fold_{k}")[0].threshold for k in range(FOLDS)}
     called = [p >= threshold[k] for p, k in zip(share, fold, strict=True)]
     assert metrics["metrics"]["balanced_accuracy"]["value"] == pytest.approx(balanced_accuracy_score(label, called))
     assert [row["predicted"] == "malignant" for row in rows] == called and len(set(threshold.values())) == FOLDS
     aucs = [roc_auc_score(label[fold == k], share[fold == k]) for k in threshold]
-    assert [auc["value"] for auc in metrics["folds"]["auc"].values()] == pytest.approx(aucs)
-    assert metrics["folds"]["mean"] == pytest.approx(np.mean(aucs))
-    assert metrics["folds"]["standard_deviation"] == pytest.approx(np.std(aucs, ddof=1)) and metrics["n"] == 24
+    assert [one["auc"]["value"] for one in metrics["folds"].values()] == pytest.approx(aucs) and metrics["n"] == 24
+    assert metrics["metrics"]["auc"]["value"] == pytest.approx(np.mean(aucs))
+    assert {fold: one["threshold"] for fold, one in metrics["folds"].items()} == threshold
+    for k in threshold:  # what evaluating the fold by itself says
+        own = json.loads((cross_validation / f"fold_{k}" / "metrics.json").read_text())["metrics"]
+        assert {name: metrics["folds"][k][name] for name in ("auc", "log_loss")} == {
+            n: own[n] for n in ("auc", "log_loss")
+        }
 
 
 def test_report_counts_what_was_predicted(cross_validation):

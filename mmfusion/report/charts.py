@@ -13,47 +13,59 @@ from mmfusion.report.files import number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from mmfusion.report.result import Curve
+
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito, for all eyes
 
 
-def chart_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]], banded: int) -> Figure:
-    """ROC curves; the first ``banded`` ones with a bootstrap band.
+def chart_roc(curves: Mapping[str, Curve], main: int, case_control: bool = False) -> Figure:
+    """ROC curves, of a cross-validation the mean of its folds.
 
     Args:
-        curves: name to label ``[N]`` (0 or 1), probability ``[N]`` and subjects ``[N]``.
+        curves: name to curve.
+        main: the first so many have a bootstrap band, or a thin curve per fold in its place.
+        case_control: as in :func:`mmfusion.evaluation.roc_band`.
     """
     figure, axis = _canvas(4.6, 4.3)
-    for index, (name, (label, probability, groups)) in enumerate(curves.items()):
-        band = roc_band(label, probability, groups)
+    for index, (name, curve) in enumerate(curves.items()):
+        band = roc_band(curve.label, curve.probability, curve.subject, folds=curve.fold, case_control=case_control)
         color = COLORS[index % len(COLORS)]
-        width = 2.0 if index < banded else 1.0
-        axis.plot(band.fpr, band.tpr, color=color, label=name, linewidth=width)
-        if index < banded and band.low is not None and band.high is not None:
+        axis.plot(band.fpr, band.tpr, color=color, label=name, linewidth=2.0 if index < main else 1.0)
+        if index >= main:
+            continue
+        if band.low is not None and band.high is not None:
             axis.fill_between(band.grid, band.low, band.high, color=color, alpha=0.15, linewidth=0)
+        for fold in curve.by_fold():
+            one = roc_band(fold.label, fold.probability, resamples=1)
+            axis.plot(one.fpr, one.tpr, color=color, alpha=0.5, linewidth=0.7)
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
     axis.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
     return _square(figure, axis)
 
 
-def chart_precision_recall(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> Figure:
-    """Precision-recall curves, with the share of positives as the line of chance for the first."""
+def chart_precision_recall(curves: Mapping[str, Curve]) -> Figure:
+    """Precision-recall curves, one per fold of a cross-validation; the first one's share of positives is chance."""
     figure, axis = _canvas(4.6, 4.3)
-    for index, (name, (label, probability, _)) in enumerate(curves.items()):
-        recall, precision = precision_recall_curve(label, probability)
-        color = COLORS[index % len(COLORS)]
-        axis.step(np.r_[0, recall], np.r_[precision[:1], precision], where="pre", color=color, label=name)
+    for index, (name, curve) in enumerate(curves.items()):
+        style: dict[str, Any] = {"color": COLORS[index % len(COLORS)], "where": "pre"}
+        if curve.fold is not None:
+            style |= {"alpha": 0.7, "linewidth": 0.9}
+        for position, one in enumerate(curve.by_fold() or [curve]):
+            recall, precision = precision_recall_curve(one.label, one.probability)
+            label = None if position else name
+            axis.step(np.r_[0, recall], np.r_[precision[:1], precision], label=label, **style)
         if index == 0:
-            axis.axhline(np.mean(label), color="0.6", linewidth=0.8, linestyle="--")
+            axis.axhline(np.mean(curve.label), color="0.6", linewidth=0.8, linestyle="--")
     axis.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision and recall")
     return _square(figure, axis)
 
 
-def chart_calibration(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> Figure:
+def chart_calibration(curves: Mapping[str, Curve]) -> Figure:
     """Observed against predicted shares, with Wilson intervals and the number of cases at each point."""
     figure, axis = _canvas(4.6, 4.3)
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
-    for index, (name, (label, probability, _)) in enumerate(curves.items()):
-        bins = calibration_bins(label, probability, bins=max(2, min(10, len(label) // 8)))
+    for index, (name, curve) in enumerate(curves.items()):
+        bins = calibration_bins(curve.label, curve.probability, bins=max(2, min(10, len(curve.label) // 8)))
         reach = np.maximum([bins.observed - bins.low, bins.high - bins.observed], 0)
         color = COLORS[index % len(COLORS)]
         axis.errorbar(bins.predicted, bins.observed, yerr=reach, color=color, marker="o", capsize=3, label=name)

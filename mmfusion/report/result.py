@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,15 +14,44 @@ from mmfusion.files import RunFolder, is_there, optional_fields, read_rows
 from mmfusion.report.files import number
 
 
+class Curve(NamedTuple):
+    """One class against the rest, to draw: ``label [N]`` (0 or 1), ``probability [N]`` and ``subject [N]``.
+
+    Of a cross-validation ``fold [N]`` says by which model each row was predicted; else it is None.
+    """
+
+    label: np.ndarray
+    probability: np.ndarray
+    subject: np.ndarray
+    fold: np.ndarray | None = None
+
+    def by_fold(self) -> list[Curve]:
+        """The curves of the folds that have both classes, in the order of the rows; none without folds."""
+        if self.fold is None:
+            return []
+        chosen = [self.fold == fold for fold in dict.fromkeys(self.fold.tolist())]
+        curves = [Curve(self.label[rows], self.probability[rows], self.subject[rows]) for rows in chosen]
+        return [curve for curve in curves if curve.has_both]
+
+    @property
+    def has_both(self) -> bool:
+        """Whether there are rows of the class and rows of the rest."""
+        return bool(0 < np.sum(self.label) < len(self.label))
+
+
 @dataclass(frozen=True)
 class Predictions:
-    """The rows of one part: ``label [N]``, ``probability [N, K]``, ``subject [N]``, and the rows themselves."""
+    """The rows of one part: ``label [N]``, ``probability [N, K]``, ``subject [N]``, and the rows themselves.
+
+    Of a cross-validation also ``fold [N]``; else it is None.
+    """
 
     classes: list[str]
     label: np.ndarray
     probability: np.ndarray
     subject: np.ndarray
     rows: list[dict[str, str]]
+    fold: np.ndarray | None = None
 
     def predicted(self, threshold: float | None) -> np.ndarray:
         """``[N]`` class indices: at the threshold for two classes, the most probable one for more; without a threshold
@@ -33,14 +62,14 @@ class Predictions:
             return (self.probability[:, 1] >= threshold).astype(np.int64)
         return np.argmax(self.probability, axis=1)
 
-    def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Each class against the rest (two classes: the positive one): label, probability and subject ``[N]``."""
+    def curves(self) -> dict[str, Curve]:
+        """Each class against the rest (two classes: the positive one), where a test part has both."""
         shown = [1] if len(self.classes) == 2 else range(len(self.classes))
-        return {
-            self.classes[k]: ((self.label == k).astype(np.int64), self.probability[:, k], self.subject)
+        curves = {
+            self.classes[k]: Curve((self.label == k).astype(np.int64), self.probability[:, k], self.subject, self.fold)
             for k in shown
-            if 0 < np.sum(self.label == k) < len(self.label)
         }
+        return {name: one for name, one in curves.items() if (one.has_both if one.fold is None else one.by_fold())}
 
 
 @dataclass(frozen=True)
@@ -75,10 +104,28 @@ class Result:
         return any(bool(d.get("simulated")) for d in (self.metrics, self.options, self.cohort_options))
 
     @property
+    def case_control(self) -> bool:
+        """Whether the evaluation was told that subjects were chosen by their label."""
+        return bool(self.metrics.get("case_control"))
+
+    @property
     def comparison(self) -> dict[str, dict[str, Any]]:
         """Modality to its estimates: ``auc`` alone and ``difference``, fusion minus alone."""
         found = self.metrics.get("comparison") or {}
         return {str(name): entry for name, entry in found.items() if isinstance(entry, dict)}
+
+    @property
+    def folds(self) -> dict[str, dict[str, Any]]:
+        """Fold of a cross-validation to its numbers; empty without one, and where :attr:`pools_folds`."""
+        given = self.metrics.get("folds") or {}
+        return (
+            {} if self.pools_folds else {str(fold): entry for fold, entry in given.items() if isinstance(entry, dict)}
+        )
+
+    @property
+    def pools_folds(self) -> bool:
+        """Whether these are metrics of an earlier version, whose AUC compares cases of different folds."""
+        return "standard_deviation" in (self.metrics.get("folds") or {})
 
     @property
     def without_doubtful(self) -> dict[str, Any]:
@@ -180,7 +227,9 @@ def read_predictions(path: Path, rows: list[dict[str, str]], options: dict[str, 
         label.append(index[row["label"]])
         probability.append(values)
     subject = np.array([row.get("subject") or f"row {line}" for line, row in enumerate(chosen)])
-    return Predictions(classes, np.array(label), np.array(probability, dtype=np.float64), subject, chosen)
+    fold = np.array([row.get("fold") or "" for row in chosen])
+    shares = np.array(probability, dtype=np.float64)
+    return Predictions(classes, np.array(label), shares, subject, chosen, fold if any(fold) else None)
 
 
 def cohort_folder(run: Path, given: Any) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,9 +20,10 @@ from mmfusion.report.files import (
     status_of,
     worst_first,
 )
+from mmfusion.report.folds import folds_section
 from mmfusion.report.page import Html, element, join
-from mmfusion.report.result import Result, cohort_folder, read_predictions, read_result
-from mmfusion.report.words import METRIC_NAMES, interval, summary, value, warnings
+from mmfusion.report.result import Curve, Result, cohort_folder, read_predictions, read_result
+from mmfusion.report.words import METRIC_NAMES, interval, p_value, summary, value, warnings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,6 +65,7 @@ def _page(result: Result) -> tuple[str, list[Html]]:
         page.section("Warnings", page.bullets(warnings(result), class_="warnings")),
         page.section("Patients", *_patients(result)),
         page.section(f"Performance on the {result.metrics.get('part', 'test')} part", *_performance(result)),
+        page.section("Folds", *folds_section(result)),
         page.section("Doubtful cases", *doubtful_section(result)),
         page.section("Each modality alone", *_comparison(result)),
         page.section("Wrong cases", _mistakes(result)),
@@ -125,42 +127,52 @@ def _parts_table(result: Result) -> Html:
 def _performance(result: Result) -> list[Html]:
     table = _metric_table(result)
     predictions, threshold = result.predictions, result.threshold
-    curves: dict[str, Any] = dict(predictions.curves())
-    main = len(curves)
-    if len(predictions.classes) == 2 and curves:
+    two, by_fold = len(predictions.classes) == 2, predictions.fold is not None
+    own = predictions.curves()
+    curves = own
+    if two and own:
         fused = "fusion" if len(result.modalities) > 1 else "this run"
-        curves = {fused: next(iter(curves.values())), **_single_curves(result)}
-        main = 1
-    own = dict(list(curves.items())[:main])
-    two = len(predictions.classes) == 2
-    at = "each fold's threshold" if threshold is None else f"threshold {threshold:.3g}"
-    title = f"Confusion at {at}" if two else "Confusion"
+        own = {fused: next(iter(own.values()))}
+        curves = own | _single_curves(result)
     auc = result.estimate("auc")
+    roc_words = "Band: pointwise 95 % interval over resampled subjects. Dashed: chance."
+    precision_words = "Dashed: precision of chance, the share of positive cases."
+    together, precise = "", curves
+    if by_fold:
+        roc_words = "Thin: a curve per fold. The others: means over the folds. Dashed: chance."
+        precision_words, precise = f"A curve per fold. {precision_words}", own
+        together = "Cases of all folds together. "
     figures = []
     if own:
         figures = [
             _chart(
-                charts.chart_roc(curves, main),
+                charts.chart_roc(curves, len(own), result.case_control),
                 f"ROC curves of {', '.join(curves)}. AUC {value(auc)}, interval {interval(auc)}",
-                "Band: pointwise 95 % interval over resampled subjects. Dashed: chance.",
+                roc_words,
             ),
             _chart(
-                charts.chart_precision_recall(curves),
-                f"Precision-recall curves of {', '.join(curves)}. Average precision {value(result.estimate('pr_auc'))}",
-                "Dashed: precision of chance, the share of positive cases.",
+                charts.chart_precision_recall(precise),
+                f"Precision-recall curves of {', '.join(precise)}. "
+                f"Average precision {value(result.estimate('pr_auc'))}",
+                precision_words,
             ),
             _chart(
                 charts.chart_calibration(own),
                 "Reliability diagram: observed against predicted share, with Wilson intervals",
-                "On the dashed line a predicted probability is the share that is observed. Bars: 95 % Wilson.",
+                f"{together}On the dashed line a predicted probability is the share that is observed. "
+                "Bars: 95 % Wilson.",
             ),
         ]
     predicted = predictions.predicted(threshold)
+    at = "each fold's threshold" if threshold is None else f"threshold {threshold:.3g}"
+    shaded = "The threshold was chosen on validation cases. Shade: share of the true class." if two else ""
     figures.append(
         _chart(
-            charts.chart_confusion(predictions.label, predicted, predictions.classes, title),
+            charts.chart_confusion(
+                predictions.label, predicted, predictions.classes, f"Confusion at {at}" if two else "Confusion"
+            ),
             f"Confusion matrix: {int(np.sum(predicted == predictions.label))} of {len(predicted)} cases are right",
-            "The threshold was chosen on validation cases. Shade: share of the true class." if two else "",
+            f"{together}{shaded}",
         )
     )
     return [table, element("div", join(figures), class_="charts")]
@@ -168,19 +180,16 @@ def _performance(result: Result) -> list[Html]:
 
 def _metric_table(result: Result) -> Html:
     found = {name: e for name, e in (result.metrics.get("metrics") or {}).items() if isinstance(e, dict)}
-    methods = [e["method"] for e in found.values() if e.get("method")]
-    usual = max(methods, key=methods.count) if methods else ""
     rows = []
     for name, estimate in found.items():
-        notes = [str(estimate[key]) for key in ("method", "reason") if estimate.get(key) not in (None, "", usual)]
+        notes = [str(estimate[key]) for key in ("method", "reason") if estimate.get(key)]
         label = METRIC_NAMES.get(name, name.replace("_", " "))
         rows.append([label, value(estimate), interval(estimate), estimate.get("n"), "; ".join(notes)])
-    caption = f"Intervals: {usual}, if no other is named." if usual else ""
-    return page.table(["metric", "value", "interval", "cases", "note"], rows, caption)
+    return page.table(["metric", "value", "interval", "cases", "note"], rows)
 
 
-def _single_curves(result: Result) -> dict[str, Any]:
-    """ROC input of each modality trained alone, where its run has predictions of the same part."""
+def _single_curves(result: Result) -> dict[str, Curve]:
+    """The ROC curve of each modality trained alone, where its run has predictions of the same part."""
     found = {}
     for name in result.comparison or result.modalities:
         path = RunFolder(result.folder).single(name).predictions
@@ -211,7 +220,6 @@ def _comparison(result: Result) -> list[Html]:
     rows = []
     for name, estimate in values.items():
         gap = differences.get(name, {})
-        p_value = number(gap.get("p_value"))
         row = [
             name if name == fused else f"{name} alone",
             value(estimate),
@@ -219,7 +227,7 @@ def _comparison(result: Result) -> list[Html]:
             estimate.get("n"),
         ]
         row += [value(gap) if gap else None, interval(gap) if gap else None]
-        row.append(None if p_value is None else f"{p_value:.3g}")
+        row.append(p_value(gap))
         if limits:
             row.append(f"{limits[name]:.3f}" if name in limits else None)
         rows.append(row)
@@ -228,16 +236,19 @@ def _comparison(result: Result) -> list[Html]:
         "Each modality was trained alone, with the same split and options. Differences are on the cases that both "
         "predicted, so they need not be those of the AUCs beside them."
     )
+    if result.folds:
+        note += " AUCs and differences are means over the folds."
     table = page.table(headers + (["ceiling"] if limits else []), rows)
+    reasons = [f"{name}: {gap['reason']}" for name, gap in differences.items() if gap.get("reason")]
     others = [f"Ceiling of {name}: {entry}" for name, entry in ceilings.items() if name not in (*values, "all")]
     caption = "Lines are 95 % intervals. A difference whose line crosses zero is not shown by these subjects."
     if limits:
         caption += " Diamonds: the best AUC that the simulated data allow."
     if all(number(estimate.get("value")) is None for estimate in values.values()):
-        return [element("p", note), table]
+        return [element("p", note), table, page.bullets(reasons)]
     alt = "Forest plot: " + "; ".join(f"{name} AUC {value(e)} ({interval(e)})" for name, e in values.items())
     chart = _chart(charts.chart_forest(values, differences, limits), alt, caption)
-    return [element("p", note), table, chart, page.bullets(others)]
+    return [element("p", note), table, page.bullets(reasons), chart, page.bullets(others)]
 
 
 def _mistakes(result: Result) -> Html:

@@ -31,6 +31,12 @@ def value(estimate: Mapping[str, Any], digits: int = 3) -> str:
     return "–" if found is None else f"{found:.{digits}f}"
 
 
+def p_value(difference: Mapping[str, Any]) -> str | None:
+    """``0.012``, ``< 0.001``, or None where there is none."""
+    p = number(difference.get("p_value"))
+    return None if p is None else "< 0.001" if p < 0.0005 else f"{p:.3f}"
+
+
 def summary(result: Result) -> str:
     """What the run found, in two or three sentences."""
     auc, part, predictions = result.estimate("auc"), result.metrics.get("part", "test"), result.predictions
@@ -44,18 +50,37 @@ def summary(result: Result) -> str:
     if number(auc.get("value")) is None:
         sentences = [f"On {where}, no AUC can be given for {who}: {auc.get('reason') or 'not computed'}."]
     else:
-        measured = f"AUC {value(auc)} (95 % interval {interval(auc)})"
-        sentences = [f"On {where}, {who} reached {measured}."]
+        sentences = [f"On {where}, {who} reached {_measured(result)}."]
     return " ".join([*sentences, *_best_single(result)])
 
 
+def _measured(result: Result) -> str:
+    """The AUC with its interval, and what both are in a cross-validation."""
+    auc = result.estimate("auc")
+    between = f"95 % interval {interval(auc)}"
+    if result.pools_folds:
+        return f"AUC {value(auc)} over the pooled cases of all folds ({between})"
+    if not result.folds:
+        return f"AUC {value(auc)} ({between})"
+    measured = sum(number((fold.get("auc") or {}).get("value")) is not None for fold in result.folds.values())
+    if number(auc.get("low")) is not None:
+        between += f"; rough, as one run of {measured} folds leaves {measured - 1} degrees of freedom"
+    return f"a mean AUC of {value(auc)} over {measured} folds ({between})"
+
+
 def _best_single(result: Result) -> list[str]:
-    scored = [(found, name) for name, entry in result.comparison.items()
-              if (found := number((entry.get("auc") or {}).get("value"))) is not None]  # fmt: skip
+    """The fusion beside the modality alone that scored highest, which is picked by its score on these very cases."""
+    scored = {name: auc for name, entry in result.comparison.items()
+              if (auc := number((entry.get("auc") or {}).get("value"))) is not None}  # fmt: skip
     if not scored:
         return []
-    best, name = max(scored)
-    text = f"The best modality alone, {name}, reached {best:.3f}"
+    name = max(scored, key=lambda one: (scored[one], one))
+    text = f"{name} alone reached {scored[name]:.3f}"
+    if len(scored) > 1:
+        text = (
+            f"Of the {len(scored)} modalities alone, {name} reached the highest AUC on these same cases, "
+            f"{scored[name]:.3f}, which flatters it a little"
+        )
     difference = result.comparison[name].get("difference") or {}
     low, high = number(difference.get("low")), number(difference.get("high"))
     if low is None or high is None:
@@ -72,6 +97,16 @@ def _best_single(result: Result) -> list[str]:
 def warnings(result: Result) -> list[str]:
     """What a reader should know before believing the numbers."""
     found = [str(note) for note in result.metrics.get("notes") or []]
+    if result.pools_folds:
+        found.append(
+            "These metrics are of an earlier version, whose AUC compares cases of different folds. Evaluate again: "
+            "the AUC is then the mean over the folds."
+        )
+    if result.case_control:
+        found.append(
+            "Case-control design: subjects were chosen by their label, so the intervals take the number of each class "
+            "as fixed. PR-AUC, accuracy, Brier score and log loss hold for these shares of the classes, not for others."
+        )
     part, predictions = result.metrics.get("part", "test"), result.predictions
     if part != "test":
         found.append(f"These are {part} cases: the network or its threshold was chosen on them.")
@@ -79,10 +114,7 @@ def warnings(result: Result) -> list[str]:
              for k, name in enumerate(predictions.classes)}  # fmt: skip
     few = ", ".join(f"{count} of class {name}" for name, count in small.items() if count < 20)
     if few:
-        found.append(
-            f"Few subjects ({few}): with fewer than 20 a class the intervals are wide, and cover a little less "
-            "than they say."
-        )
+        found.append(f"Few subjects ({few}): with fewer than 20 a class the intervals are wide.")
     if not result.cases:
         found.append("The cohort folder was not found, so its failed and doubtful cases are not shown.")
     split = {row.get("case"): row.get("part") for row in result.split}

@@ -14,7 +14,8 @@ from mmfusion.training.engine import (
     update,
 )
 from mmfusion.training.folds import out_of_fold
-from mmfusion.training.results import finish, single_runs, voices, write_metrics
+from mmfusion.training.metrics import single_runs, write_metrics
+from mmfusion.training.results import finish, voices
 from mmfusion.training.study import Study, evaluation_items, open_study
 from mmfusion.training.tracking import tracked_name, tracked_options, trackers
 

@@ -1,4 +1,4 @@
-"""Cross-validation: each fold is predicted by the model that was trained without it, and all of them count together.
+"""Cross-validation: each fold is predicted by the model that was trained without it.
 
 ::
 
@@ -7,7 +7,7 @@
       options.json         what the folds have in common
       split.csv            case, subject, part (test), fold
       predictions.csv      every case once, by its fold's model at its fold's threshold; the last column is the fold
-      metrics.json, report.html    of all folds together, with the AUC of each fold, their mean and spread
+      metrics.json, report.html    AUC: the mean of the folds; other metrics: of all cases; the numbers of each fold
       single/<modality>/   the same for each modality trained alone, where asked for
       ensemble/            of ensemble.yaml
 """
@@ -24,7 +24,7 @@ from mmfusion.errors import CohortError
 from mmfusion.files import RunFolder, clear_if_free, optional_fields, read_rows, write_csv, write_json
 from mmfusion.predict import PredictionsHandler, PrepareFusionBatch, fold_runs, load_model
 from mmfusion.report import write_report
-from mmfusion.training.results import write_metrics
+from mmfusion.training.metrics import write_metrics
 from mmfusion.training.study import evaluation_items
 from mmfusion.transforms import LoadPreparedCased
 
@@ -38,6 +38,7 @@ def evaluate_folds(
     batch_size: int = 8,
     resamples: int = 2000,
     seed: int = 0,
+    case_control: bool = False,
     device: Any = "cpu",
     loaders: int = 0,
 ) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def evaluate_folds(
         run: the folder with the runs of all folds.
         batch_size: cases at a time.
         resamples, seed: of the bootstrap.
+        case_control: subjects were chosen by their label, see :func:`mmfusion.training.write_metrics`.
         device: to run on.
         loaders: processes that load batches.
 
@@ -58,7 +60,8 @@ def evaluate_folds(
     """
     if run is None:
         raise CohortError("no run is given: add --run RUN, a folder with the runs of all folds")
-    run, how = Path(str(run)), {"resamples": resamples, "seed": seed}
+    run = Path(str(run))
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "case_control": case_control}
     runs = fold_runs(run)
     clear_if_free(RunFolder(run).claim().path)
     for folder in runs.values():
@@ -77,10 +80,10 @@ def evaluate_folds(
             val_handlers=[PredictionsHandler(RunFolder(folder).predictions, model, "test", cohort)],
             decollate=False,
         ).run()
-        write_metrics(folder, **how)
+        write_metrics(folder, **options)
         write_report(folder)
     _pool(run, runs)
-    return write_metrics(run, **how)
+    return write_metrics(run, **options)
 
 
 def _pool(run: Path, runs: Mapping[int, Path]) -> None:
