@@ -77,7 +77,7 @@ def usable_folds(name: str, rows: Rows, folds: np.ndarray) -> tuple[list[Rows], 
     """The rows of each fold that has all classes, and which ones have not."""
     parts = {fold: rows.part(folds == fold) for fold in np.unique(folds)}
     lacking = [str(fold) for fold, part in parts.items() if undefined(name, part)]
-    caution = f"fold {', '.join(lacking)} lacks a class and is left out" if lacking else ""
+    caution = f"left out for lack of a class: fold {', '.join(lacking)}" if lacking else ""
     return [part for part in parts.values() if not undefined(name, part)], caution
 
 

@@ -79,7 +79,7 @@ def classification_metrics(
         confidence: of the interval.
 
     Raises:
-        EvaluationError: no rows, lengths that differ, values that are no probabilities, or a single fold.
+        EvaluationError: no rows, lengths that differ, or values that are no probabilities.
     """
     rows = check_rows(label, probability, groups)
     by_fold = None if folds is None else check_folds(folds, rows)
