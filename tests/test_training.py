@@ -5,6 +5,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -400,11 +401,19 @@ def test_the_best_weights_stand_beside_their_own_statistics(tiny_cohort, train, 
     torch.testing.assert_close(network.standardize[0].norm.running_mean, seen.mean(0), rtol=1e-3, atol=1e-4)
 
 
-def test_the_statistics_are_settled_on_training_cases_spread_over_the_part(tiny_cohort, tmp_path):
+def test_the_statistics_are_settled_on_cases_drawn_whatever_the_order_of_the_manifest(tiny_cohort, tmp_path):
     study = open_study(tmp_path, cohort=tiny_cohort, encoder="resnet10", width=0.125)
-    cases, few = ([item["case"] for item in study.items("train", most)] for most in (None, 5))
-    assert few == [cases[number * len(cases) // 5] for number in range(5)] and len(set(few)) == 5
-    assert [item["case"] for item in study.items("train", 128)] == cases
+    by_label = replace(study.cohort, rows=sorted(study.cohort.rows, key=lambda row: row["label"]))
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    cases, drawn, sorted_first = (
+        [item["case"] for item in one.items("train", sample)]
+        for one, sample in ((study, None), (study, 128), (replace(study, cohort=by_label), 128))
+    )
+    assert drawn == sorted_first != cases and sorted(drawn) == sorted(cases)
+    assert [item["case"] for item in study.items("train", sample=5)] == drawn[:5]
+    other = replace(study, options={**study.options, "seed": 1})
+    assert sorted(item["case"] for item in other.items("train", sample=5)) != sorted(drawn[:5])
+    assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
 
 
 def test_finish_needs_a_validated_epoch(train, tmp_path):

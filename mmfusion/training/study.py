@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from mmfusion.cohort import doubtful_labels, fold_parts, folds, read_manifest, refuse_leakage, split_cases
@@ -96,14 +97,17 @@ class Study:
             if self.parts.get(one.case.id) == part and set(one.modalities) & set(self.modalities)
         ]
 
-    def items(self, part: str, most: int | None = None) -> list[dict[str, Any]]:
+    def items(self, part: str, sample: int | None = None) -> list[dict[str, Any]]:
         """The cases of a part for a MONAI data set, see :func:`mmfusion.predict.dataset_items`.
 
-        At most ``most`` of them, if it is given, spread evenly over the part.
+        With ``sample`` at most so many of them, drawn at random and in random order. The draw depends on the seed and
+        the cases, not on the order of the manifest, and leaves all other random states as they are.
         """
         cases = self.cases(part)
-        if most is not None and most < len(cases):
-            cases = [cases[number * len(cases) // most] for number in range(most)]
+        if sample is not None:
+            cases.sort(key=lambda one: one.case.id)
+            drawn = np.random.default_rng(self.options["seed"]).permutation(len(cases))[:sample]
+            cases = [cases[number] for number in drawn]
         return dataset_items(self.cohort, cases, self.modalities, self.classes)
 
     @cached_property
