@@ -135,6 +135,9 @@ def _performance(result: Result) -> list[Html]:
     two = len(predictions.classes) == 2
     at = "each fold's threshold" if threshold is None else f"threshold {threshold:.3g}"
     title = f"Confusion at {at}" if two else "Confusion"
+    rule = "was chosen on validation cases"  # always, in runs that do not name the rule
+    if result.options.get("threshold_rule") == "prevalence":
+        rule = f"is the share of {predictions.classes[-1]} among the training cases"
     auc = result.estimate("auc")
     figures = []
     if own:
@@ -160,7 +163,7 @@ def _performance(result: Result) -> list[Html]:
         _chart(
             charts.chart_confusion(predictions.label, predicted, predictions.classes, title),
             f"Confusion matrix: {int(np.sum(predicted == predictions.label))} of {len(predicted)} cases are right",
-            "The threshold was chosen on validation cases. Shade: share of the true class." if two else "",
+            f"The threshold {rule}. Shade: share of the true class." if two else "",
         )
     )
     return [table, element("div", join(figures), class_="charts")]
