@@ -274,6 +274,13 @@ _TABLE = (
         True,
         "weight the loss by inverse class frequency (undone in the probabilities)",
     ),
+    Option(
+        "threshold_rule",
+        str,
+        "prevalence",
+        "where two classes part: at the share of the last one in training, or youden (100 validation cases or more)",
+        choices=("prevalence", "youden"),
+    ),
     Option("augment", bool, True, "random flips, small affine motions and intensity changes in training"),
     Option("modality_drop", float, 0.1, "probability to hide a modality in training (never all)", low=0, high=0.9),
     Option("seed", int, 0, "of everything random", low=0),
@@ -351,7 +358,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "fold",
             "folds",
         ),
-        *("class_weights", "augment", "modality_drop", "seed"),
+        *("class_weights", "threshold_rule", "augment", "modality_drop", "seed"),
     ),
     "machine": ("resume", "threads", "loaders", "precision", "track"),
     "register": (

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import sklearn.metrics as sk
+from scipy.special import expit, log_expit
+from scipy.stats import norm
 
-from mmfusion.errors import EvaluationError, OptionError
+from mmfusion.errors import EvaluationError
 from mmfusion.evaluation import (
     calibration_bins,
     choose_threshold,
@@ -105,11 +107,35 @@ def test_half_where_nothing_is_better_than_chance():
     assert choose_threshold(np.array([1, 1, 0, 0]), np.array([0.1, 0.2, 0.8, 0.9])) == 0.5
 
 
-def test_threshold_refuses_one_class_and_unknown_rules():
+def test_threshold_refuses_one_class():
     with pytest.raises(EvaluationError, match="both classes, found 3 rows, all of class 0"):
         choose_threshold(np.zeros(3, int), np.linspace(0, 1, 3))
-    with pytest.raises(OptionError, match="unknown threshold rule 'yuden'; did you mean 'youden'"):
-        choose_threshold(np.array([0, 1]), np.array([0.2, 0.8]), rule="yuden")
+
+
+def gaussian_scores(generator, n, prevalence, distance):
+    """Labels, and the log likelihood ratios of normal scores whose means lie ``distance`` deviations apart."""
+    label = np.arange(n) < max(2, round(prevalence * n))
+    score = generator.normal(size=n) + distance * label
+    return label.astype(int), distance * score - distance**2 / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prevalence", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("distance", [0.74, 1.19, 1.81])  # AUC 0.7, 0.8, 0.9
+def test_the_prevalence_is_a_better_threshold_than_one_that_few_cases_choose(prevalence, distance):
+    generator, odds = np.random.default_rng(0), prevalence / (1 - prevalence)
+
+    def balanced_accuracy(threshold):
+        score = (np.log(threshold / (1 - threshold) / odds) + distance**2 / 2) / distance
+        return (norm.sf(score - distance) + norm.cdf(score)) / 2
+
+    def youden(n):
+        draws = [gaussian_scores(generator, n, prevalence, distance) for _ in range(300)]
+        chosen = [choose_threshold(label, expit(ratio + np.log(odds))) for label, ratio in draws]
+        return np.mean([balanced_accuracy(threshold) for threshold in chosen])
+
+    best, few, many = balanced_accuracy(prevalence), youden(8), youden(100)
+    assert few < best - 0.012 and few < many < best - 0.002
 
 
 def test_prior_correction_undoes_class_weights():
@@ -159,7 +185,7 @@ def test_temperature_against_scikit_learn():
     margin = (logits[:, 1] - logits[:, 0])[:, None] * 2.5
     slope = LogisticRegression(C=1e6, fit_intercept=False).fit(margin, label).coef_.item()
     both = np.column_stack([np.zeros(500), margin])
-    assert fit_temperature(label, both) == pytest.approx(1 / slope, rel=0.03)  # Platt's targets pull a little
+    assert fit_temperature(label, both) == pytest.approx(1 / slope, rel=0.03)  # the prior and the targets pull a little
 
 
 def test_temperature_leaves_the_prior_as_it_is():
@@ -168,9 +194,34 @@ def test_temperature_leaves_the_prior_as_it_is():
     assert fit_temperature(label, 2 * (logits - shift), shift) == pytest.approx(2, rel=0.1)
 
 
-def test_few_separated_rows_do_not_make_the_temperature_zero():
-    found = fit_temperature(np.array([0, 0, 1, 1]), np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]]))
-    assert found == pytest.approx(1 / np.log(3), rel=1e-3)  # the targets are 3/4
+@pytest.mark.parametrize("margin", [0.2, 5.0])
+def test_few_rows_hardly_move_the_temperature(margin):
+    label, logits = np.array([0, 0, 1, 1]), margin * np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    at = np.exp(np.linspace(-2, 2, 40001))  # each of the four has the target 3/4
+    posterior = 4 * (0.75 * log_expit(margin / at) + 0.25 * log_expit(-margin / at)) - np.log(at) ** 2 / (2 * 0.5**2)
+    expected = at[posterior.argmax()]
+    assert 0.6 < expected < 2.4 and fit_temperature(label, logits) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "share"), [(8, 0.6), (20, 0.5), (100, 0.25)])
+@pytest.mark.parametrize("prevalence", [0.2, 0.5])
+def test_a_fitted_temperature_is_better_than_none(n, share, prevalence):
+    """Logits of a wrong scale, drawn from the prior; what is lost in log loss, beside the loss at the right scale."""
+    generator, prior, lost = np.random.default_rng(1), np.log(prevalence / (1 - prevalence)), []
+    fresh, ratio = gaussian_scores(generator, 4000, prevalence, 1.47)
+
+    def loss(scale):
+        return -log_expit(np.where(fresh == 1, 1, -1) * (scale * ratio + prior)).mean()
+
+    for _ in range(300):
+        scale, (label, own) = np.exp(generator.normal(0, 0.5)), gaussian_scores(generator, n, prevalence, 1.47)
+        logits = np.column_stack([np.zeros(n), scale * own])
+        found = fit_temperature(label, logits, np.array([0.0, prior]))
+        assert 0.2 < found < 5
+        lost.append([loss(scale / found) - loss(1), loss(scale) - loss(1)])
+    fitted, untouched = np.mean(lost, axis=0)
+    assert fitted < share * untouched
 
 
 def test_temperature_refuses_what_it_cannot_fit():

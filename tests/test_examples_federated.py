@@ -13,7 +13,6 @@ from monai.data import DataLoader, Dataset
 from tiny_cohort import FAST, GRID, MODALITIES, OPTIONS, write_scans, write_tiny_cohort
 
 from mmfusion.errors import MmfusionError, OptionError
-from mmfusion.evaluation import choose_threshold
 from mmfusion.networks import build
 from mmfusion.predict import infer, load_model, probabilities
 from mmfusion.prepare import open_cohort, prepare_cohort
@@ -25,7 +24,7 @@ sys.path.insert(0, str(FEDERATED))  # as a script of that folder sees its neighb
 
 from agreement import Agreement, read_agreement, write_agreement  # noqa: E402
 from averaging import average, pooled, reach  # noqa: E402
-from judging import BINS, NUMBERS, counted, judged, threshold, validation_loss  # noqa: E402
+from judging import NUMBERS, counted, judged, validation_loss  # noqa: E402
 
 SMALL = {"encoder": "cnn", "width": 0.25}
 SIZE = (17, 19, 18)
@@ -168,21 +167,11 @@ def test_sites_add_up_to_the_validation_loss_of_all_cases(said):
     assert validation_loss(half) == pytest.approx(-score.compute(), rel=1e-5)
 
 
-def test_the_threshold_from_counts_separates_the_cases_as_the_one_from_all_probabilities(said):
-    logits, label, numbers = said
-    model = AGREED.model((0.5, 0.5), (0.7, 0.3))
-    shares = probabilities(logits, model)[:, 1]
-    found, exact = threshold({"a": numbers}, model), choose_threshold(label.numpy(), shares)
-
-    def youden(at):
-        return (shares >= at)[label == 1].mean() - (shares >= at)[label == 0].mean()
-
-    assert np.array(numbers["histogram"]).shape == (2, BINS)
-    assert youden(found) == pytest.approx(youden(exact), abs=0.2)  # cases of one bin cannot be told apart
-
-
-def test_more_than_two_classes_have_no_threshold():
-    assert threshold({}, Agreement(MODALITIES, ("a", "b", "c"), 1, options=SMALL).model()) is None
+def test_the_threshold_is_the_prevalence_at_all_sites():
+    assert AGREED.model((0.5, 0.5), (0.7, 0.3)).threshold == 0.3
+    assert Agreement(MODALITIES, ("a", "b", "c"), 1, options=SMALL).model().threshold is None
+    with pytest.raises(OptionError, match="the threshold of a federation is the prevalence"):
+        Agreement(MODALITIES, ("a", "b"), 1, options={**SMALL, "threshold_rule": "youden"})
 
 
 def test_a_site_without_pet_prepares_with_an_empty_column(tmp_path):

@@ -5,6 +5,8 @@ import csv
 import json
 import re
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,7 +97,8 @@ def test_metrics_hold_values_with_intervals(tiny_run):
     assert auc["value"] == pytest.approx(roc_auc_score(label, [float(row["p_malignant"]) for row in rows]))
     assert auc["low"] <= auc["value"] <= auc["high"] and auc["n"] == metrics["n"] == 5
     assert metrics["classes"] == ["benign", "malignant"] and metrics["part"] == "test"
-    assert "Research use only" in (tiny_run / "report.html").read_text()
+    page = (tiny_run / "report.html").read_text()
+    assert "Research use only" in page and "The threshold is the share of malignant among the training cases" in page
 
 
 def test_prior_of_the_loss_and_of_the_subjects(tiny_run):
@@ -319,8 +322,10 @@ def loader(items, modalities):
 # the best model
 
 
-def test_finish_takes_the_best_weights_and_a_threshold_of_the_validation(tiny_cohort, tmp_path):
+@pytest.mark.parametrize("rule", ["prevalence", "youden"])
+def test_finish_takes_the_best_weights_and_the_threshold_of_the_rule(tiny_cohort, tmp_path, rule):
     study = open_study(tmp_path, cohort=tiny_cohort, encoder="resnet10", width=0.125)
+    study.options["threshold_rule"] = rule  # with so few cases only here
     torch.manual_seed(5)
     best, last = study.model().build(), study.model().build()
     (tmp_path / "checkpoints").mkdir()
@@ -331,7 +336,28 @@ def test_finish_takes_the_best_weights_and_a_threshold_of_the_validation(tiny_co
     about, network = load_model(tmp_path)
     assert all(torch.equal(value, best.state_dict()[name]) for name, value in network.state_dict().items())
     shares = probabilities(infer(best, loader(items, study.modalities)), about)[:, 1]
-    assert about.threshold == choose_threshold(np.array([item["label"] for item in items]), shares)
+    chosen = choose_threshold(np.array([item["label"] for item in items]), shares)
+    assert chosen != study.class_shares[1]
+    assert about.threshold == (chosen if rule == "youden" else study.class_shares[1])
+
+
+def test_youden_is_refused_before_the_training_where_cases_are_few(tiny_cohort, tmp_path):
+    with pytest.raises(OptionError, match="youden needs 100 validation cases or more, found 5 in .* Leave"):
+        open_study(tmp_path / "run", cohort=tiny_cohort, threshold_rule="youden", width=0.125)
+    more = write_tiny_cohort(tmp_path / "more", ["a", "b", "c"] * 8)
+    with pytest.raises(OptionError, match=r"youden is for two classes, found 3 \(a, b, c\)"):
+        open_study(tmp_path / "run", cohort=more.folder, threshold_rule="youden", width=0.125)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("validation", [99, 100])
+def test_youden_takes_a_hundred_validation_cases(tmp_path, validation):
+    split = ["train"] * 4 + ["validation"] * validation
+    cohort = write_tiny_cohort(tmp_path / "cohort", (["a", "b"] * 52)[: len(split)], split=split)
+    few = pytest.raises(OptionError, match="found 99") if validation < 100 else nullcontext()
+    with few:
+        open_study(tmp_path / "run", cohort=cohort.folder, threshold_rule="youden", width=0.125)
 
 
 def test_the_product_rule_starts_at_the_prior_that_the_loss_sees(tiny_cohort, tmp_path):
@@ -400,11 +426,19 @@ def test_the_best_weights_stand_beside_their_own_statistics(tiny_cohort, train, 
     torch.testing.assert_close(network.standardize[0].norm.running_mean, seen.mean(0), rtol=1e-3, atol=1e-4)
 
 
-def test_the_statistics_are_settled_on_training_cases_spread_over_the_part(tiny_cohort, tmp_path):
+def test_the_statistics_are_settled_on_cases_drawn_whatever_the_order_of_the_manifest(tiny_cohort, tmp_path):
     study = open_study(tmp_path, cohort=tiny_cohort, encoder="resnet10", width=0.125)
-    cases, few = ([item["case"] for item in study.items("train", most)] for most in (None, 5))
-    assert few == [cases[number * len(cases) // 5] for number in range(5)] and len(set(few)) == 5
-    assert [item["case"] for item in study.items("train", 128)] == cases
+    by_label = replace(study.cohort, rows=sorted(study.cohort.rows, key=lambda row: row["label"]))
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    cases, drawn, sorted_first = (
+        [item["case"] for item in one.items("train", sample)]
+        for one, sample in ((study, None), (study, 128), (replace(study, cohort=by_label), 128))
+    )
+    assert drawn == sorted_first != cases and sorted(drawn) == sorted(cases)
+    assert [item["case"] for item in study.items("train", sample=5)] == drawn[:5]
+    other = replace(study, options={**study.options, "seed": 1})
+    assert sorted(item["case"] for item in other.items("train", sample=5)) != sorted(drawn[:5])
+    assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
 
 
 def test_finish_needs_a_validated_epoch(train, tmp_path):

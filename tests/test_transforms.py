@@ -292,7 +292,7 @@ def test_volumes_survive_as_meta_tensors(files):
 
 def test_in_a_data_loader(files):
     items = [{"case": case, "label": int(case.label)} for case in read_manifest(files[0])]
-    augment = training_augmentation(seed=3)
+    augment = training_augmentation()
     (batch,) = DataLoader(Dataset(items, Compose([whole(), augment])), batch_size=3)
     assert batch["image"].shape == (3, 3, 11, 17, 25) and batch["label"].tolist() == [0, 1, 0]
     assert batch["present"].shape == (3, 3) and not batch["present"][2, 0] and batch["present"].any(1).all()
@@ -341,7 +341,7 @@ def test_hidden_channels_are_zero_and_the_others_untouched():
 
 def test_augmentation_repeats_by_seed_and_keeps_the_shape():
     def run(seed, **how):
-        augment = training_augmentation(seed=seed, **how)
+        augment = training_augmentation(**how).set_random_state(seed)
         return [augment(case_of([True, True, True], seed=n)) for n in range(6)]
 
     first, same, other = run(5), run(5), run(6)
@@ -352,11 +352,26 @@ def test_augmentation_repeats_by_seed_and_keeps_the_shape():
     assert all(torch.equal(one["image"], case_of([True] * 3, seed=n)["image"]) for n, one in enumerate(plain))
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_generator_of_the_loader_decides_the_augmentation(workers):
+    def epochs(seed, state):
+        torch.manual_seed(state)
+        np.random.seed(state)
+        generator = torch.Generator().manual_seed(seed)
+        data = Dataset([case_of([True, True, True])] * 4, training_augmentation())
+        loader = DataLoader(data, batch_size=2, num_workers=workers, generator=generator)
+        return torch.cat([batch["image"].as_tensor() for _ in range(2) for batch in loader])
+
+    first = epochs(5, state=0)
+    assert torch.equal(first, epochs(5, state=1)) and not torch.equal(first, epochs(6, state=0))
+    assert not torch.equal(*first.split(4))  # another one in each epoch
+
+
 def test_all_channels_move_together():
     """Contrast changes each channel by a factor and a sum; were one moved otherwise, they would no longer correlate."""
     smooth = torch.from_numpy(scan("mr").array / 1000)
     data = {"image": torch.stack([smooth, 2 * smooth]), "present": torch.tensor([True, True])}
-    augment, moved = training_augmentation(modality_drop=0.0, seed=2), 0
+    augment, moved = training_augmentation(modality_drop=0.0).set_random_state(2), 0
     for _ in range(8):
         one, two = augment(data)["image"]
         moved += np.corrcoef(one.flatten(), smooth.flatten())[0, 1] < 0.99
@@ -365,7 +380,7 @@ def test_all_channels_move_together():
 
 
 def test_an_absent_channel_stays_zero_whatever_the_contrast():
-    augment = training_augmentation(modality_drop=0.0, seed=0)
+    augment = training_augmentation(modality_drop=0.0).set_random_state(0)
     for n in range(10):
         out = augment(case_of([True, False, True], seed=n))
         assert not out["image"][1].any() and out["image"][0].any() and out["present"].tolist() == [True, False, True]

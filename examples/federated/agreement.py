@@ -47,19 +47,24 @@ class Agreement:
                 f"the rule {type(rule).__name__} is fitted on all validation cases at once, which no site has; "
                 "agree on mean, max, majority or product"
             )
+        if self.options.get("threshold_rule", "prevalence") != "prevalence":
+            raise OptionError("the threshold of a federation is the prevalence; leave threshold_rule out")
 
     @property
     def epochs(self) -> int:
         """Passes over its own cases that each site makes in all."""
         return self.rounds * self.local_epochs
 
-    def model(self, training_prior: Sequence[float] = (), target_prior: Sequence[float] = (), **more: Any) -> Model:
+    def model(self, training_prior: Sequence[float] = (), target_prior: Sequence[float] = ()) -> Model:
         """What inference needs to know beside the weights; without priors, all classes are taken as equally frequent.
+
+        The threshold of two classes is the target prior, as in a training with ``threshold_rule`` prevalence.
 
         Raises:
             OptionError, NetworkError: an option that does not exist or does not fit.
         """
         equal = (1 / len(self.classes),) * len(self.classes)
+        shares = tuple(target_prior) or equal
         network = {name: value for name, value in self.options.items() if name in GROUPS["network"]}
         return Model(
             modalities=self.modalities,
@@ -67,8 +72,8 @@ class Agreement:
             network=resolve(network, "network"),
             case=self.case,
             training_prior=tuple(training_prior) or equal,
-            target_prior=tuple(target_prior) or equal,
-            **more,
+            target_prior=shares,
+            threshold=shares[1] if len(shares) == 2 else None,
         )
 
     @property

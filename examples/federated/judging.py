@@ -9,17 +9,14 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from mmfusion.evaluation import choose_threshold, prior_correction
 from mmfusion.predict import infer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from mmfusion.predict import Model
     from mmfusion.training import Study
 
-BINS = 200  # of the probability of the last class; the threshold is exact to 1 / BINS
-NUMBERS = ("cases", "training_prior", "target_prior", "validation", "loss", "histogram")
+NUMBERS = ("cases", "training_prior", "target_prior", "validation", "loss")
 
 
 def counted(study: Study) -> dict[str, Any]:
@@ -37,17 +34,15 @@ def judged(network: torch.nn.Module, study: Study, loader: Iterable[Mapping[str,
     """What a site says of a network on its validation cases, sums and counts for each class.
 
     Returns:
-        ``validation [K]`` number of cases, ``loss [K]`` their summed cross entropy, and ``histogram [K][BINS]``, how
-        many have the last class's softmax value in each bin.
+        ``validation [K]`` number of cases, and ``loss [K]`` their summed cross entropy.
     """
     logits = infer(network, loader, device)
     label = torch.tensor([item["label"] for item in study.items("validation")])
-    loss, last = cross_entropy(logits, label, reduction="none"), torch.softmax(logits, 1)[:, -1]
+    loss = cross_entropy(logits, label, reduction="none")
     rows = [label == k for k in range(len(study.classes))]
     return {
         "validation": [int(row.sum()) for row in rows],
         "loss": [float(loss[row].sum()) for row in rows],
-        "histogram": [torch.histc(last[row], BINS, 0, 1).int().tolist() for row in rows],
     }
 
 
@@ -55,20 +50,3 @@ def validation_loss(numbers: Mapping[str, Mapping[str, Any]]) -> float:
     """The class-balanced cross entropy over the validation cases of all sites, as one training would have it."""
     count, loss = (np.sum([one[name] for one in numbers.values()], axis=0) for name in ("validation", "loss"))
     return float((loss / np.maximum(count, 1)).mean())
-
-
-def threshold(numbers: Mapping[str, Mapping[str, Any]], model: Model) -> float | None:
-    """The threshold of the last class's probability from the histograms of all sites; None for more than two classes.
-
-    The bins are counted before the correction of the prior, which keeps their order, and corrected here.
-    """
-    if len(model.classes) != 2:
-        return None
-    middle = (np.arange(BINS) + 0.5) / BINS
-    shares = prior_correction(
-        np.stack([1 - middle, middle], 1), np.array(model.training_prior), np.array(model.target_prior)
-    )
-    count = np.sum([one["histogram"] for one in numbers.values()], axis=0)
-    return choose_threshold(
-        np.repeat([0, 1], count.sum(1)), np.concatenate([np.repeat(shares[:, 1], c) for c in count])
-    )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from agreement import read_agreement
 from averaging import average, pooled, reach
-from judging import NUMBERS, threshold, validation_loss
+from judging import NUMBERS, validation_loss
 from nvflare.apis.dxo import DataKind, from_shareable
 from nvflare.apis.filter import ContentBlockedException, Filter
 from nvflare.apis.fl_context import FLContext
@@ -76,7 +76,6 @@ class Federation(ModelAggregator):
     def _finish(self) -> None:
         numbers = self._best["numbers"]
         model = self._agreed.model(pooled(numbers, "training_prior"), pooled(numbers, "target_prior"))
-        model = self._agreed.model(model.training_prior, model.target_prior, threshold=threshold(numbers, model))
         network = model.build()
         network.load_state_dict(self._best["weights"])
         if isinstance(rule := getattr(network, "rule", None), DecisionRule):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,34 +14,37 @@ from mmfusion.networks.blocks import Standardize
 
 @torch.no_grad()
 def settle_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None, Tensor | None]]) -> None:
-    """Replace all running statistics by what ``batches`` show to the present weights; everything else stays.
+    """Replace all running statistics by what ``batches`` show to the present weights; the weights stay.
 
     The running ones are a moving average over the last steps. At a high learning rate the weights change faster than
     it follows: on the simulated study it was several deviations off for half of the training, so that the answers
     in evaluation, and with them the validation loss, jumped while those in training mode got better. This is
-    "precise BatchNorm" (Wu & Johnson, arXiv 2105.07576, 2021): means and variances of the batches, averaged with the
-    number of their rows as weights. A layer that sees no batch that it can use keeps what it has.
+    "precise BatchNorm" (Wu & Johnson, arXiv 2105.07576, 2021) with the law of total variance: the mean and the variance
+    (n - 1) over all values that a layer is given, within and between batches, so that neither the order of the rows
+    nor the size of the batches matters. That is exact for a layer with no BatchNorm before it, as ``Standardize``
+    behind encoders with ``norm: group``. A BatchNorm normalizes each batch by itself meanwhile, so what the layers
+    behind it are given depends a little on which rows share a batch: give them in random order. A layer that is given
+    fewer than two values keeps what it has.
 
     Args:
         network: any network; modes and momenta are left as they were.
         batches: ``(image [B, M, *spatial], present [B, M], covariates [B, C])`` on the network's device, read only if
             the network has such layers.
     """
-    norms = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    whole: dict[nn.Module, nn.Module] = {part.norm: part for part in network.modules() if isinstance(part, Standardize)}
+    norms: list[Any] = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     if not norms:
         return
     modes, momenta = {part: part.training for part in network.modules()}, [norm.momentum for norm in norms]
-    seen: Counter[nn.Module] = Counter()
-
-    def weigh(norm: Any, given: tuple[Tensor]) -> None:
-        rows = len(given[0])
-        seen[norm] += rows
-        norm.momentum = rows / max(seen[norm], 1)  # 1 of the first batch, which so replaces what was there
-
-    hooks = [norm.register_forward_pre_hook(weigh) for norm in norms]
+    moments = [_Moments() for _ in norms]
+    hooks = [  # Standardize passes no single row on to its BatchNorm, but it counts as well
+        whole.get(norm, norm).register_forward_pre_hook(values.add) for norm, values in zip(norms, moments, strict=True)
+    ]
     try:
         for part in network.modules():
             part.training = isinstance(part, (_BatchNorm, Standardize))
+        for norm in norms:
+            norm.momentum = 0.0  # no moving average meanwhile
         for image, present, covariates in batches:
             network(image, present, covariates)
     finally:
@@ -52,3 +54,30 @@ def settle_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor
             norm.momentum = momentum
         for part, training in modes.items():
             part.training = training
+    for norm, values in zip(norms, moments, strict=True):
+        if values.count > 1:
+            norm.running_mean.copy_(values.mean)
+            norm.running_var.copy_(values.squares / (values.count - 1))
+
+
+class _Moments:
+    """The mean of each channel over all values added, and the sum of their squared distances from it.
+
+    Batches are joined by the formula of Chan, Golub and LeVeque (COMPSTAT 1982), in float64.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, _: nn.Module, given: tuple[Tensor]) -> None:
+        """Take the input ``[B, C, *spatial]`` of a layer, B may be 0 (called by torch, as a hook)."""
+        values = given[0].float()
+        count = values.numel() // values.shape[1]
+        if count == 0:
+            return
+        variance, mean = torch.var_mean(values, [0, *range(2, values.dim())], correction=0)
+        variance, mean = variance.cpu().double(), mean.cpu().double()
+        total, apart = self.count + count, mean - self.mean
+        self.squares = self.squares + variance * count + apart.square() * (self.count * count / total)
+        self.mean, self.count = self.mean + apart * (count / total), total

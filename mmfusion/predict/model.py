@@ -68,7 +68,8 @@ class Model:
             ``modalities`` are the cohort's: one that the network does not use may still be the reference.
         training_prior: class shares that the loss saw (weights included), ``[K]``.
         target_prior: class shares of the training subjects, ``[K]``; probabilities are corrected to these.
-        threshold: of the last class's probability, chosen on validation; None for more than two classes.
+        threshold: of the last class's probability: its target prior, or chosen on validation, as ``threshold_rule`` of
+            the training said; None for more than two classes.
         temperature: the logits are divided by it; fitted on validation, see
             :func:`mmfusion.evaluation.fit_temperature`.
         simulated: whether the cohort that it was trained on was; then whoever predicts is told.

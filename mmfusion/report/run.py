@@ -165,7 +165,10 @@ def _performance(result: Result) -> list[Html]:
         ]
     predicted = predictions.predicted(threshold)
     at = "each fold's threshold" if threshold is None else f"threshold {threshold:.3g}"
-    shaded = "The threshold was chosen on validation cases. Shade: share of the true class." if two else ""
+    rule = "was chosen on validation cases"  # always, in runs that do not name the rule
+    if result.options.get("threshold_rule") == "prevalence":
+        rule = f"is the share of {predictions.classes[-1]} among the training cases"
+    shaded = f"The threshold {rule}. Shade: share of the true class." if two else ""
     figures.append(
         _chart(
             charts.chart_confusion(

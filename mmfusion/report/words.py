@@ -109,7 +109,7 @@ def warnings(result: Result) -> list[str]:
         )
     part, predictions = result.metrics.get("part", "test"), result.predictions
     if part != "test":
-        found.append(f"These are {part} cases: the network or its threshold was chosen on them.")
+        found.append(f"These are {part} cases: the network was trained or chosen on them.")
     small = {name: len(set(predictions.subject[predictions.label == k].tolist()))
              for k, name in enumerate(predictions.classes)}  # fmt: skip
     few = ", ".join(f"{count} of class {name}" for name, count in small.items() if count < 20)

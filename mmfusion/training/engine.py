@@ -67,7 +67,7 @@ def autocast(precision: str, device: Any) -> dict[str, Any]:
     """How a training step computes: the ``amp_kwargs`` of a trainer, for ``torch.autocast``.
 
     Only the step is rounded. Weights stay in float32, and validation computes in float32 as the finished model will, so
-    that the best epoch, the temperature and the threshold are chosen on its own answers.
+    that the best epoch, the temperature and a threshold that is chosen rest on its own answers.
 
     Args:
         precision: ``float32``; ``bfloat16``, which pays on a GPU and on a CPU is for checks alone; or ``float16``, with

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 @by_first
 def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str, Any]], device: Any = "cpu") -> Path:
-    """Load the best weights; fit decision rule, temperature and threshold on validation; write the finished model.
+    """Load the best weights; fit decision rule and temperature on validation; write the finished model.
+
+    Of two classes the threshold is the share of the last one among the training cases, to which the probabilities are
+    corrected, or chosen on validation where ``threshold_rule`` says so.
 
     Args:
         study: what was trained on.
@@ -61,7 +64,9 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
     model = study.model()
     model = replace(model, temperature=fit_temperature(labels, logits.double().numpy(), prior_shift(model)))
     if len(study.classes) == 2:
-        model = replace(model, threshold=choose_threshold(labels, probabilities(logits, model)[:, 1]))
+        chosen = study.options["threshold_rule"] == "youden"
+        threshold = choose_threshold(labels, probabilities(logits, model)[:, 1]) if chosen else model.target_prior[1]
+        model = replace(model, threshold=threshold)
     save_model(study.run, network, model)
     files.resume.unlink(missing_ok=True)  # nothing is left to go on with
     study.lock.release()

@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from mmfusion.cohort import doubtful_labels, fold_parts, folds, read_manifest, refuse_leakage, split_cases
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _LOG = logging.getLogger(__name__)
+_FEWEST_TO_CHOOSE = 100  # validation cases for a threshold: with fewer, the prevalence was better in simulation
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,14 +98,17 @@ class Study:
             if self.parts.get(one.case.id) == part and set(one.modalities) & set(self.modalities)
         ]
 
-    def items(self, part: str, most: int | None = None) -> list[dict[str, Any]]:
+    def items(self, part: str, sample: int | None = None) -> list[dict[str, Any]]:
         """The cases of a part for a MONAI data set, see :func:`mmfusion.predict.dataset_items`.
 
-        At most ``most`` of them, if it is given, spread evenly over the part.
+        With ``sample`` at most so many of them, drawn at random and in random order. The draw depends on the seed and
+        the cases, not on the order of the manifest, and leaves all other random states as they are.
         """
         cases = self.cases(part)
-        if most is not None and most < len(cases):
-            cases = [cases[number * len(cases) // most] for number in range(most)]
+        if sample is not None:
+            cases.sort(key=lambda one: one.case.id)
+            drawn = np.random.default_rng(self.options["seed"]).permutation(len(cases))[:sample]
+            cases = [cases[number] for number in drawn]
         return dataset_items(self.cohort, cases, self.modalities, self.classes)
 
     @cached_property
@@ -179,7 +184,7 @@ def open_study(
         options: groups ``case``, ``network`` and ``training`` of :mod:`mmfusion.options`.
 
     Raises:
-        OptionError: an unknown option, or one that contradicts the cohort.
+        OptionError: an unknown option, or one that contradicts the cohort or needs more validation cases.
         CohortError: no cohort, or a part without cases; or another program trains in this folder.
         OutputError: ``run`` is not a run folder, holds the manifest or a scan, or cannot be written.
         ManifestError, LeakageError: labels or column ``split`` cannot be used.
@@ -234,6 +239,7 @@ def open_study(
                 f"{opened.folder} has no case of class {', '.join(lost)} with {' or '.join(names)} for {part}; "
                 "check labels, split and modalities"
             )
+    _check_threshold_rule(study)
     written = {
         "modalities": list(names),
         "classes": list(study_classes),
@@ -258,6 +264,22 @@ def open_study(
     ]
     write_csv(rows, files.split, ["case", "subject", "part", *(["fold"] if number else [])])
     return study
+
+
+def _check_threshold_rule(study: Study) -> None:
+    """Refuse a threshold that the validation cases cannot choose: now, not after the training."""
+    if study.options["threshold_rule"] == "prevalence":
+        return
+    if len(study.classes) > 2:
+        raise OptionError(
+            f"threshold_rule youden is for two classes, found {len(study.classes)} ({', '.join(study.classes)}), of "
+            "which the most probable one is predicted; leave threshold_rule out"
+        )
+    if (cases := len(study.cases("validation"))) < _FEWEST_TO_CHOOSE:
+        raise OptionError(
+            f"threshold_rule youden needs {_FEWEST_TO_CHOOSE} validation cases or more, found {cases} in "
+            f"{study.cohort.folder}: fewer choose by chance. Leave threshold_rule out, or raise --validation_share"
+        )
 
 
 def _refuse_mixing(run: RunFolder, as_fold: bool) -> None:

@@ -44,15 +44,16 @@ class RandModalityDropd(Randomizable, Transform):
         return {**data, "image": image, "present": left}
 
 
-def training_augmentation(augment: bool = True, modality_drop: float = 0.1, seed: int = 0) -> Compose:
+def training_augmentation(augment: bool = True, modality_drop: float = 0.1) -> Compose:
     """What a training case goes through: flips left to right, small affine motion, contrast, hidden modalities.
 
-    All modalities of a case move together (they are registered); contrast changes each for itself.
+    All modalities of a case move together (they are registered); contrast changes each for itself. MONAI's
+    ``DataLoader`` seeds it from its own ``generator``, anew in each worker, whatever was set before; without one call
+    ``set_random_state``.
 
     Args:
         augment: motion and contrast; without it only modalities are hidden.
         modality_drop: probability for each modality to be hidden (never all).
-        seed: of the random state.
     """
     steps: list[Any] = []
     if augment:
@@ -70,4 +71,4 @@ def training_augmentation(augment: bool = True, modality_drop: float = 0.1, seed
             RandScaleIntensityd("image", factors=0.15, prob=0.5, channel_wise=True),
             RandShiftIntensityd("image", offsets=0.05, prob=0.3, channel_wise=True),
         ]
-    return Compose([*steps, RandModalityDropd(modality_drop)]).set_random_state(seed)
+    return Compose([*steps, RandModalityDropd(modality_drop)])
