@@ -55,8 +55,8 @@ def test_folds_are_a_table(run, written):
 
 
 def test_what_is_pooled_and_what_is_a_mean_stands_beside_the_figures(written):
-    assert "Thin: a curve per fold. The others: means over the folds." in written.text
-    assert "A curve per fold. Dashed: precision of chance" in written.text
+    assert "Thin: one curve per fold. The others: means over the folds." in written.text
+    assert "One curve per fold. Dashed: precision of chance" in written.text
     assert written.text.count("Cases of all folds together. ") == 2
     assert "AUCs and differences are means over the folds." in written.text
 
