@@ -595,7 +595,7 @@ def troubled(case, order):
 @pytest.mark.parametrize(
     ("trouble", "why"),
     [
-        ("import ctypes; ctypes.string_at(0)", "its process was ended by SIGSEGV"),
+        pytest.param("import ctypes; ctypes.string_at(0)", "its process was ended by SIGSEGV", marks=pytest.mark.slow),
         ("import os; os.kill(os.getpid(), 9)", "its process was ended by SIGKILL, most likely for lack of memory"),
         pytest.param("import time; time.sleep(600)", "took longer than 30 s", marks=pytest.mark.slow),
     ],
