@@ -9,7 +9,7 @@ import sklearn.metrics as sk
 from scipy.special import expit, logit
 from scipy.stats import t
 
-from mmfusion.errors import EvaluationError
+from mmfusion.errors import EvaluationError, OptionError
 from mmfusion.evaluation import Estimate, classification_metrics
 from mmfusion.evaluation.intervals import newcombe, wilson
 from mmfusion.evaluation.rows import bootstrap_weights, check_rows
@@ -184,6 +184,15 @@ def test_equal_losses_have_no_interval(value):
     assert "all rows have the same loss" in found["brier"].reason
 
 
+def test_some_metrics_are_as_they_are_among_all():
+    label, probability = draw(40)
+    whole = classification_metrics(label, probability, resamples=50)
+    some = classification_metrics(label, probability, metrics=("pr_auc", "auc"), resamples=50)
+    assert some == {name: whole[name] for name in ("auc", "pr_auc")}
+    with pytest.raises(OptionError, match="unknown metric 'aucc'; did you mean 'auc'"):
+        classification_metrics(label, probability, metrics=("aucc",))
+
+
 def test_one_class_only_has_a_reason_and_what_can_be_known():
     found = classification_metrics(np.ones(9, int), np.linspace(0.2, 0.9, 9), resamples=50)
     assert found["auc"] == Estimate(None, None, None, 9, reason="one class only: all 9 rows are of class 1")
@@ -231,8 +240,8 @@ def test_estimates_are_plain_values_for_json():
 
 @pytest.mark.parametrize(("label", "probability", "groups", "message"), [
     ([], [], None, "no rows to evaluate"),
-    ([0, 1], [0.5], None, "one entry a row"),
-    ([0, 1], [0.5, 0.5], [1], "one entry a row"),
+    ([0, 1], [0.5], None, "one entry per row"),
+    ([0, 1], [0.5, 0.5], [1], "one entry per row"),
     ([0, 1], [0.5, 1.7], None, "1 of 2 rows are no probabilities .* first is row 1"),
     ([0, 1], [0.5, np.nan], None, "no probabilities"),
     ([0, 1], [[0.5, 0.2], [0.5, 0.5]], None, "softmax"),

@@ -7,11 +7,11 @@ from scipy.special import ndtr
 
 from mmfusion.errors import EvaluationError
 from mmfusion.evaluation.estimate import Difference
-from mmfusion.evaluation.folds import RANKING, difference_of_folds
+from mmfusion.evaluation.folds import difference_of_folds
 from mmfusion.evaluation.intervals import delong_components, percentile
 from mmfusion.evaluation.metrics import bootstrap_words
 from mmfusion.evaluation.rows import bootstrap_weights, check_folds, check_rows
-from mmfusion.evaluation.scores import METRICS, metric_named, undefined, value_of
+from mmfusion.evaluation.scores import METRICS, RANKING, check_metric, undefined, value_of
 
 
 def compare(
@@ -51,7 +51,8 @@ def compare(
     a, b = check_rows(label, probability_a, groups), check_rows(label, probability_b, groups)
     if a.classes != b.classes:
         raise EvaluationError(f"a has {a.classes} classes and b has {b.classes}; the two cannot be compared")
-    measure = METRICS[metric_named(metric)]
+    check_metric(metric)
+    measure = METRICS[metric]
     at_a, at_b = threshold if isinstance(threshold, tuple) else (threshold, threshold)
     n = len(a.label)
     if reason := undefined(metric, a):

@@ -88,7 +88,7 @@ def roc_band(
 
 
 def precision_recall_curve(label: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision ``[U]`` of class 1, one point a distinct probability, highest first.
+    """Recall and precision ``[U]`` of class 1, one point per distinct probability, highest first.
 
     Args:
         label: ``[N]``, 0 or 1.
@@ -99,8 +99,8 @@ def precision_recall_curve(label: np.ndarray, probability: np.ndarray) -> tuple[
     """
     rows = _binary(label, probability, None)
     positives, negatives = (c[0, ::-1] for c in _counts(rows, np.ones((1, len(rows.label)))))
-    found = np.cumsum(positives)
-    return found / found[-1], found / (found + np.cumsum(negatives))
+    detected = np.cumsum(positives)
+    return detected / detected[-1], detected / (detected + np.cumsum(negatives))
 
 
 def calibration_bins(label: np.ndarray, probability: np.ndarray, bins: int = 5) -> CalibrationBins:

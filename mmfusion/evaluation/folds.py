@@ -10,10 +10,6 @@ from mmfusion.evaluation.intervals import corrected_error, logit_interval, newco
 from mmfusion.evaluation.rows import Rows
 from mmfusion.evaluation.scores import undefined, value_of
 
-RANKING = ("auc", "pr_auc")
-"""Metrics of the order of the cases. Each fold has a model with a scale of its own, so that pairs of cases from
-different folds say nothing."""
-
 
 def mean_of_folds(name: str, rows: Rows, folds: np.ndarray, confidence: float) -> Estimate:
     """The mean of a ranking metric over the test folds, with a corrected t interval on the logit scale.
@@ -22,7 +18,7 @@ def mean_of_folds(name: str, rows: Rows, folds: np.ndarray, confidence: float) -
     :func:`corrected_error`. At m = 1 the AUC of two classes has Newcombe's interval.
 
     Args:
-        name: one of :data:`RANKING`.
+        name: one of :data:`~mmfusion.evaluation.scores.RANKING`.
         rows: of all folds.
         folds: ``[N]`` the fold of each row; one without all classes is left out.
         confidence: of the interval.
@@ -74,11 +70,15 @@ def difference_of_folds(name: str, a: Rows, b: Rows, folds: np.ndarray, confiden
 
 
 def usable_folds(name: str, rows: Rows, folds: np.ndarray) -> tuple[list[Rows], str]:
-    """The rows of each fold that has all classes, and which ones have not."""
-    parts = {fold: rows.part(folds == fold) for fold in np.unique(folds)}
-    lacking = [str(fold) for fold, part in parts.items() if undefined(name, part)]
-    caution = f"left out for lack of a class: fold {', '.join(lacking)}" if lacking else ""
-    return [part for part in parts.values() if not undefined(name, part)], caution
+    """The rows of each fold for which the metric is defined, and a caution that names the other folds."""
+    usable, lacking = [], []
+    for fold in np.unique(folds):
+        part = rows.part(folds == fold)
+        if undefined(name, part):
+            lacking.append(str(fold))
+        else:
+            usable.append(part)
+    return usable, f"left out for lack of a class: fold {', '.join(lacking)}" if lacking else ""
 
 
 def _no_interval(values: np.ndarray) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfusion.evaluation.estimate import Estimate
-from mmfusion.evaluation.folds import RANKING, mean_of_folds
+from mmfusion.evaluation.folds import mean_of_folds
 from mmfusion.evaluation.intervals import (
     delong_interval,
     log_interval,
@@ -18,22 +18,31 @@ from mmfusion.evaluation.intervals import (
     wilson,
 )
 from mmfusion.evaluation.rows import Rows, bootstrap_weights, check_folds, check_rows
-from mmfusion.evaluation.scores import METRICS, losses, recall_of, undefined, value_of
+from mmfusion.evaluation.scores import (
+    CLASS_OF,
+    LOSSES,
+    METRICS,
+    RANKING,
+    check_metric,
+    losses,
+    recall_of,
+    undefined,
+    value_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     from mmfusion.evaluation.scores import Threshold
 
-NO_WIDTH = "all resamples give the same value, so a bootstrap interval would have no width"
-_LOSSES = ("brier", "log_loss")
-_SHARES = ("accuracy", "sensitivity", "specificity")
+_FEW = 10  # subjects of a class, below which the normal approximation of an AUC fails
 
 
 def classification_metrics(
     label: np.ndarray,
     probability: np.ndarray,
     *,
+    metrics: Collection[str] | None = None,
     threshold: Threshold = 0.5,
     groups: np.ndarray | None = None,
     folds: np.ndarray | None = None,
@@ -69,6 +78,7 @@ def classification_metrics(
     Args:
         label: ``[N]`` class indices.
         probability: ``[N, K]``, or ``[N]`` the probability of class 1.
+        metrics: names of those to compute; None: all of them.
         threshold: for class 1 of two; ``[N]`` gives each row its own, as folds of a cross-validation have.
         groups: ``[N]`` subject identifiers; None: each row is a subject of its own.
         folds: ``[N]`` the test fold of each row; None: one model predicted all of them.
@@ -80,10 +90,15 @@ def classification_metrics(
 
     Raises:
         EvaluationError: no rows, lengths that differ, or values that are no probabilities.
+        OptionError: an unknown metric.
     """
     rows = check_rows(label, probability, groups)
     by_fold = None if folds is None else check_folds(folds, rows)
-    names = [name for name in METRICS if rows.classes == 2 or name not in ("sensitivity", "specificity")]
+    for name in metrics or ():
+        check_metric(name)
+    names = [name for name in METRICS if metrics is None or name in metrics]
+    if rows.classes > 2:
+        names = [name for name in names if name not in CLASS_OF]
     ranked = RANKING if by_fold is not None else ()
     reasons = {name: undefined(name, rows) for name in names}
     resampled = [name for name in names if not reasons[name] and name not in ranked and _is_resampled(name, rows)]
@@ -111,7 +126,7 @@ def bootstrap_words(rows: Rows, resamples: int, case_control: bool) -> str:
 
 
 def _is_resampled(name: str, rows: Rows) -> bool:
-    if name in _LOSSES:
+    if name in LOSSES:
         return False
     if name == "auc" and rows.classes == 2 and _few(rows):
         return False
@@ -120,36 +135,35 @@ def _is_resampled(name: str, rows: Rows) -> bool:
 
 def _few(rows: Rows) -> bool:
     """Whether one of two classes has too few subjects for the normal approximation of an AUC."""
-    return min(rows.subjects_of(0), rows.subjects_of(1)) < 10
+    return min(rows.subjects_of(0), rows.subjects_of(1)) < _FEW
 
 
 def _draws(
-    names: Iterable[str], rows: Rows, threshold: Threshold, resamples: int, seed: int, case_control: bool
+    names: Collection[str], rows: Rows, threshold: Threshold, resamples: int, seed: int, case_control: bool
 ) -> dict[str, np.ndarray]:
     """Values ``[R]`` of each metric in the resamples; empty where subjects cannot be resampled."""
-    names = list(names)
-    weights = bootstrap_weights(rows, resamples, seed, case_control)
     if not names or rows.too_few:
         return {}
+    weights = bootstrap_weights(rows, resamples, seed, case_control)
     chunks = [[METRICS[name](rows, chunk, threshold) for name in names] for chunk in weights]
     return {name: np.concatenate([chunk[index] for chunk in chunks]) for index, name in enumerate(names)}
 
 
 def _cases(name: str, rows: Rows) -> int:
-    of_class = {"sensitivity": 1, "specificity": 0}
-    return int(np.sum(rows.label == of_class[name])) if name in of_class else len(rows.label)
+    return int(np.sum(rows.label == CLASS_OF[name])) if name in CLASS_OF else len(rows.label)
 
 
 def _subjects(name: str, rows: Rows) -> int:
     """The subjects whose number limits what is known of the metric: of the class it is of, or of the rarest one."""
-    counts = [rows.subjects_of(k) for k in range(rows.classes)]
-    return {"sensitivity": counts[-1], "specificity": counts[0], "accuracy": len(rows.stratum)}.get(name, min(counts))
+    if name in CLASS_OF:
+        return rows.subjects_of(CLASS_OF[name])
+    return len(rows.stratum) if name == "accuracy" else min(rows.subjects_of(k) for k in range(rows.classes))
 
 
 def _analytic(name: str, rows: Rows, threshold: Threshold, case_control: bool, confidence: float) -> Estimate:
     """The estimate with an interval that needs no resamples."""
     value, n, level = value_of(name, rows, threshold), _cases(name, rows), f"{100 * confidence:g} %"
-    if name in _LOSSES:
+    if name in LOSSES:
         error, freedom = mean_error(losses(name, rows), rows, case_control)
         if error <= 1e-12 * max(value, 1):
             return Estimate(value, None, None, n, reason="all rows have the same loss, so its interval has no width")
@@ -174,7 +188,7 @@ def _newcombe(value: float, rows: Rows, confidence: float) -> Estimate:
 def _wilson(name: str, value: float, rows: Rows, threshold: Threshold, confidence: float) -> Estimate:
     """A share of subjects with its Wilson interval; the balanced accuracy with those of its classes combined."""
     n, level = _cases(name, rows), f"{100 * confidence:g} %"
-    if name in _SHARES:
+    if name != "balanced_accuracy":
         low, high = wilson(value, _subjects(name, rows), confidence)
         return Estimate(value, float(low), float(high), n, f"{level} Wilson interval")
     ones = np.ones((1, len(rows.label)))
@@ -196,5 +210,6 @@ def _bootstrap(
     if name == "auc" and rows.classes == 2:
         return _newcombe(value, rows, confidence)
     if name in RANKING:
-        return Estimate(value, None, None, n, reason=NO_WIDTH)
+        reason = "all resamples give the same value, so a bootstrap interval would have no width"
+        return Estimate(value, None, None, n, reason=reason)
     return _wilson(name, value, rows, threshold, confidence)

@@ -71,7 +71,7 @@ def check_rows(label: np.ndarray, probability: np.ndarray, groups: np.ndarray | 
     groups = np.arange(n) if groups is None else np.asarray(groups)
     if label.shape != (n,) or len(probability) != n or groups.shape != (n,):
         raise EvaluationError(
-            f"labels, probabilities and subjects must have one entry a row, found shapes {label.shape}, "
+            f"labels, probabilities and subjects must have one entry per row, found shapes {label.shape}, "
             f"{probability.shape} and {groups.shape}"
         )
     if probability.ndim != 2 or probability.shape[1] < 2:
@@ -85,8 +85,8 @@ def check_rows(label: np.ndarray, probability: np.ndarray, groups: np.ndarray | 
         )
     classes = probability.shape[1]
     if not np.isin(label, np.arange(classes)).all():
-        found = sorted(set(label.tolist()) - set(range(classes)))
-        raise EvaluationError(f"labels must be class indices 0 to {classes - 1}, found {found}")
+        others = sorted(set(label.tolist()) - set(range(classes)))
+        raise EvaluationError(f"labels must be class indices 0 to {classes - 1}, found {others}")
     return _rows(label.astype(np.int64), probability, groups)
 
 

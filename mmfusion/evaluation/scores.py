@@ -1,7 +1,7 @@
 """The values of the metrics of a classifier.
 
-Every metric is a function of weights ``[R, N]``, one row of weights a resample, and gives ``[R]`` values at once.
-The value itself is the case of one row of ones, so that value and resamples cannot come from different formulas.
+Every metric is a function of weights ``[R, N]``, one row of weights per resample, and gives ``[R]`` values at once.
+The value itself is that of one row of ones, so that value and resamples cannot come from different formulas.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ from mmfusion.options import unknown
 
 Threshold: TypeAlias = "float | np.ndarray"
 
+RANKING = ("auc", "pr_auc")
+"""Metrics of the order of the cases. Each fold of a cross-validation has a model with a scale of its own, so cases of
+different folds cannot be ordered."""
+CLASS_OF = {"sensitivity": 1, "specificity": 0}
+"""Metrics of the rows of one class, which exist for two classes only, and that class."""
+LOSSES = ("brier", "log_loss")
+"""Metrics that are the mean of a loss of each row, see :func:`losses`."""
+
 
 def value_of(name: str, rows: Rows, threshold: Threshold) -> float:
     """One metric of the rows as they are."""
@@ -25,8 +33,11 @@ def value_of(name: str, rows: Rows, threshold: Threshold) -> float:
 
 def undefined(name: str, rows: Rows) -> str:
     """Why the metric cannot be computed from these rows; empty if it can."""
-    needed = {"sensitivity": [1], "specificity": [0], "accuracy": [], "brier": [], "log_loss": []}
-    missing = [k for k in needed.get(name, range(rows.classes)) if k in rows.absent]
+    if name in CLASS_OF:
+        needed = [CLASS_OF[name]]
+    else:
+        needed = [] if name in ("accuracy", *LOSSES) else list(range(rows.classes))
+    missing = [k for k in needed if k in rows.absent]
     if not missing:
         return ""
     if len(rows.absent) == rows.classes - 1:
@@ -68,9 +79,9 @@ def _pr_auc(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray
     def one(k: int) -> np.ndarray:
         positives, negatives = class_counts(rows.label == k, rows.probability[:, k], weights)
         positives, negatives = positives[:, ::-1], negatives[:, ::-1]
-        found = np.cumsum(positives, axis=1)
-        precision = found / np.maximum(found + np.cumsum(negatives, axis=1), 1e-300)
-        return (positives * precision).sum(axis=1) / found[:, -1]
+        detected = np.cumsum(positives, axis=1)
+        precision = detected / np.maximum(detected + np.cumsum(negatives, axis=1), 1e-300)
+        return (positives * precision).sum(axis=1) / detected[:, -1]
 
     return _mean_over_classes(one, rows.classes)
 
@@ -89,6 +100,8 @@ def _right(rows: Rows, threshold: Threshold) -> np.ndarray:
 
 
 def recall_of(k: int) -> Callable[[Rows, np.ndarray, Threshold], np.ndarray]:
+    """The metric "share of the rows of class k that are predicted right"."""
+
     def recall(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
         return _mean(_right(rows, threshold), weights * (rows.label == k))
 
@@ -125,15 +138,16 @@ METRICS: dict[str, Callable[[Rows, np.ndarray, Threshold], np.ndarray]] = {
     "pr_auc": _pr_auc,
     "balanced_accuracy": _balanced_accuracy,
     "accuracy": _accuracy,
-    "sensitivity": recall_of(1),
-    "specificity": recall_of(0),
-    "brier": _loss("brier"),
-    "log_loss": _loss("log_loss"),
+    **{name: recall_of(k) for name, k in CLASS_OF.items()},
+    **{name: _loss(name) for name in LOSSES},
 }
 
 
-def metric_named(name: str) -> str:
-    """The name itself, if there is such a metric."""
+def check_metric(name: str) -> None:
+    """Refuse a name that is no metric.
+
+    Raises:
+        OptionError: an unknown metric.
+    """
     if name not in METRICS:
         raise OptionError(unknown("metric", name, METRICS))
-    return name

@@ -57,21 +57,24 @@ def write_metrics(
     scored = _score(rows.values(), models, model.classes, run)
     options: dict[str, Any] = {"resamples": resamples, "seed": seed, "case_control": case_control}
     without_doubtful = _without_doubtful(rows, scored, options)
-    comparison, pairs = {}, {}
+    comparison: dict[str, Any] = {}
+    pairs: dict[str, tuple[_Scored, _Scored]] = {}
     for name, folder in single_runs(run).items():
         alone = {row["case"]: row for row in read_predictions(folder / "predictions.csv") if row["case"] in rows}
         if not alone:  # evaluated on another part
             continue
         own = _score(alone.values(), _models(folder, alone.values()), model.classes, folder)
         fused = _score([rows[case] for case in alone], models, model.classes, run)
+        if reason := _other_folds(fused, own, name):
+            difference = Difference(None, None, None, len(own.label), reason=reason)
+        else:
+            difference, pairs[name] = _difference(fused, own, options), (fused, own)
         comparison[name] = {
-            "auc": own.metrics(options)["auc"].as_dict(),
-            "fusion_auc": fused.metrics(options)["auc"].as_dict(),
-            "difference": _difference(fused, own, name, options).as_dict(),
+            "auc": own.auc(options).as_dict(),
+            "fusion_auc": fused.auc(options).as_dict(),
+            "difference": difference.as_dict(),
             "models": models_of(alone.values()),
         }
-        if not _other_folds(fused, own, name):
-            pairs[name] = (fused, own)
     out = {
         "part": next(iter(rows.values()))["part"],
         "n": len(rows),
@@ -82,7 +85,7 @@ def write_metrics(
         **({"without_doubtful": without_doubtful} if without_doubtful else {}),
         "comparison": comparison,
         "models": models_of(rows.values()),
-        **({"folds": _by_fold(scored, pairs, model, options), "notes": [_note(scored)]} if scored.folds else {}),
+        **({"folds": _by_fold(scored, pairs, model.classes, options), "notes": [_note(scored)]} if scored.folds else {}),
         **more,
     }
     write_json(out, RunFolder(run).metrics)
@@ -112,9 +115,14 @@ class _Scored:
         """Who is a subject and what is a fold, as the functions of evaluation take it."""
         return {"groups": self.subject, "folds": self.fold if self.folds else None}
 
-    def metrics(self, options: Mapping[str, Any]) -> dict[str, Estimate]:
-        """All metrics; AUC and PR-AUC of a cross-validation are means over its folds."""
-        return classification_metrics(self.label, self.probability, threshold=self.threshold, **self.design, **options)
+    def metrics(self, options: Mapping[str, Any], names: Collection[str] | None = None) -> dict[str, Estimate]:
+        """The metrics of these names, or all; AUC and PR-AUC of a cross-validation are means over its folds."""
+        given = {"metrics": names, "threshold": self.threshold, **self.design, **options}
+        return classification_metrics(self.label, self.probability, **given)
+
+    def auc(self, options: Mapping[str, Any]) -> Estimate:
+        """The AUC alone."""
+        return self.metrics(options, ["auc"])["auc"]
 
     def only(self, chosen: np.ndarray) -> _Scored:
         """Some of the rows, by a mask ``[N]``."""
@@ -150,10 +158,8 @@ def _score(
     )
 
 
-def _difference(fused: _Scored, own: _Scored, name: str, options: Mapping[str, Any]) -> Difference:
+def _difference(fused: _Scored, own: _Scored, options: Mapping[str, Any]) -> Difference:
     """The AUC of the fusion minus that of a modality alone, on the same cases in pairs, and within the same folds."""
-    if reason := _other_folds(fused, own, name):
-        return Difference(None, None, None, len(own.label), reason=reason)
     return compare(own.label, fused.probability, own.probability, **own.design, **options)
 
 
@@ -177,7 +183,7 @@ def _without_doubtful(
         return {}
     sure = np.array([case not in doubtful for case in rows])
     if sure.any():
-        auc = scored.only(sure).metrics(options)["auc"]
+        auc = scored.only(sure).auc(options)
     else:
         auc = Estimate(None, None, None, 0, reason="every case is doubtful")
     return {"doubtful": doubtful, "auc": auc.as_dict()}
@@ -205,7 +211,7 @@ def _models(run: Path, rows: Collection[Mapping[str, str]]) -> dict[str, Model]:
 def _by_fold(
     scored: _Scored,
     pairs: Mapping[str, tuple[_Scored, _Scored]],
-    model: Model,
+    classes: tuple[str, ...],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Fold to its numbers: cases, subjects, cases of each class, AUC, threshold, log loss, and the single modalities.
@@ -213,24 +219,24 @@ def _by_fold(
     Args:
         scored: the predictions of all folds.
         pairs: modality to the predictions of fusion and of this modality alone, on the same cases.
-        model: of any fold.
+        classes: their names, K.
         options: of the bootstrap.
     """
     table: dict[str, Any] = {}
     for fold in scored.folds:
         rows = scored.of_fold(fold)
-        metrics = rows.metrics(options)
+        metrics = rows.metrics(options, ["auc", "log_loss"])
         table[fold] = {
             "n": len(rows.label),
             "subjects": len(set(rows.subject.tolist())),
-            "count": {name: int(np.sum(rows.label == k)) for k, name in enumerate(model.classes)},
+            "count": {name: int(np.sum(rows.label == k)) for k, name in enumerate(classes)},
             "auc": metrics["auc"].as_dict(),
-            "threshold": float(rows.threshold[0]) if len(model.classes) == 2 else None,
+            "threshold": float(rows.threshold[0]) if len(classes) == 2 else None,
             "log_loss": metrics["log_loss"].as_dict(),
             "single": {
                 name: {
-                    "auc": own.of_fold(fold).metrics(options)["auc"].as_dict(),
-                    "difference": _difference(fused.of_fold(fold), own.of_fold(fold), name, options).as_dict(),
+                    "auc": own.of_fold(fold).auc(options).as_dict(),
+                    "difference": _difference(fused.of_fold(fold), own.of_fold(fold), options).as_dict(),
                 }
                 for name, (fused, own) in pairs.items()
                 if fold in own.folds
