@@ -85,7 +85,9 @@ def write_metrics(
         **({"without_doubtful": without_doubtful} if without_doubtful else {}),
         "comparison": comparison,
         "models": models_of(rows.values()),
-        **({"folds": _by_fold(scored, pairs, model.classes, options), "notes": [_note(scored)]} if scored.folds else {}),
+        **(
+            {"folds": _by_fold(scored, pairs, model.classes, options), "notes": [_note(scored)]} if scored.folds else {}
+        ),
         **more,
     }
     write_json(out, RunFolder(run).metrics)
