@@ -21,7 +21,12 @@ def testdata() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    warnings.filterwarnings("error")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Of torch. Where the tests run: the process that hands them out need not wait for its import."""
     import torch
 
     torch.set_num_threads(1)
-    warnings.filterwarnings("error")

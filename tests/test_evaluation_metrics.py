@@ -155,6 +155,21 @@ def test_auc_interval_by_the_definition():
     assert (found.low, found.high) == pytest.approx(expit(logit(auc) + np.r_[-half, half]))
 
 
+def test_a_share_of_visits_is_worth_as_many_rows_as_vary_so_much():
+    generator = np.random.default_rng(0)
+    label, right = np.arange(30) % 2, generator.random(30) < 0.7
+    score = np.where(right == label, 0.8, 0.2)
+    alone = classification_metrics(label, score)
+    same = classification_metrics(np.repeat(label, 4), np.repeat(score, 4), groups=np.repeat(np.arange(30), 4))
+    mixed = classification_metrics(np.repeat(label, 4), np.tile(score, 4), groups=np.repeat(np.arange(30), 4))
+    for name in ("sensitivity", "specificity", "accuracy", "balanced_accuracy"):
+        one, four, other = (found[name].high - found[name].low for found in (alone, same, mixed))
+        assert four == pytest.approx(one, rel=0.15)  # four visits that agree are worth one
+        assert other < four and "effective subjects" in same[name].method
+    perfect = classification_metrics(np.repeat([0, 1], 8), np.repeat([0.1, 0.9], 8), groups=np.repeat(np.arange(8), 2))
+    assert perfect["sensitivity"].low == pytest.approx(wilson(1.0, 4)[0])
+
+
 def test_few_subjects_and_equal_scores_have_newcombes_interval():
     label = np.repeat([0, 1], [31, 9])
     score = np.linspace(0.1, 0.9, 40)[np.random.default_rng(0).permutation(40)]

@@ -17,6 +17,7 @@ PAIRS = [
     for name, row in combinations().items()
     for i, fusion in enumerate(row["fusion"])
 ]
+FIRST = [(name, row["fusion"][0]) for name, row in combinations().items()]
 ENCODERS = sorted({encoder for row in combinations().values() for encoder in row["encoders"]})
 SUBSETS = [s for s in itertools.product([False, True], repeat=3) if any(s)]
 jit_is_old = pytest.mark.filterwarnings(r"ignore:`torch.jit.\w+` is deprecated:DeprecationWarning")
@@ -42,9 +43,11 @@ def batch(size=(17, 21, 19), cases=2, seed=0):
     ],
 )
 def test_forward_and_backward_on_an_odd_shape(strategy, fusion, encoder):
-    net = network(strategy, fusion, encoder, num_classes=3, dropout=0.1)
-    image = batch((29, 31, 30) if encoder == "densenet121" else (17, 21, 19))
-    output = net.outputs(image, torch.tensor([[1, 1, 1], [1, 0, 1]]))
+    names = MODALITIES[: 3 if encoder == "resnet10" else 2]
+    torch.manual_seed(0)
+    net = build(strategy, encoder, fusion, names, width=0.06, num_classes=3, dropout=0.1)
+    image = batch((29, 31, 30) if encoder == "densenet121" else (17, 21, 19))[:, : len(names)]
+    output = net.outputs(image, torch.tensor([[1, 1, 1], [1, 0, 1]])[:, : len(names)])
     assert output.logits.shape == (2, 3)
     sum(net.losses(output, torch.tensor([0, 2])).values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
@@ -106,11 +109,12 @@ def test_each_modality_may_have_an_encoder_of_its_own(strategy):
 @jit_is_old
 @pytest.mark.parametrize("strategy", combinations())
 def test_images_of_two_dimensions(strategy):
-    net = network(strategy, spatial_dims=2, covariates=1).eval()
+    net = network(strategy, encoder="cnn", spatial_dims=2, covariates=1).eval()
     image, present = torch.randn(2, 3, 33, 29), torch.tensor([[1, 1, 1], [0, 1, 0]])
     logits = net(image, present, torch.zeros(2, 1))
     assert logits.shape == (2, 2) and logits.isfinite().all()
-    torch.testing.assert_close(torch.jit.script(net)(image, present, torch.zeros(2, 1)), logits)
+    with torch.jit.optimized_execution(False):
+        torch.testing.assert_close(torch.jit.script(net)(image, present, torch.zeros(2, 1)), logits)
     with pytest.raises(NetworkError, match=r"image \[B, 3, H, W\] with .* found shape \[2, 3, 9, 9, 9"):
         net(torch.zeros(2, 3, 9, 9, 9), present, torch.zeros(2, 1))
 
@@ -171,8 +175,14 @@ def test_only_present_rows_are_encoded(strategy):
 @jit_is_old
 @pytest.mark.parametrize(
     ("strategy", "fusion", "encoder"),
-    [pytest.param(*pair.values, "resnet10", marks=pair.marks) for pair in PAIRS]
-    + [pytest.param("single_level", "concat", name, marks=pytest.mark.slow) for name in ENCODERS if name != "resnet10"],
+    [pytest.param(*pair.values, "cnn", marks=pair.marks) for pair in PAIRS]
+    + [("single_level", "concat", "resnet10")]
+    + [
+        pytest.param("single_level", "concat", name, marks=pytest.mark.slow)
+        for name in ENCODERS
+        if name not in ("cnn", "resnet10")
+    ]
+    + [pytest.param(*pair, "resnet10", marks=pytest.mark.slow) for pair in FIRST if pair[0] != "single_level"],
 )
 def test_torchscript_says_what_eager_says(strategy, fusion, encoder):
     net, image = network(strategy, fusion, encoder).eval(), batch((29, 31, 30), cases=3)
@@ -180,19 +190,22 @@ def test_torchscript_says_what_eager_says(strategy, fusion, encoder):
     torch.jit.save(torch.jit.script(net), file)
     file.seek(0)
     scripted = torch.jit.load(file)
-    for present in ([[1, 1, 1]] * 3, [[1, 0, 0], [0, 0, 1], [0, 0, 0]]):
-        torch.testing.assert_close(scripted(image, torch.tensor(present)), net(image, torch.tensor(present)))
-    torch.testing.assert_close(scripted(image), net(image))
+    # what torch optimizes in a graph for each kind of input takes longer than all else here
+    with torch.jit.optimized_execution(encoder != "cnn"):
+        for present in ([[1, 1, 1]] * 3, [[1, 0, 0], [0, 0, 1], [0, 0, 0]]):
+            torch.testing.assert_close(scripted(image, torch.tensor(present)), net(image, torch.tensor(present)))
+        torch.testing.assert_close(scripted(image), net(image))
 
 
 @jit_is_old
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of torch's own GroupNorm
 @pytest.mark.parametrize(("strategy", "fusion"), PAIRS)
 def test_a_trace_holds_for_other_missing_modalities(strategy, fusion):
-    net, image = network(strategy, fusion).eval(), batch()
-    traced = torch.jit.trace(net, (image, torch.ones(2, 3)))
+    net, image = network(strategy, fusion, "cnn").eval(), batch()
     present = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]])
-    torch.testing.assert_close(traced(image, present), net(image, present))
+    with torch.jit.optimized_execution(False):
+        traced = torch.jit.trace(net, (image, torch.ones(2, 3)), check_trace=False)  # it is checked by other inputs
+        torch.testing.assert_close(traced(image, present), net(image, present))
 
 
 @jit_is_old
@@ -246,8 +259,7 @@ def accuracy_after_training(net, image, present, label, steps=25, lr=1e-2):
 
 @pytest.mark.parametrize(
     ("strategy", "fusion"),
-    [(name, row["fusion"][0]) for name, row in combinations().items()]
-    + [pytest.param(*pair.values, marks=pytest.mark.slow) for pair in PAIRS if pair.values[0] != "input"],
+    FIRST + [pytest.param(*pair.values, marks=pytest.mark.slow) for pair in PAIRS if pair.values[0] != "input"],
 )
 def test_learns_what_one_modality_shows(strategy, fusion):
     image, label = lesions()

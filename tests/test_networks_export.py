@@ -22,9 +22,9 @@ PAIRS = [
 ]
 
 
-def network(strategy="single_level", fusion=None, **options):
+def network(strategy="single_level", fusion=None, encoder="resnet10", **options):
     torch.manual_seed(0)
-    return build(strategy, "resnet10", fusion, MODALITIES, width=0.06, **options).eval()
+    return build(strategy, encoder, fusion, MODALITIES, width=0.06, **options).eval()
 
 
 def cases(count):
@@ -39,7 +39,7 @@ def session(path):
 @pytest.mark.parametrize(("strategy", "fusion"), PAIRS)
 def test_onnx_says_what_eager_says_for_every_subset(strategy, fusion, with_present, tmp_path):
     pytest.importorskip("onnx")
-    net, image = network(strategy, fusion), cases(8)
+    net, image = network(strategy, fusion, "cnn"), cases(8)
     export_onnx(net, tmp_path / "net.onnx", SIZE, with_present=with_present)
     runtime = session(tmp_path / "net.onnx")
     image = image if with_present else image * SUBSETS[:, :, None, None, None]

@@ -94,7 +94,8 @@ def test_absent_modalities_do_not_matter_and_every_parameter_learns(form):
 def test_scripted_forms_say_the_same(form):
     network, image = small(form).eval(), volumes(cases=3)
     present = torch.tensor([[True, False, True], [True, True, False], [False, False, False]])
-    torch.testing.assert_close(torch.jit.script(network)(image, present), network(image, present))
+    with torch.jit.optimized_execution(False):  # for one answer that takes longer than all else
+        torch.testing.assert_close(torch.jit.script(network)(image, present), network(image, present))
 
 
 @pytest.mark.parametrize(

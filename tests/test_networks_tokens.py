@@ -230,7 +230,8 @@ def test_scripted_traced_and_of_no_case(name, learned):
     file = io.BytesIO()
     torch.jit.save(torch.jit.script(op), file)
     file.seek(0)
-    traced = torch.jit.trace(op, ([one[:2] + 1 for one in given], torch.ones_like(PRESENT[:2])))
+    example = ([one[:2] + 1 for one in given], torch.ones_like(PRESENT[:2]))
+    traced = torch.jit.trace(op, example, check_trace=False)  # it is checked by other inputs
     for other in (torch.jit.load(file), traced):
         for a, b in zip(op(given, PRESENT), other(given, PRESENT), strict=True):
             assert torch.equal(a, b)

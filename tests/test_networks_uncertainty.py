@@ -105,9 +105,10 @@ def test_scripted_and_saved_it_answers_with_the_mean_weights(strategy):
     torch.jit.save(torch.jit.script(net), buffer)
     buffer.seek(0)
     loaded = torch.jit.load(buffer)
-    torch.testing.assert_close(loaded(image), net(image))
-    assert torch.equal(net(image), net(image))
-    assert not torch.equal(loaded.train()(image), loaded(image))
+    with torch.jit.optimized_execution(False):  # for three answers that takes longer than all else
+        torch.testing.assert_close(loaded(image), net(image))
+        assert torch.equal(net(image), net(image))
+        assert not torch.equal(loaded.train()(image), loaded(image))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -28,7 +28,7 @@ from mmfusion.volume import Displacement, Grid, Transform, Volume, resample
 
 STILL = Transform()
 TILTED = Transform.rigid((7, -3, 8), (9, -8, 6), MIDDLE)
-PAIRS = [("ct", "mr"), ("mr", "pet"), ("pet", "ct")]
+PAIRS = [("ct", "mr"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("mr", "pet"), ("pet", "ct")))]
 
 
 def two_poses(*words: object) -> tuple[Transform, Transform]:
@@ -151,7 +151,7 @@ def test_a_slab_of_thick_slices(fixed, moving, mm):
     assert found.verdict == "ok" and error_mm(found.fixed_to_moving, *poses) < 2
 
 
-@pytest.mark.parametrize("slices", [2, 3, 4, 5])
+@pytest.mark.parametrize("slices", [2, 5, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 def test_very_few_slices(slices):
     """They run, without warnings; trusted headers and ``translation`` keep what so few slices cannot say."""
     fixed, moving = scan("ct", STILL, 1), thick_scan("mr", STILL, 6, slices)

@@ -102,11 +102,11 @@ def test_what_is_refused():
     ("name", "modality"),
     [
         ("SPM_avg152T1", "mr"),
-        ("SPM_avg152T2", "mr"),
-        ("SPM_avg152PD", "mr"),
-        ("SPM_single_subj_T1", "mr"),
+        pytest.param("SPM_avg152T2", "mr", marks=pytest.mark.slow),
+        pytest.param("SPM_avg152PD", "mr", marks=pytest.mark.slow),
+        pytest.param("SPM_single_subj_T1", "mr", marks=pytest.mark.slow),
         ("SPM_PET", "pet"),
-        ("Rorden_scct", "ct"),
+        pytest.param("Rorden_scct", "ct", marks=pytest.mark.slow),
         ("Rorden_scct_stripped", "ct"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from tiny_cohort import GRID, MODALITIES, write_scans, write_tiny_cohort
+from tiny_cohort import GRID, MODALITIES, evaluate, write_scans, write_tiny_cohort
 
 from mmfusion.bundle import run_config
 from mmfusion.errors import CohortError, LeakageError, ManifestError, MmfusionError, NetworkError, OptionError
@@ -123,7 +123,7 @@ def test_every_strategy_trains(train, tmp_path, strategy, fusion):
 def test_three_classes_train_without_a_threshold(train, tmp_path):
     cohort = write_tiny_cohort(tmp_path / "cohort", ["a", "b", "c"] * 6)
     run = train(tmp_path / "run", cohort=str(cohort.folder), epochs=1, class_weights=False)
-    run_config("evaluate", run_dir=str(run), resamples=100, device="cpu")
+    evaluate(run)
     about, _ = load_model(run)
     assert about.threshold is None and about.classes == ("a", "b", "c")
     assert about.training_prior == pytest.approx(about.target_prior)
@@ -132,7 +132,7 @@ def test_three_classes_train_without_a_threshold(train, tmp_path):
 
 def test_one_modality_alone_keeps_the_split_of_all(train, tiny_run, tmp_path):
     run = train(tmp_path, modalities=["pet"], epochs=1)
-    run_config("evaluate", run_dir=str(run), resamples=100, device="cpu")
+    evaluate(run)
     about, network = load_model(run)
     assert about.modalities == network.modalities == ("pet",) and about.case["modalities"] == list(MODALITIES)
     assert rows_of(run / "split.csv") == rows_of(tiny_run / "split.csv")
@@ -143,13 +143,13 @@ def test_a_modality_that_nobody_has(train, tmp_path):
     everyone = {number: ["ct"] for number in range(24)}
     cohort = write_tiny_cohort(tmp_path / "cohort", ["no", "yes"] * 12, everyone)
     run = train(tmp_path / "run", cohort=str(cohort.folder), epochs=1)
-    run_config("evaluate", run_dir=str(run), resamples=100, device="cpu")
+    evaluate(run)
     assert {row["modalities"] for row in rows_of(run / "predictions.csv")} == {"pet mr"}
 
 
 def test_missing_modalities_are_evaluated(tiny_cohort, train, tmp_path):
     run = train(tmp_path, epochs=1)
-    run_config("evaluate", run_dir=str(run), part="train", resamples=100, device="cpu")
+    evaluate(run, part="train")
     found = {row["case"]: row["modalities"] for row in rows_of(run / "predictions.csv")}
     expected = {"S00": "pet mr", "S01": "ct mr", "S09": "pet"}
     assert expected.items() <= found.items() and len(found) == 14
@@ -160,9 +160,10 @@ def test_missing_modalities_are_evaluated(tiny_cohort, train, tmp_path):
 
 def test_the_same_seed_gives_the_same_model(train, tiny_run, tmp_path):
     run = train(tmp_path)
-    run_config("evaluate", run_dir=str(run), resamples=100, device="cpu")
+    evaluate(run)
+    again = weights_of(run)
     for name, value in weights_of(tiny_run).items():
-        assert torch.equal(value, weights_of(run)[name]), name
+        assert torch.equal(value, again[name]), name
     assert (run / "predictions.csv").read_bytes() == (tiny_run / "predictions.csv").read_bytes()
 
 

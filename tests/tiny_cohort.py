@@ -80,6 +80,13 @@ def write_scans(folder: Path, subjects: Mapping[str, Sequence[str]]) -> Path:
     return folder / "manifest.csv"
 
 
+def evaluate(run: Path, **overrides: Any) -> None:
+    """Write predictions and metrics of a run, without the page, whose charts take longest."""
+    from mmfusion.bundle import run_config
+
+    run_config("evaluate", **({"run_dir": str(run), "resamples": 100, "device": "cpu", "run#2": None} | overrides))
+
+
 @pytest.fixture(scope="session")
 def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 subjects, 12 of each class; five lack a modality, three of them ``ct``, the reference."""

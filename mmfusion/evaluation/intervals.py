@@ -100,6 +100,24 @@ def mean_error(values: np.ndarray, rows: Rows, case_control: bool) -> tuple[floa
     return float(np.sqrt(variances.sum())), effective_freedom(variances, freedoms)
 
 
+def effective_count(right: np.ndarray, rows: Rows, case_control: bool, confidence: float) -> float:
+    """The number of independent rows whose share would be as uncertain as that of ``right [N]`` is.
+
+    That is N where each subject has one row. Else the variance of the share between subjects says how many it is worth,
+    less what the few subjects leave unknown of this variance (Korn and Graubard, Survey Methodology 1998); the number
+    of subjects where all rows agree.
+    """
+    if rows.one_each:
+        return float(len(right))
+    share = float(right.mean())
+    error, freedom = mean_error(right, rows, case_control)
+    if error == 0:
+        return float(len(rows.stratum))
+    level = (1 + confidence) / 2
+    count = share * (1 - share) / error**2 * float(ndtri(level) / stdtrit(freedom, level)) ** 2
+    return float(np.clip(count, 1, len(right)))
+
+
 def wilson(share: float | np.ndarray, n: int | np.ndarray, confidence: float = 0.95) -> tuple[Any, Any]:
     """Wilson score interval (1927) of an observed share of n; floats or arrays."""
     z = ndtri((1 + confidence) / 2)

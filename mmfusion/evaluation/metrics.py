@@ -10,12 +10,12 @@ from mmfusion.evaluation.estimate import Estimate
 from mmfusion.evaluation.folds import mean_of_folds
 from mmfusion.evaluation.intervals import (
     delong_interval,
+    effective_count,
     log_interval,
     logit_interval,
     mean_error,
     mean_of_shares,
     newcombe,
-    wilson,
 )
 from mmfusion.evaluation.rows import Rows, bootstrap_weights, check_folds, check_rows
 from mmfusion.evaluation.scores import (
@@ -24,8 +24,8 @@ from mmfusion.evaluation.scores import (
     METRICS,
     RANKING,
     check_metric,
+    is_right,
     losses,
-    recall_of,
     undefined,
     value_of,
 )
@@ -67,8 +67,8 @@ def classification_metrics(
                        10 subjects of a class, at 0 and at 1;      Newcombe likewise
                        more classes: bootstrap
     PR-AUC             bootstrap on the logit scale                cluster bootstrap on the logit scale
-    shares             Wilson; balanced accuracy: those of the     cluster bootstrap on the logit scale, Wilson
-                       classes combined                            over subjects where it would have no width
+    shares             Wilson; balanced accuracy: those of the     the same, with the number of independent rows
+                       classes combined                            that would vary as much
     Brier, log loss    t on the log scale                          the same, from sums over subjects
     =================  ==========================================  ===========================================
 
@@ -126,11 +126,9 @@ def bootstrap_words(rows: Rows, resamples: int, case_control: bool) -> str:
 
 
 def _is_resampled(name: str, rows: Rows) -> bool:
-    if name in LOSSES:
-        return False
-    if name == "auc" and rows.classes == 2 and _few(rows):
-        return False
-    return name == "pr_auc" or not rows.one_each or (name == "auc" and rows.classes > 2)
+    if name == "auc" and rows.classes == 2:
+        return not (rows.one_each or _few(rows))
+    return name in RANKING
 
 
 def _few(rows: Rows) -> bool:
@@ -153,13 +151,6 @@ def _cases(name: str, rows: Rows) -> int:
     return int(np.sum(rows.label == CLASS_OF[name])) if name in CLASS_OF else len(rows.label)
 
 
-def _subjects(name: str, rows: Rows) -> int:
-    """The subjects whose number limits what is known of the metric: of the class it is of, or of the rarest one."""
-    if name in CLASS_OF:
-        return rows.subjects_of(CLASS_OF[name])
-    return len(rows.stratum) if name == "accuracy" else min(rows.subjects_of(k) for k in range(rows.classes))
-
-
 def _analytic(name: str, rows: Rows, threshold: Threshold, case_control: bool, confidence: float) -> Estimate:
     """The estimate with an interval that needs no resamples."""
     value, n, level = value_of(name, rows, threshold), _cases(name, rows), f"{100 * confidence:g} %"
@@ -171,7 +162,7 @@ def _analytic(name: str, rows: Rows, threshold: Threshold, case_control: bool, c
         method = f"{level} t interval on the log scale, {len(rows.stratum)} subjects"
         return Estimate(value, low, high, n, method)
     if name != "auc":
-        return _wilson(name, value, rows, threshold, confidence)
+        return _shares(name, rows, threshold, case_control, confidence)
     interval = None if _few(rows) else delong_interval(rows.label == 1, rows.probability[:, 1], confidence)
     if interval:
         return Estimate(value, *interval, n, f"{level} DeLong interval on the logit scale")
@@ -185,17 +176,18 @@ def _newcombe(value: float, rows: Rows, confidence: float) -> Estimate:
     return Estimate(value, *newcombe(value, positives, negatives, confidence), len(rows.label), method)
 
 
-def _wilson(name: str, value: float, rows: Rows, threshold: Threshold, confidence: float) -> Estimate:
-    """A share of subjects with its Wilson interval; the balanced accuracy with those of its classes combined."""
-    n, level = _cases(name, rows), f"{100 * confidence:g} %"
-    if name != "balanced_accuracy":
-        low, high = wilson(value, _subjects(name, rows), confidence)
-        return Estimate(value, float(low), float(high), n, f"{level} Wilson interval")
-    ones = np.ones((1, len(rows.label)))
-    recalls = np.array([float(recall_of(k)(rows, ones, threshold)[0]) for k in range(rows.classes)])
-    counts = np.array([rows.subjects_of(k) for k in range(rows.classes)])
-    low, high = mean_of_shares(recalls, counts, confidence)
-    return Estimate(value, low, high, n, f"{level} Wilson intervals of the classes, combined")
+def _shares(name: str, rows: Rows, threshold: Threshold, case_control: bool, confidence: float) -> Estimate:
+    """A share with its Wilson interval; the balanced accuracy with those of its classes combined."""
+    value, n, level = value_of(name, rows, threshold), _cases(name, rows), f"{100 * confidence:g} %"
+    right = is_right(rows, threshold)
+    classes = [CLASS_OF[name]] if name in CLASS_OF else range(rows.classes)
+    parts = [np.ones(len(right), bool)] if name == "accuracy" else [rows.label == k for k in classes]
+    shares = np.array([right[part].mean() for part in parts])
+    counts = np.array([effective_count(right[part], rows.part(part), case_control, confidence) for part in parts])
+    low, high = mean_of_shares(shares, counts, confidence)
+    words = " of the classes, combined" if name == "balanced_accuracy" else ""
+    visits = "" if rows.one_each else f", {counts.sum():.0f} effective subjects"
+    return Estimate(value, low, high, n, f"{level} Wilson interval{'s' * bool(words)}{words}{visits}")
 
 
 def _bootstrap(
@@ -204,12 +196,11 @@ def _bootstrap(
     """The estimate with a t interval on the logit scale, its error the deviation of the resamples ``[R]``."""
     value, n = value_of(name, rows, threshold), _cases(name, rows)
     if np.ptp(drawn) > 1e-12:
-        low, high = logit_interval(value, float(np.std(drawn)), _subjects(name, rows) - 1, confidence)
+        rarest = min(rows.subjects_of(k) for k in range(rows.classes))
+        low, high = logit_interval(value, float(np.std(drawn)), rarest - 1, confidence)
         words = bootstrap_words(rows, len(drawn), case_control)
         return Estimate(value, low, high, n, f"{100 * confidence:g} % interval on the logit scale from {words}")
     if name == "auc" and rows.classes == 2:
         return _newcombe(value, rows, confidence)
-    if name in RANKING:
-        reason = "all resamples give the same value, so a bootstrap interval would have no width"
-        return Estimate(value, None, None, n, reason=reason)
-    return _wilson(name, value, rows, threshold, confidence)
+    reason = "all resamples give the same value, so a bootstrap interval would have no width"
+    return Estimate(value, None, None, n, reason=reason)

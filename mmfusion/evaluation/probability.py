@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from mmfusion.errors import EvaluationError
@@ -110,6 +109,8 @@ def fit_temperature(label: np.ndarray, logits: np.ndarray, prior_shift: np.ndarr
         raise EvaluationError(
             f"a temperature needs logits [N, K] and labels [N], found {logits.shape} and {label.shape}"
         )
+    from scipy.optimize import minimize_scalar  # late: each process that prepares a case would wait for it
+
     classes = logits.shape[1]
     if not np.isfinite(logits).all():
         raise EvaluationError("the logits hold NaN or infinite values; no temperature fits them")

@@ -90,7 +90,7 @@ def _mean_over_classes(one: Callable[[int], np.ndarray], classes: int) -> np.nda
     return one(1) if classes == 2 else np.mean([one(k) for k in range(classes)], axis=0)
 
 
-def _right(rows: Rows, threshold: Threshold) -> np.ndarray:
+def is_right(rows: Rows, threshold: Threshold) -> np.ndarray:
     """``[N]`` 1 where the prediction is the label."""
     if rows.classes == 2:
         predicted = (rows.probability[:, 1] >= threshold).astype(np.int64)
@@ -99,21 +99,21 @@ def _right(rows: Rows, threshold: Threshold) -> np.ndarray:
     return (predicted == rows.label).astype(np.float64)
 
 
-def recall_of(k: int) -> Callable[[Rows, np.ndarray, Threshold], np.ndarray]:
+def _recall(k: int) -> Callable[[Rows, np.ndarray, Threshold], np.ndarray]:
     """The metric "share of the rows of class k that are predicted right"."""
 
     def recall(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
-        return _mean(_right(rows, threshold), weights * (rows.label == k))
+        return _mean(is_right(rows, threshold), weights * (rows.label == k))
 
     return recall
 
 
 def _balanced_accuracy(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
-    return np.mean([recall_of(k)(rows, weights, threshold) for k in range(rows.classes)], axis=0)
+    return np.mean([_recall(k)(rows, weights, threshold) for k in range(rows.classes)], axis=0)
 
 
 def _accuracy(rows: Rows, weights: np.ndarray, threshold: Threshold) -> np.ndarray:
-    return _mean(_right(rows, threshold), weights)
+    return _mean(is_right(rows, threshold), weights)
 
 
 def losses(name: str, rows: Rows) -> np.ndarray:
@@ -138,7 +138,7 @@ METRICS: dict[str, Callable[[Rows, np.ndarray, Threshold], np.ndarray]] = {
     "pr_auc": _pr_auc,
     "balanced_accuracy": _balanced_accuracy,
     "accuracy": _accuracy,
-    **{name: recall_of(k) for name, k in CLASS_OF.items()},
+    **{name: _recall(k) for name, k in CLASS_OF.items()},
     **{name: _loss(name) for name in LOSSES},
 }
 
