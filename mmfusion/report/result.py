@@ -105,7 +105,7 @@ class Result:
 
     @property
     def case_control(self) -> bool:
-        """Whether the evaluation was told that subjects were chosen by their label."""
+        """Whether a case-control design was declared: subjects were chosen by their label."""
         return bool(self.metrics.get("case_control"))
 
     @property
