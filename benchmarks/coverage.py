@@ -147,16 +147,14 @@ def of_folds(cell: Cell, generator: np.random.Generator, simulations: int) -> In
     runs = [cross_validation(cell, generator) for _ in range(simulations)]
     truth = np.mean([true for *_, true in runs], axis=0)
     for label, shares, fold, _ in runs:
-        both, single = (
-            classification_metrics(label, share, folds=fold, resamples=1)["auc"] for share in (shares[0], shares[1])
-        )
+        both, single = (classification_metrics(label, share, metrics=["auc"], folds=fold)["auc"] for share in shares)
         difference = compare(label, shares[0], shares[1], folds=fold)
         estimates = {"both": (both, truth[0]), "single": (single, truth[1])}
         estimates["difference"] = (difference, truth[0] - truth[1])
         for name, (estimate, true) in estimates.items():
             if estimate.low is not None and estimate.high is not None:
                 yield f"{name} | ours", (estimate.low, estimate.high), true
-        pooled = classification_metrics(label, shares[0], resamples=1)["auc"]
+        pooled = classification_metrics(label, shares[0], metrics=["auc"])["auc"]
         if pooled.low is not None and pooled.high is not None:
             yield "both | pooled rows", (pooled.low, pooled.high), truth[0]
 
@@ -169,12 +167,12 @@ def of_difference(cell: Cell, generator: np.random.Generator, simulations: int) 
         shared, one, two = generator.normal(size=(3, label.size))
         noise = np.sqrt(0.5) * (shared + one), np.sqrt(0.5) * (shared + two)
         a, b, equal = scores(label, noise[0], cell), scores(label, noise[1], other), scores(label, noise[1], cell)
-        found = compare(label, a, b, resamples=RESAMPLES, seed=seed)
-        if found.low is not None and found.high is not None:
-            yield "auc difference | ours", (found.low, found.high), cell["auc"] - other["auc"]
-        none = compare(label, a, equal, resamples=RESAMPLES, seed=seed)
-        if none.p_value is not None:
-            yield "no difference, p >= 0.05 | ours", (none.p_value, 1.0) if none.p_value < 0.05 else (0.0, 1.0), 0.01
+        difference = compare(label, a, b, resamples=RESAMPLES, seed=seed)
+        if difference.low is not None and difference.high is not None:
+            yield "auc difference | ours", (difference.low, difference.high), cell["auc"] - other["auc"]
+        null = compare(label, a, equal, resamples=RESAMPLES, seed=seed)
+        if null.p_value is not None:
+            yield "no difference, p >= 0.05 | ours", (0.05, 1.0), null.p_value
 
 
 def draw(cell: Cell, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -214,8 +212,8 @@ def intervals(
 ) -> Intervals:
     """Each metric's interval: ours, the plain and the stratified percentile interval."""
     at = {"threshold": cell["prevalence"], "groups": subject}
-    found = classification_metrics(label, probability, **at, case_control=case_control, resamples=RESAMPLES, seed=seed)
-    for name, estimate in found.items():
+    ours = classification_metrics(label, probability, **at, case_control=case_control, resamples=RESAMPLES, seed=seed)
+    for name, estimate in ours.items():
         if estimate.low is not None and estimate.high is not None:
             yield f"{name} | ours", (estimate.low, estimate.high), truth[name]
     rows = check_rows(label, probability, subject)
@@ -257,9 +255,9 @@ def table(rows: list[Cell]) -> str:
     names = sorted({name for row in rows for name in row["coverage"]})
     lines = [f"{'interval':48s} {'lowest':>7s} {'mean':>7s} {'highest':>7s} {'width':>8s}"]
     for name in names:
-        found = [row["coverage"][name] for row in rows if name in row["coverage"]]
-        held, width = [one["coverage"] for one in found], np.mean([one["width"] for one in found])
-        lines.append(f"{name:48s} {min(held):7.1%} {np.mean(held):7.1%} {max(held):7.1%} {width:8.3f}")
+        summaries = [row["coverage"][name] for row in rows if name in row["coverage"]]
+        shares, width = [one["coverage"] for one in summaries], np.mean([one["width"] for one in summaries])
+        lines.append(f"{name:48s} {min(shares):7.1%} {np.mean(shares):7.1%} {max(shares):7.1%} {width:8.3f}")
     for row, name in itertools.product(rows, names):
         one = row["coverage"].get(name)
         if one and name.endswith("ours") and not GOAL <= one["coverage"] <= 0.99:

@@ -278,7 +278,7 @@ _TABLE = (
         "threshold_rule",
         str,
         "prevalence",
-        "where two classes part: at the share of the last one in training, or youden (100 validation cases or more)",
+        "threshold of two classes: the share of the last one in training, or youden (100 validation cases or more)",
         choices=("prevalence", "youden"),
     ),
     Option("augment", bool, True, "random flips, small affine motions and intensity changes in training"),

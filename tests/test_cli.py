@@ -480,7 +480,7 @@ def test_prepare_passes_the_template_on(manifest, tmp_path, monkeypatch):
     )
 
 
-def test_clipped_pet_is_told_when_it_is_prepared_and_when_a_cohort_is_checked(tmp_path, capsys):
+def test_clipped_pet_is_reported_when_it_is_prepared_and_when_a_cohort_is_checked(tmp_path, capsys):
     given = ["--modalities", "pet", "--spacing", "12", "11", "13", "--size", "9", "11", "7", "--workers", "1"]
     prepare = ["prepare", str(write_study(tmp_path, 2)), "--out", str(tmp_path / "a"), *given]
     words = re.compile(

@@ -157,7 +157,7 @@ def test_a_file_that_the_headers_refuse_is_named_once(tmp_path: Path) -> None:
 
 
 def test_pet_that_will_be_clipped(tmp_path: Path) -> None:
-    """Six hot voxels, two of them in the mask of 20 voxels; what a row without a mask tells of is the hot volume."""
+    """Six hot voxels, two of them in the mask of 20 voxels; in a row without a mask the hot volume counts."""
     array = np.minimum(values("pet"), 3)
     at = np.argwhere(array > 0)
     mask = np.zeros(SHAPE, np.uint8)

@@ -36,8 +36,8 @@ def test_the_smallest_p_value():
     label, a, b = pair(200)
     resamples = 400
     assert compare(label, a, 1 - a, resamples=resamples).p_value == 2 / (resamples + 1)
-    found = compare(label, a, b, metric="accuracy", resamples=resamples)
-    times = found.p_value * (resamples + 1) / 2
+    difference = compare(label, a, b, metric="accuracy", resamples=resamples)
+    times = difference.p_value * (resamples + 1) / 2
     assert times == pytest.approx(round(times)) and times >= 1
 
 

@@ -16,9 +16,11 @@ def coverage():
     return module
 
 
-def held(coverage, part, simulations=200, **cell):
-    found = coverage.simulate({"part": part, **cell}, simulations)["coverage"]
-    return {name.partition(" | ")[0]: one["coverage"] for name, one in found.items() if name.endswith("ours")}, found
+def simulated(coverage, part, simulations=200, **cell):
+    """The coverage of our interval of each metric, and the summaries of all intervals of the cell."""
+    summaries = coverage.simulate({"part": part, **cell}, simulations)["coverage"]
+    ours = {name.removesuffix(" | ours"): one["coverage"] for name, one in summaries.items() if name.endswith("ours")}
+    return ours, summaries
 
 
 def test_the_truth_of_a_cell_is_that_of_its_population(coverage):
@@ -34,7 +36,7 @@ def test_the_truth_of_a_cell_is_that_of_its_population(coverage):
     {"n": 40, "prevalence": 0.5, "auc": 0.9, "sureness": 1.0},
 ])  # fmt: skip
 def test_every_metric_of_a_cohort(coverage, cell):
-    ours, everything = held(coverage, "cohort", **cell)
+    ours, everything = simulated(coverage, "cohort", **cell)
     assert len(ours) == 8 and min(ours.values()) >= 0.9
     assert min(one["coverage"] for name, one in everything.items() if "stratified" in name) < 0.85
 
@@ -42,7 +44,7 @@ def test_every_metric_of_a_cohort(coverage, cell):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["visits", "case-control"])
 def test_every_metric_of_another_design(coverage, part):
-    ours, _ = held(coverage, part, n=100, prevalence=0.1, auc=0.9, sureness=1.0)
+    ours, _ = simulated(coverage, part, n=100, prevalence=0.1, auc=0.9, sureness=1.0)
     assert len(ours) == 8 and min(ours.values()) >= 0.9
 
 
@@ -51,12 +53,12 @@ def test_every_metric_of_another_design(coverage, part):
     "cell", [{"n": 50, "prevalence": 0.2, "signal": 1.6}, {"n": 100, "prevalence": 0.5, "signal": 0.8}]
 )
 def test_the_mean_of_folds_and_the_difference(coverage, cell):
-    ours, everything = held(coverage, "folds", **cell)
+    ours, everything = simulated(coverage, "folds", **cell)
     assert set(ours) == {"both", "single", "difference"} and min(ours.values()) >= 0.9
     assert everything["both | pooled rows"]["coverage"] < min(ours["both"], 0.95)
 
 
 @pytest.mark.slow
 def test_the_difference_of_fixed_scores_and_its_p_value(coverage):
-    ours, _ = held(coverage, "difference", n=100, prevalence=0.3, auc=0.8, sureness=1.0)
+    ours, _ = simulated(coverage, "difference", n=100, prevalence=0.3, auc=0.8, sureness=1.0)
     assert set(ours) == {"auc difference", "no difference, p >= 0.05"} and min(ours.values()) >= 0.9

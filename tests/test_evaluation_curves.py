@@ -207,8 +207,8 @@ def test_few_rows_hardly_move_the_temperature(margin):
 @pytest.mark.parametrize(("n", "share"), [(8, 0.6), (20, 0.5), (100, 0.25)])
 @pytest.mark.parametrize("prevalence", [0.2, 0.5])
 def test_a_fitted_temperature_is_better_than_none(n, share, prevalence):
-    """Logits of a wrong scale, drawn from the prior; what is lost in log loss, beside the loss at the right scale."""
-    generator, prior, lost = np.random.default_rng(1), np.log(prevalence / (1 - prevalence)), []
+    """Logits of a wrong scale, drawn from the prior; what is excess in log loss, beside the loss at the right scale."""
+    generator, prior, excess = np.random.default_rng(1), np.log(prevalence / (1 - prevalence)), []
     fresh, ratio = gaussian_scores(generator, 4000, prevalence, 1.47)
 
     def loss(scale):
@@ -217,10 +217,10 @@ def test_a_fitted_temperature_is_better_than_none(n, share, prevalence):
     for _ in range(300):
         scale, (label, own) = np.exp(generator.normal(0, 0.5)), gaussian_scores(generator, n, prevalence, 1.47)
         logits = np.column_stack([np.zeros(n), scale * own])
-        found = fit_temperature(label, logits, np.array([0.0, prior]))
-        assert 0.2 < found < 5
-        lost.append([loss(scale / found) - loss(1), loss(scale) - loss(1)])
-    fitted, untouched = np.mean(lost, axis=0)
+        temperature = fit_temperature(label, logits, np.array([0.0, prior]))
+        assert 0.2 < temperature < 5
+        excess.append([loss(scale / temperature) - loss(1), loss(scale) - loss(1)])
+    fitted, untouched = np.mean(excess, axis=0)
     assert fitted < share * untouched
 
 

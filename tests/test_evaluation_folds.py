@@ -27,15 +27,17 @@ def aucs(label, score, fold):
 def test_the_mean_of_the_folds_with_the_corrected_interval():
     label, score, _, fold = study()
     values = aucs(label, score, fold)
-    found = classification_metrics(label, score, folds=fold, resamples=20)["auc"]
+    estimate = classification_metrics(label, score, folds=fold, resamples=20)["auc"]
     mean, error = values.mean(), np.sqrt(values.var(ddof=1) * (1 / 5 + 1 / 4))
     half = stats.t.ppf(0.975, 4) * error / (mean * (1 - mean))
-    assert found.value == pytest.approx(mean)
-    assert (found.low, found.high) == pytest.approx(stats.logistic.cdf(np.log(mean / (1 - mean)) + np.r_[-half, half]))
-    assert found.method == (
+    assert estimate.value == pytest.approx(mean)
+    assert (estimate.low, estimate.high) == pytest.approx(
+        stats.logistic.cdf(np.log(mean / (1 - mean)) + np.r_[-half, half])
+    )
+    assert estimate.method == (
         "mean of 5 folds; 95 % corrected t interval on the logit scale, 4 degrees of freedom (Nadeau and Bengio 2003)"
     )
-    assert found.n == 58 and sk.roc_auc_score(label, score) < mean - 0.1  # which ranks cases of different models
+    assert estimate.n == 58 and sk.roc_auc_score(label, score) < mean - 0.1  # which ranks cases of different models
 
 
 def test_another_scale_of_a_fold_changes_nothing_that_is_ranked():
@@ -60,13 +62,13 @@ def test_what_is_of_single_cases_is_pooled():
 def test_a_difference_is_of_paired_folds():
     label, a, b, fold = study()
     gap = aucs(label, a, fold) - aucs(label, b, fold)
-    found = compare(label, a, b, folds=fold)
+    difference = compare(label, a, b, folds=fold)
     error = np.sqrt(gap.var(ddof=1) * (1 / 5 + 1 / 4))
-    assert found.value == pytest.approx(gap.mean())
-    assert (found.low, found.high) == pytest.approx(gap.mean() + np.r_[-1, 1] * stats.t.ppf(0.975, 4) * error)
-    assert found.p_value == pytest.approx(2 * stats.t.sf(abs(gap.mean()) / error, 4))
+    assert difference.value == pytest.approx(gap.mean())
+    assert (difference.low, difference.high) == pytest.approx(gap.mean() + np.r_[-1, 1] * stats.t.ppf(0.975, 4) * error)
+    assert difference.p_value == pytest.approx(2 * stats.t.sf(abs(gap.mean()) / error, 4))
     back = compare(label, b, a, folds=fold)
-    assert (back.value, back.low, back.high) == pytest.approx((-found.value, -found.high, -found.low))
+    assert (back.value, back.low, back.high) == pytest.approx((-difference.value, -difference.high, -difference.low))
     assert compare(label, a, a, folds=fold).p_value == 1
     assert "bootstrap" in compare(label, a, b, folds=fold, metric="brier", resamples=50).method
 
@@ -74,11 +76,11 @@ def test_a_difference_is_of_paired_folds():
 def test_a_fold_without_a_class_is_left_out_and_named():
     label, score, other, fold = study()
     label[fold == "fold3"] = 0
-    found = classification_metrics(label, score, folds=fold, resamples=20)["auc"]
+    estimate = classification_metrics(label, score, folds=fold, resamples=20)["auc"]
     kept = fold != "fold3"
-    assert found.value == pytest.approx(aucs(label[kept], score[kept], fold[kept]).mean())
-    assert found.n == 47 and found.reason == "left out for lack of a class: fold fold3"
-    assert compare(label, score, other, folds=fold).reason == found.reason
+    assert estimate.value == pytest.approx(aucs(label[kept], score[kept], fold[kept]).mean())
+    assert estimate.n == 47 and estimate.reason == "left out for lack of a class: fold fold3"
+    assert compare(label, score, other, folds=fold).reason == estimate.reason
 
 
 def test_perfect_folds_have_newcombes_interval_and_equal_ones_none():
@@ -121,6 +123,6 @@ def test_three_classes():
     label, fold = np.arange(60) % 3, np.arange(60) // 20
     logits = generator.normal(size=(60, 3)) + 1.2 * np.eye(3)[label]
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    found = classification_metrics(label, shares, folds=fold, resamples=20)["auc"]
+    estimate = classification_metrics(label, shares, folds=fold, resamples=20)["auc"]
     values = [sk.roc_auc_score(label[fold == k], shares[fold == k], multi_class="ovr") for k in range(3)]
-    assert found.value == pytest.approx(np.mean(values)) and found.low < found.value < found.high
+    assert estimate.value == pytest.approx(np.mean(values)) and estimate.low < estimate.value < estimate.high

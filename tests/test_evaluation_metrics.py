@@ -151,8 +151,8 @@ def test_auc_interval_by_the_definition():
     freedom = variance**2 / sum(one**2 / n for one, n in parts)
     auc = kernel.mean()
     half = t.ppf(0.975, freedom) * np.sqrt(variance) / (auc * (1 - auc))
-    found = classification_metrics(label, probability, resamples=20)["auc"]
-    assert (found.low, found.high) == pytest.approx(expit(logit(auc) + np.r_[-half, half]))
+    estimate = classification_metrics(label, probability, resamples=20)["auc"]
+    assert (estimate.low, estimate.high) == pytest.approx(expit(logit(auc) + np.r_[-half, half]))
 
 
 def test_a_share_of_visits_is_worth_as_many_rows_as_vary_so_much():
@@ -163,7 +163,7 @@ def test_a_share_of_visits_is_worth_as_many_rows_as_vary_so_much():
     same = classification_metrics(np.repeat(label, 4), np.repeat(score, 4), groups=np.repeat(np.arange(30), 4))
     mixed = classification_metrics(np.repeat(label, 4), np.tile(score, 4), groups=np.repeat(np.arange(30), 4))
     for name in ("sensitivity", "specificity", "accuracy", "balanced_accuracy"):
-        one, four, other = (found[name].high - found[name].low for found in (alone, same, mixed))
+        one, four, other = (estimate[name].high - estimate[name].low for estimate in (alone, same, mixed))
         assert four == pytest.approx(one, rel=0.15)  # four visits that agree are worth one
         assert other < four and "effective subjects" in same[name].method
     perfect = classification_metrics(np.repeat([0, 1], 8), np.repeat([0.1, 0.9], 8), groups=np.repeat(np.arange(8), 2))
@@ -173,23 +173,23 @@ def test_a_share_of_visits_is_worth_as_many_rows_as_vary_so_much():
 def test_few_subjects_and_equal_scores_have_newcombes_interval():
     label = np.repeat([0, 1], [31, 9])
     score = np.linspace(0.1, 0.9, 40)[np.random.default_rng(0).permutation(40)]
-    for found, count in ((classification_metrics(label, score)["auc"], 9),
+    for estimate, count in ((classification_metrics(label, score)["auc"], 9),
                          (classification_metrics(np.arange(40) % 2, np.full(40, 0.3))["auc"], 20)):  # fmt: skip
-        assert (found.low, found.high) == newcombe(found.value, count, 40 - count)
-        assert found.method == f"95 % Newcombe interval, {count} and {40 - count} subjects"
+        assert (estimate.low, estimate.high) == newcombe(estimate.value, count, 40 - count)
+        assert estimate.method == f"95 % Newcombe interval, {count} and {40 - count} subjects"
 
 
 def test_interval_of_a_loss_is_that_of_its_mean():
     label, probability = draw(40, digits=6)
     loss = (probability[:, 1] - label) ** 2
-    found = classification_metrics(label, probability, resamples=20)["brier"]
+    estimate = classification_metrics(label, probability, resamples=20)["brier"]
     error, parts = loss.std(ddof=1) / np.sqrt(40), [np.sum((loss - loss.mean())[label == k] ** 2) for k in (0, 1)]
     freedom = sum(parts) ** 2 / sum(part**2 / 19 for part in parts)
     reach = np.exp(t.ppf(0.975, freedom) * error / loss.mean())
-    assert (found.low, found.high) == pytest.approx((loss.mean() / reach, loss.mean() * reach))
+    assert (estimate.low, estimate.high) == pytest.approx((loss.mean() / reach, loss.mean() * reach))
     three = [np.repeat(array, 3, axis=0) for array in (label, probability)]
     visits = classification_metrics(*three, groups=np.repeat(np.arange(40), 3), resamples=20)["brier"]
-    assert (visits.low, visits.high) == pytest.approx((found.low, found.high))
+    assert (visits.low, visits.high) == pytest.approx((estimate.low, estimate.high))
 
 
 @pytest.mark.parametrize("value", [0.25, 0.0])

@@ -55,8 +55,8 @@ def test_folds_are_a_table(run, written):
 
 
 def test_what_is_pooled_and_what_is_a_mean_stands_beside_the_figures(written):
-    assert "Thin: a curve per fold. The others: means over the folds." in written.text
-    assert "A curve per fold. Dashed: precision of chance" in written.text
+    assert "Thin: one curve per fold. The others: means over the folds." in written.text
+    assert "One curve per fold. Dashed: precision of chance" in written.text
     assert written.text.count("Cases of all folds together. ") == 2
     assert "AUCs and differences are means over the folds." in written.text
 
@@ -98,7 +98,7 @@ def earlier(run, tmp_path):
     return folder
 
 
-def test_metrics_of_an_earlier_version_are_told_as_pooled(earlier):
+def test_metrics_of_an_earlier_version_are_called_pooled(earlier):
     result = read_result(earlier)
     assert "reached AUC 0.713 over the pooled cases of all folds (95 % interval 0.601 to 0.792)." in summary(result)
     assert warnings(result)[0] == "The AUCs of the folds are 0.8, ..."
@@ -112,7 +112,7 @@ def test_metrics_of_an_earlier_version_have_a_page(earlier):
     assert "Folds" not in page.headings and "a mean AUC" not in page.text and len(page.images) == 5
 
 
-def test_a_declared_case_control_design_is_told(tmp_path):
+def test_a_declared_case_control_design_is_a_warning(tmp_path):
     label, fold, score = draw_folds()
     folder = write_folds(tmp_path / "cv", label, {"fusion": score["fusion"]}, fold)
     for declared in (True, False):
@@ -129,7 +129,7 @@ def test_a_fold_that_is_left_out_does_not_count_as_a_degree_of_freedom(tmp_path)
     assert "over 4 folds" in words and "3 degrees of freedom" in words
 
 
-def test_picking_the_highest_modality_by_its_test_score_is_told(run, tmp_path):
+def test_picking_the_highest_modality_by_its_test_score_is_said(run, tmp_path):
     words = summary(read_result(run))
     assert "Of the 2 modalities alone, pet reached the highest AUC on these same cases," in words
     assert "which flatters it a little; fusion minus pet is" in words

@@ -92,9 +92,9 @@ def test_other_folds_alone_are_a_reason_and_no_difference(tmp_path, other):
                 for row in csv.DictReader(file)]  # fmt: skip
     write_csv(path, rows)
     metrics = write_metrics(run, **FAST)
-    found, count = metrics["comparison"]["pet"]["difference"], 12 if other else 60
-    assert found["value"] is None and found["n"] == 60
-    assert found["reason"] == (
+    difference, count = metrics["comparison"]["pet"]["difference"], 12 if other else 60
+    assert difference["value"] is None and difference["n"] == 60
+    assert difference["reason"] == (
         f"{count} of 60 cases were tested in another fold in single/pet, or in none; train both with the same folds"
     )
     assert list(metrics["folds"]["0"]["single"]) == ["ct"] and metrics["comparison"]["ct"]["difference"]["reason"] == ""

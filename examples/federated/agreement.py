@@ -47,8 +47,11 @@ class Agreement:
                 f"the rule {type(rule).__name__} is fitted on all validation cases at once, which no site has; "
                 "agree on mean, max, majority or product"
             )
-        if self.options.get("threshold_rule", "prevalence") != "prevalence":
-            raise OptionError("the threshold of a federation is the prevalence; leave threshold_rule out")
+        if (given := self.options.get("threshold_rule", "prevalence")) != "prevalence":
+            raise OptionError(
+                f"threshold_rule is {given}, but the threshold of a federation is the prevalence, as no site has all "
+                "validation cases; leave threshold_rule out"
+            )
 
     @property
     def epochs(self) -> int:

@@ -180,7 +180,7 @@ def _clipping(
     """A note if preparing will clip some of the mask (where the headers place it), or without one of the hot volume."""
     within, region = None, f"the hot volume (SUV of {HOT_SUV:g} or more)"
     if case.mask is not None:
-        with suppress(Exception):  # of which the headers have told
+        with suppress(Exception):  # a mask that cannot be read is reported with the headers
             mask = load_mask(case.mask, volume.grid, roi=case.roi or roi, assume_orientation=assume_orientation)
             if mask.array.any() and mask.frame_of_reference in ("", volume.frame_of_reference):
                 within, region = mask.array > 0, "the mask"

@@ -99,16 +99,15 @@ def classification_metrics(
     names = [name for name in METRICS if metrics is None or name in metrics]
     if rows.classes > 2:
         names = [name for name in names if name not in CLASS_OF]
-    ranked = RANKING if by_fold is not None else ()
     reasons = {name: undefined(name, rows) for name in names}
-    resampled = [name for name in names if not reasons[name] and name not in ranked and _is_resampled(name, rows)]
+    resampled = [name for name in names if by_fold is None and not reasons[name] and _is_resampled(name, rows)]
     draws = _draws(resampled, rows, threshold, resamples, seed, case_control)
     estimates = {}
     for name in names:
         n = _cases(name, rows)
         if reasons[name]:
             estimates[name] = Estimate(None, None, None, n, reason=reasons[name])
-        elif by_fold is not None and name in ranked:
+        elif by_fold is not None and name in RANKING:
             estimates[name] = mean_of_folds(name, rows, by_fold, confidence)
         elif name not in resampled:
             estimates[name] = _analytic(name, rows, threshold, case_control, confidence)
@@ -185,9 +184,9 @@ def _shares(name: str, rows: Rows, threshold: Threshold, case_control: bool, con
     shares = np.array([right[part].mean() for part in parts])
     counts = np.array([effective_count(right[part], rows.part(part), case_control, confidence) for part in parts])
     low, high = mean_of_shares(shares, counts, confidence)
-    words = " of the classes, combined" if name == "balanced_accuracy" else ""
+    words = "Wilson intervals of the classes, combined" if name == "balanced_accuracy" else "Wilson interval"
     visits = "" if rows.one_each else f", {counts.sum():.0f} effective subjects"
-    return Estimate(value, low, high, n, f"{level} Wilson interval{'s' * bool(words)}{words}{visits}")
+    return Estimate(value, low, high, n, f"{level} {words}{visits}")
 
 
 def _bootstrap(

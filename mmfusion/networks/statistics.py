@@ -31,14 +31,16 @@ def settle_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor
         batches: ``(image [B, M, *spatial], present [B, M], covariates [B, C])`` on the network's device, read only if
             the network has such layers.
     """
-    whole: dict[nn.Module, nn.Module] = {part.norm: part for part in network.modules() if isinstance(part, Standardize)}
+    wrappers: dict[nn.Module, nn.Module] = {
+        part.norm: part for part in network.modules() if isinstance(part, Standardize)
+    }
     norms: list[Any] = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     if not norms:
         return
     modes, momenta = {part: part.training for part in network.modules()}, [norm.momentum for norm in norms]
     moments = [_Moments() for _ in norms]
-    hooks = [  # Standardize passes no single row on to its BatchNorm, but it counts as well
-        whole.get(norm, norm).register_forward_pre_hook(values.add) for norm, values in zip(norms, moments, strict=True)
+    hooks = [  # a single row does not reach the BatchNorm within Standardize, but counts: so the hook is on Standardize
+        wrappers.get(norm, norm).register_forward_pre_hook(seen.add) for norm, seen in zip(norms, moments, strict=True)
     ]
     try:
         for part in network.modules():
@@ -54,10 +56,10 @@ def settle_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor
             norm.momentum = momentum
         for part, training in modes.items():
             part.training = training
-    for norm, values in zip(norms, moments, strict=True):
-        if values.count > 1:
-            norm.running_mean.copy_(values.mean)
-            norm.running_var.copy_(values.squares / (values.count - 1))
+    for norm, seen in zip(norms, moments, strict=True):
+        if seen.count > 1:
+            norm.running_mean.copy_(seen.mean)
+            norm.running_var.copy_(seen.squares / (seen.count - 1))
 
 
 class _Moments:
@@ -78,6 +80,6 @@ class _Moments:
             return
         variance, mean = torch.var_mean(values, [0, *range(2, values.dim())], correction=0)
         variance, mean = variance.cpu().double(), mean.cpu().double()
-        total, apart = self.count + count, mean - self.mean
-        self.squares = self.squares + variance * count + apart.square() * (self.count * count / total)
-        self.mean, self.count = self.mean + apart * (count / total), total
+        total, shift = self.count + count, mean - self.mean
+        self.squares = self.squares + variance * count + shift.square() * (self.count * count / total)
+        self.mean, self.count = self.mean + shift * (count / total), total

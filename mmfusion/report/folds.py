@@ -1,4 +1,4 @@
-"""The folds of a cross-validation on the page of all of them: a table, a row per fold."""
+"""The folds of a cross-validation on the page of all of them: a table, one row per fold."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Result:
 
     @property
     def case_control(self) -> bool:
-        """Whether the evaluation was told that subjects were chosen by their label."""
+        """Whether a case-control design was declared: subjects were chosen by their label."""
         return bool(self.metrics.get("case_control"))
 
     @property
@@ -117,10 +117,8 @@ class Result:
     @property
     def folds(self) -> dict[str, dict[str, Any]]:
         """Fold of a cross-validation to its numbers; empty without one, and where :attr:`pools_folds`."""
-        given = self.metrics.get("folds") or {}
-        return (
-            {} if self.pools_folds else {str(fold): entry for fold, entry in given.items() if isinstance(entry, dict)}
-        )
+        given = {} if self.pools_folds else self.metrics.get("folds") or {}
+        return {str(fold): entry for fold, entry in given.items() if isinstance(entry, dict)}
 
     @property
     def pools_folds(self) -> bool:

@@ -125,60 +125,67 @@ def _parts_table(result: Result) -> Html:
 
 
 def _performance(result: Result) -> list[Html]:
-    table = _metric_table(result)
-    predictions, threshold = result.predictions, result.threshold
-    two, by_fold = len(predictions.classes) == 2, predictions.fold is not None
-    own = predictions.curves()
+    figures = [*_curve_charts(result), _confusion_chart(result)]
+    return [_metric_table(result), element("div", join(figures), class_="charts")]
+
+
+def _curve_charts(result: Result) -> list[Html]:
+    """ROC, precision and recall, and reliability; empty where no test part has both classes."""
+    own = result.predictions.curves()
+    if not own:
+        return []
     curves = own
-    if two and own:
-        fused = "fusion" if len(result.modalities) > 1 else "this run"
-        own = {fused: next(iter(own.values()))}
+    if len(result.predictions.classes) == 2:
+        own = {"fusion" if len(result.modalities) > 1 else "this run": next(iter(own.values()))}
         curves = own | _single_curves(result)
-    auc = result.estimate("auc")
+    auc, precise = result.estimate("auc"), curves
     roc_words = "Band: pointwise 95 % interval over resampled subjects. Dashed: chance."
     precision_words = "Dashed: precision of chance, the share of positive cases."
-    together, precise = "", curves
-    if by_fold:
-        roc_words = "Thin: a curve per fold. The others: means over the folds. Dashed: chance."
-        precision_words, precise = f"A curve per fold. {precision_words}", own
-        together = "Cases of all folds together. "
-    figures = []
-    if own:
-        figures = [
-            _chart(
-                charts.chart_roc(curves, len(own), result.case_control),
-                f"ROC curves of {', '.join(curves)}. AUC {value(auc)}, interval {interval(auc)}",
-                roc_words,
-            ),
-            _chart(
-                charts.chart_precision_recall(precise),
-                f"Precision-recall curves of {', '.join(precise)}. "
-                f"Average precision {value(result.estimate('pr_auc'))}",
-                precision_words,
-            ),
-            _chart(
-                charts.chart_calibration(own),
-                "Reliability diagram: observed against predicted share, with Wilson intervals",
-                f"{together}On the dashed line a predicted probability is the share that is observed. "
-                "Bars: 95 % Wilson.",
-            ),
-        ]
-    predicted = predictions.predicted(threshold)
-    at = "each fold's threshold" if threshold is None else f"threshold {threshold:.3g}"
-    rule = "was chosen on validation cases"  # always, in runs that do not name the rule
-    if result.options.get("threshold_rule") == "prevalence":
-        rule = f"is the share of {predictions.classes[-1]} among the training cases"
-    shaded = f"The threshold {rule}. Shade: share of the true class." if two else ""
-    figures.append(
+    if result.predictions.fold is not None:
+        roc_words = "Thin: one curve per fold. The others: means over the folds. Dashed: chance."
+        precision_words, precise = f"One curve per fold. {precision_words}", own
+    return [
         _chart(
-            charts.chart_confusion(
-                predictions.label, predicted, predictions.classes, f"Confusion at {at}" if two else "Confusion"
-            ),
-            f"Confusion matrix: {int(np.sum(predicted == predictions.label))} of {len(predicted)} cases are right",
-            f"{together}{shaded}",
-        )
+            charts.chart_roc(curves, len(own), result.case_control),
+            f"ROC curves of {', '.join(curves)}. AUC {value(auc)}, interval {interval(auc)}",
+            roc_words,
+        ),
+        _chart(
+            charts.chart_precision_recall(precise),
+            f"Precision-recall curves of {', '.join(precise)}. Average precision {value(result.estimate('pr_auc'))}",
+            precision_words,
+        ),
+        _chart(
+            charts.chart_calibration(own),
+            "Reliability diagram: observed against predicted share, with Wilson intervals",
+            f"{_together(result)}On the dashed line a predicted probability is the share that is observed. "
+            "Bars: 95 % Wilson.",
+        ),
+    ]
+
+
+def _confusion_chart(result: Result) -> Html:
+    """The confusion matrix, for two classes with the threshold and where it comes from."""
+    predictions, threshold = result.predictions, result.threshold
+    predicted = predictions.predicted(threshold)
+    title, words = "Confusion", _together(result)
+    if len(predictions.classes) == 2:
+        title += " at " + ("each fold's threshold" if threshold is None else f"threshold {threshold:.3g}")
+        rule = "was chosen on validation cases"  # always, in runs that do not name the rule
+        if result.options.get("threshold_rule") == "prevalence":
+            rule = f"is the share of {predictions.classes[-1]} among the training cases"
+        words += f"The threshold {rule}. Shade: share of the true class."
+    right = int(np.sum(predicted == predictions.label))
+    return _chart(
+        charts.chart_confusion(predictions.label, predicted, predictions.classes, title),
+        f"Confusion matrix: {right} of {len(predicted)} cases are right",
+        words,
     )
-    return [table, element("div", join(figures), class_="charts")]
+
+
+def _together(result: Result) -> str:
+    """What figures of single cases show of a cross-validation; empty without one."""
+    return "" if result.predictions.fold is None else "Cases of all folds together. "
 
 
 def _metric_table(result: Result) -> Html:

@@ -114,7 +114,7 @@ def warnings(result: Result) -> list[str]:
              for k, name in enumerate(predictions.classes)}  # fmt: skip
     few = ", ".join(f"{count} of class {name}" for name, count in small.items() if count < 20)
     if few:
-        found.append(f"Few subjects ({few}): with fewer than 20 a class the intervals are wide.")
+        found.append(f"Few subjects ({few}): with fewer than 20 of a class the intervals are wide.")
     if not result.cases:
         found.append("The cohort folder was not found, so its failed and doubtful cases are not shown.")
     split = {row.get("case"): row.get("part") for row in result.split}

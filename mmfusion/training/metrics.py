@@ -75,6 +75,9 @@ def write_metrics(
             "difference": difference.as_dict(),
             "models": models_of(alone.values()),
         }
+    by_fold: dict[str, Any] = {}
+    if scored.folds:
+        by_fold = {"folds": _by_fold(scored, pairs, model.classes, options), "notes": [_note(scored)]}
     out = {
         "part": next(iter(rows.values()))["part"],
         "n": len(rows),
@@ -85,9 +88,7 @@ def write_metrics(
         **({"without_doubtful": without_doubtful} if without_doubtful else {}),
         "comparison": comparison,
         "models": models_of(rows.values()),
-        **(
-            {"folds": _by_fold(scored, pairs, model.classes, options), "notes": [_note(scored)]} if scored.folds else {}
-        ),
+        **by_fold,
         **more,
     }
     write_json(out, RunFolder(run).metrics)
