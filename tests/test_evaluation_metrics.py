@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 from scipy.special import expit, logit
-from scipy.stats import t
+from scipy.stats import kurtosis, t
 
 from mmfusion.errors import EvaluationError
 from mmfusion.evaluation import Estimate, classification_metrics
@@ -168,13 +168,26 @@ def test_interval_of_a_loss_is_that_of_its_mean():
     label, probability = draw(40, digits=6)
     loss = (probability[:, 1] - label) ** 2
     found = classification_metrics(label, probability, resamples=20)["brier"]
-    error, parts = loss.std(ddof=1) / np.sqrt(40), [np.sum((loss - loss.mean())[label == k] ** 2) for k in (0, 1)]
-    freedom = sum(parts) ** 2 / sum(part**2 / 19 for part in parts)
+    error, freedom = loss.std(ddof=1) / np.sqrt(40), min(2 * 40 / (kurtosis(loss, fisher=False) - 1), 39)
     reach = np.exp(t.ppf(0.975, freedom) * error / loss.mean())
     assert (found.low, found.high) == pytest.approx((loss.mean() / reach, loss.mean() * reach))
     three = [np.repeat(array, 3, axis=0) for array in (label, probability)]
     visits = classification_metrics(*three, groups=np.repeat(np.arange(40), 3), resamples=20)["brier"]
     assert (visits.low, visits.high) == pytest.approx((found.low, found.high))
+
+
+@pytest.mark.parametrize(("classes", "most"), [(2, 1), (3, 2)])
+def test_interval_of_a_loss_ends_at_the_largest_loss(classes, most):
+    label, wrong = np.zeros(6, int), np.eye(classes)[[1, 1, 1, 1, 0, 0]]
+    found = classification_metrics(label, wrong, confidence=0.99, resamples=20)
+    assert found["brier"].high == pytest.approx(most)
+    assert found["log_loss"].high == pytest.approx(-np.log(np.finfo(float).eps))
+
+
+def test_losses_of_one_subject_have_no_interval():
+    label, probability = draw(12)
+    found = classification_metrics(label, probability, groups=np.zeros(12), resamples=20)["log_loss"]
+    assert found.low is None and found.reason == "an interval needs 2 subjects, found 1"
 
 
 @pytest.mark.parametrize("value", [0.25, 0.0])

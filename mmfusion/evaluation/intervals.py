@@ -31,10 +31,10 @@ def logit_interval(value: float, error: float, freedom: float, confidence: float
     return float(expit(low)), float(expit(high))
 
 
-def log_interval(value: float, error: float, freedom: float, confidence: float) -> tuple[float, float]:
-    """t interval of a positive mean, on the log scale by the delta method and turned back."""
+def log_interval(value: float, error: float, freedom: float, confidence: float, most: float) -> tuple[float, float]:
+    """t interval of a positive mean, on the log scale by the delta method and turned back; it ends at ``most``."""
     low, high = t_interval(float(np.log(value)), error / value, freedom, confidence)
-    return float(np.exp(low)), float(np.exp(high))
+    return float(np.exp(low)), float(np.exp(min(high, np.log(most))))
 
 
 def effective_freedom(variances: np.ndarray, freedoms: np.ndarray) -> float:
@@ -85,19 +85,22 @@ def delong_interval(positive: np.ndarray, score: np.ndarray, confidence: float) 
 def mean_error(values: np.ndarray, rows: Rows, case_control: bool) -> tuple[float, float]:
     """Standard error of the mean of ``values [N]``, and its degrees of freedom; subjects are independent, rows are not.
 
-    The degrees of freedom are those of a sum over the classes: where most of the variance comes from five positive
-    subjects, its estimate is no better than five numbers allow.
+    The degrees of freedom are those of the estimated variance, by the fourth moments of the subjects (2 V^2 / Var V):
+    where most of it comes from five subjects, it is no better than about ten numbers allow.
     """
     share = np.bincount(rows.subject, values - values.mean()) / len(values)
-    members = [rows.stratum == stratum for stratum in np.unique(rows.stratum)]
-    if case_control:
-        share = share - (np.bincount(rows.stratum, share) / np.bincount(rows.stratum))[rows.stratum]
-    freedoms = np.array([max(int(own.sum()) - 1, 1) for own in members])
-    count = np.array([own.sum() for own in members]) if case_control else np.full(len(members), len(rows.stratum))
-    variances = np.array([np.sum(share[own] ** 2) for own in members]) * count / np.maximum(count - 1, 1)
-    if not variances.any():
+    strata = rows.stratum if case_control else np.zeros_like(rows.stratum)
+    count = np.bincount(strata)
+    share -= (np.bincount(strata, share) / count)[strata]
+    largest = float(np.abs(share).max())
+    if largest == 0:
         return 0.0, 1.0
-    return float(np.sqrt(variances.sum())), effective_freedom(variances, freedoms)
+    share /= largest
+    squares = np.bincount(strata, share**2)
+    error = largest * np.sqrt(np.sum(squares * count / np.maximum(count - 1, 1)))
+    spread = np.sum(share**4) - np.sum(squares**2 / count)
+    most = max(len(share) - len(count), 1)
+    return float(error), float(min(most, 2 * squares.sum() ** 2 / max(spread, 1e-12)))
 
 
 def wilson(share: float | np.ndarray, n: int | np.ndarray, confidence: float = 0.95) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ from mmfusion.evaluation.intervals import (
     wilson,
 )
 from mmfusion.evaluation.rows import Rows, bootstrap_weights, check_folds, check_rows
-from mmfusion.evaluation.scores import METRICS, losses, recall_of, undefined, value_of
+from mmfusion.evaluation.scores import METRICS, largest_loss, losses, recall_of, undefined, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -150,10 +150,12 @@ def _analytic(name: str, rows: Rows, threshold: Threshold, case_control: bool, c
     """The estimate with an interval that needs no resamples."""
     value, n, level = value_of(name, rows, threshold), _cases(name, rows), f"{100 * confidence:g} %"
     if name in _LOSSES:
+        if len(rows.stratum) < 2:
+            return Estimate(value, None, None, n, reason="an interval needs 2 subjects, found 1")
         error, freedom = mean_error(losses(name, rows), rows, case_control)
         if error <= 1e-12 * max(value, 1):
             return Estimate(value, None, None, n, reason="all rows have the same loss, so its interval has no width")
-        low, high = log_interval(value, error, freedom, confidence)
+        low, high = log_interval(value, error, freedom, confidence, largest_loss(name, rows.classes))
         method = f"{level} t interval on the log scale, {len(rows.stratum)} subjects"
         return Estimate(value, low, high, n, method)
     if name != "auc":

@@ -17,6 +17,8 @@ from mmfusion.options import unknown
 
 Threshold: TypeAlias = "float | np.ndarray"
 
+_LEAST = np.finfo(np.float64).eps  # a probability of 0 has the log loss of this one
+
 
 def value_of(name: str, rows: Rows, threshold: Threshold) -> float:
     """One metric of the rows as they are."""
@@ -109,7 +111,14 @@ def losses(name: str, rows: Rows) -> np.ndarray:
         squares = ((rows.probability - np.eye(rows.classes)[rows.label]) ** 2).sum(axis=1)
         return squares / 2 if rows.classes == 2 else squares
     given = rows.probability[np.arange(len(rows.label)), rows.label]
-    return -np.log(np.clip(given, np.finfo(np.float64).eps, 1))
+    return -np.log(np.clip(given, _LEAST, 1))
+
+
+def largest_loss(name: str, classes: int) -> float:
+    """What the Brier score or the log loss of a row is at most."""
+    if name == "brier":
+        return 1.0 if classes == 2 else 2.0
+    return float(-np.log(_LEAST))
 
 
 def _loss(name: str) -> Callable[[Rows, np.ndarray, Threshold], np.ndarray]:
