@@ -11,7 +11,7 @@ from scipy.stats import kurtosis, t
 
 from mmfusion.errors import EvaluationError
 from mmfusion.evaluation import Estimate, classification_metrics
-from mmfusion.evaluation.intervals import newcombe, wilson
+from mmfusion.evaluation.intervals import delong_interval, newcombe, wilson
 from mmfusion.evaluation.rows import bootstrap_weights, check_rows
 from mmfusion.evaluation.scores import METRICS
 
@@ -155,13 +155,24 @@ def test_auc_interval_by_the_definition():
     assert (found.low, found.high) == pytest.approx(expit(logit(auc) + np.r_[-half, half]))
 
 
-def test_few_subjects_and_equal_scores_have_newcombes_interval():
-    label = np.repeat([0, 1], [31, 9])
-    score = np.linspace(0.1, 0.9, 40)[np.random.default_rng(0).permutation(40)]
-    for found, count in ((classification_metrics(label, score)["auc"], 9),
-                         (classification_metrics(np.arange(40) % 2, np.full(40, 0.3))["auc"], 20)):  # fmt: skip
+def test_equal_scores_and_a_single_positive_have_newcombes_interval():
+    for label, score in ((np.arange(40) % 2, np.full(40, 0.3)), (np.arange(40) == 31, np.linspace(0, 1, 40))):
+        found, count = classification_metrics(label, score)["auc"], int(label.sum())
         assert (found.low, found.high) == newcombe(found.value, count, 40 - count)
-        assert found.method == f"95 % Newcombe interval, {count} and {40 - count} subjects"
+        assert found.method == f"95 % Newcombe interval; {count} and {40 - count} subjects"
+
+
+@pytest.mark.parametrize("visits", [1, 3])
+@pytest.mark.parametrize(("positive", "longer"), [([0.9] * 5 + [0.2] * 4, "other"), ([0.66] * 9, "newcombe")])
+def test_few_subjects_have_the_longer_of_two_intervals(positive, longer, visits):
+    label = np.repeat([0, 1], [31, 9])
+    score, groups = np.r_[np.linspace(0.1, 0.7, 31), positive], np.repeat(np.arange(40), visits)
+    found = classification_metrics(np.repeat(label, visits), np.repeat(score, visits), groups=groups)["auc"]
+    low, high = newcombe(found.value, 9, 31)
+    other = delong_interval(label == 1, score, 0.95)
+    assert (found.low < low - 0.05) if longer == "other" else (found.low == low < other[0])
+    assert found.high >= max(high, other[1]) - 0.02
+    assert "or Newcombe's where it reaches further; 9 and 31 subjects" in found.method
 
 
 def test_interval_of_a_loss_is_that_of_its_mean():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NO_WIDTH = "all resamples give the same value, so a bootstrap interval would have no width"
 _LOSSES = ("brier", "log_loss")
+_MANY = 20  # subjects of a class from which on the error of an AUC can be estimated from them alone
 _SHARES = ("accuracy", "sensitivity", "specificity")
 
 
@@ -54,9 +55,10 @@ def classification_metrics(
     =================  ==========================================  ===========================================
     metric             each subject has one row                    subjects have several rows
     =================  ==========================================  ===========================================
-    AUC                DeLong on the logit scale; Newcombe below   cluster bootstrap on the logit scale;
-                       10 subjects of a class, at 0 and at 1;      Newcombe likewise
-                       more classes: bootstrap
+    AUC                DeLong on the logit scale, as far as        cluster bootstrap on the logit scale;
+                       Newcombe's below 20 subjects of a class;    Newcombe's likewise
+                       that alone at 0 and at 1; more classes:
+                       bootstrap
     PR-AUC             bootstrap on the logit scale                cluster bootstrap on the logit scale
     shares             Wilson; balanced accuracy: those of the     cluster bootstrap on the logit scale, Wilson
                        classes combined                            over subjects where it would have no width
@@ -113,14 +115,9 @@ def bootstrap_words(rows: Rows, resamples: int, case_control: bool) -> str:
 def _is_resampled(name: str, rows: Rows) -> bool:
     if name in _LOSSES:
         return False
-    if name == "auc" and rows.classes == 2 and _few(rows):
-        return False
-    return name == "pr_auc" or not rows.one_each or (name == "auc" and rows.classes > 2)
-
-
-def _few(rows: Rows) -> bool:
-    """Whether one of two classes has too few subjects for the normal approximation of an AUC."""
-    return min(rows.subjects_of(0), rows.subjects_of(1)) < 10
+    if name == "auc" and rows.classes == 2:
+        return not rows.one_each and not rows.too_few
+    return name in RANKING or not rows.one_each
 
 
 def _draws(
@@ -160,17 +157,27 @@ def _analytic(name: str, rows: Rows, threshold: Threshold, case_control: bool, c
         return Estimate(value, low, high, n, method)
     if name != "auc":
         return _wilson(name, value, rows, threshold, confidence)
-    interval = None if _few(rows) else delong_interval(rows.label == 1, rows.probability[:, 1], confidence)
-    if interval:
-        return Estimate(value, *interval, n, f"{level} DeLong interval on the logit scale")
-    return _newcombe(value, rows, confidence)
+    interval = None if rows.too_few else delong_interval(rows.label == 1, rows.probability[:, 1], confidence)
+    return _auc_of_two(value, interval, f"{level} DeLong interval on the logit scale", rows, confidence)
 
 
-def _newcombe(value: float, rows: Rows, confidence: float) -> Estimate:
-    """The AUC of two classes with the interval for few subjects of a class, and for resamples that all agree."""
+def _auc_of_two(
+    value: float, interval: tuple[float, float] | None, method: str, rows: Rows, confidence: float
+) -> Estimate:
+    """The AUC of two classes; with few subjects of a class its interval reaches as far as Newcombe's.
+
+    An error estimated from few subjects misses rare low scores, and Newcombe's takes the shape of the distributions
+    for granted: each is too short where the other is not.
+    """
     positives, negatives = rows.subjects_of(1), rows.subjects_of(0)
-    method = f"{100 * confidence:g} % Newcombe interval, {positives} and {negatives} subjects"
-    return Estimate(value, *newcombe(value, positives, negatives, confidence), len(rows.label), method)
+    if interval is not None and min(positives, negatives) >= _MANY:
+        return Estimate(value, *interval, len(rows.label), method)
+    low, high = newcombe(value, positives, negatives, confidence)
+    words, counts = f"{100 * confidence:g} % Newcombe interval", f"{positives} and {negatives} subjects"
+    if interval is not None:
+        low, high = min(low, interval[0]), max(high, interval[1])
+        words = f"{method}, or Newcombe's where it reaches further"
+    return Estimate(value, low, high, len(rows.label), f"{words}; {counts}")
 
 
 def _wilson(name: str, value: float, rows: Rows, threshold: Threshold, confidence: float) -> Estimate:
@@ -190,13 +197,15 @@ def _bootstrap(
     name: str, rows: Rows, threshold: Threshold, drawn: np.ndarray, case_control: bool, confidence: float
 ) -> Estimate:
     """The estimate with a t interval on the logit scale, its error the deviation of the resamples ``[R]``."""
-    value, n = value_of(name, rows, threshold), _cases(name, rows)
+    value, n, interval = value_of(name, rows, threshold), _cases(name, rows), None
+    method = f"{100 * confidence:g} % interval on the logit scale from "
+    method += bootstrap_words(rows, len(drawn), case_control)
     if np.ptp(drawn) > 1e-12:
-        low, high = logit_interval(value, float(np.std(drawn)), _subjects(name, rows) - 1, confidence)
-        words = bootstrap_words(rows, len(drawn), case_control)
-        return Estimate(value, low, high, n, f"{100 * confidence:g} % interval on the logit scale from {words}")
+        interval = logit_interval(value, float(np.std(drawn)), _subjects(name, rows) - 1, confidence)
     if name == "auc" and rows.classes == 2:
-        return _newcombe(value, rows, confidence)
+        return _auc_of_two(value, interval, method, rows, confidence)
+    if interval is not None:
+        return Estimate(value, *interval, n, method)
     if name in RANKING:
         return Estimate(value, None, None, n, reason=NO_WIDTH)
     return _wilson(name, value, rows, threshold, confidence)
