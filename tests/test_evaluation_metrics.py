@@ -175,12 +175,19 @@ def test_few_subjects_have_the_longer_of_two_intervals(positive, longer, visits)
     assert "or Newcombe's where it reaches further; 9 and 31 subjects" in found.method
 
 
-def test_interval_of_a_loss_is_that_of_its_mean():
-    label, probability = draw(40, digits=6)
-    loss = (probability[:, 1] - label) ** 2
+@pytest.mark.parametrize(("positives", "fewer"), [(20, "by moments"), (4, "by class")])
+def test_interval_of_a_loss_is_that_of_its_mean(positives, fewer):
+    label = (np.arange(40) < positives).astype(int)
+    score = np.random.default_rng(0).beta(0.5, 4, 40)  # all are called negative
+    probability = np.where(label == 1, 1 - score, score) if fewer == "by moments" else score
+    loss = (probability - label) ** 2
     found = classification_metrics(label, probability, resamples=20)["brier"]
-    error, freedom = loss.std(ddof=1) / np.sqrt(40), min(2 * 40 / (kurtosis(loss, fisher=False) - 1), 39)
-    reach = np.exp(t.ppf(0.975, freedom) * error / loss.mean())
+    error, parts = loss.std(ddof=1) / np.sqrt(40), [np.sum((loss - loss.mean())[label == k] ** 2) for k in (0, 1)]
+    count = np.array([39 - positives, positives - 1])
+    freedom = {"by class": sum(parts) ** 2 / np.sum(np.square(parts) / count)}
+    freedom["by moments"] = 2 * 40 / (kurtosis(loss, fisher=False) - 1)
+    assert min(freedom, key=freedom.get) == fewer
+    reach = np.exp(t.ppf(0.975, freedom[fewer]) * error / loss.mean())
     assert (found.low, found.high) == pytest.approx((loss.mean() / reach, loss.mean() * reach))
     three = [np.repeat(array, 3, axis=0) for array in (label, probability)]
     visits = classification_metrics(*three, groups=np.repeat(np.arange(40), 3), resamples=20)["brier"]

@@ -85,22 +85,23 @@ def delong_interval(positive: np.ndarray, score: np.ndarray, confidence: float) 
 def mean_error(values: np.ndarray, rows: Rows, case_control: bool) -> tuple[float, float]:
     """Standard error of the mean of ``values [N]``, and its degrees of freedom; subjects are independent, rows are not.
 
-    The degrees of freedom are those of the estimated variance, by the fourth moments of the subjects (2 V^2 / Var V):
-    where most of it comes from five subjects, it is no better than about ten numbers allow.
+    The degrees of freedom are the fewer of two estimates of what the variance V rests on. As a sum over the classes:
+    where most of it comes from five positive subjects, it is no better than five numbers allow. And by the fourth
+    moments of the subjects, 2 V^2 / Var(V): a few large values among many small ones allow no more either.
     """
     share = np.bincount(rows.subject, values - values.mean()) / len(values)
-    strata = rows.stratum if case_control else np.zeros_like(rows.stratum)
-    count = np.bincount(strata)
-    share -= (np.bincount(strata, share) / count)[strata]
-    largest = float(np.abs(share).max())
-    if largest == 0:
+    members = np.bincount(rows.stratum)
+    if case_control:
+        share -= (np.bincount(rows.stratum, share) / members)[rows.stratum]
+    count = members if case_control else np.full(len(members), len(share))
+    variances = np.bincount(rows.stratum, share**2) * count / np.maximum(count - 1, 1)
+    if not variances.any():
         return 0.0, 1.0
-    share /= largest
-    squares = np.bincount(strata, share**2)
-    error = largest * np.sqrt(np.sum(squares * count / np.maximum(count - 1, 1)))
-    spread = np.sum(share**4) - np.sum(squares**2 / count)
-    most = max(len(share) - len(count), 1)
-    return float(error), float(min(most, 2 * squares.sum() ** 2 / max(spread, 1e-12)))
+    by_class = effective_freedom(variances, np.maximum(members - 1, 1))
+    squares = (share / np.abs(share).max()) ** 2
+    spread = np.sum(squares**2) - np.sum(squares) ** 2 / len(squares)
+    by_moments = 2 * np.sum(squares) ** 2 / max(float(spread), 1e-12)
+    return float(np.sqrt(variances.sum())), float(min(by_class, by_moments))
 
 
 def wilson(share: float | np.ndarray, n: int | np.ndarray, confidence: float = 0.95) -> tuple[Any, Any]:
