@@ -10,7 +10,7 @@ from scipy.special import expit, logit
 from scipy.stats import kurtosis, t
 
 from mmfusion.errors import EvaluationError
-from mmfusion.evaluation import Estimate, classification_metrics
+from mmfusion.evaluation import Estimate, classification_metrics, compare
 from mmfusion.evaluation.intervals import delong_interval, newcombe, wilson
 from mmfusion.evaluation.rows import bootstrap_weights, check_rows
 from mmfusion.evaluation.scores import METRICS
@@ -269,10 +269,28 @@ def test_estimates_are_plain_values_for_json():
     ([0, 1], [[0.5, 0.2], [0.5, 0.5]], None, "softmax"),
     ([0, 1], [[1.0], [1.0]], None, "K >= 2"),
     ([0, 2], [0.5, 0.5], None, r"class indices 0 to 1, found \[2\]"),
+    ([0, 1], [0.5, 0.5], [1, np.nan], "1 of 2 rows have no subject, the first is row 1"),
+    ([0, 1], [0.5, 0.5], np.array([None, "a"], object), "1 of 2 rows have no subject, the first is row 0"),
+    ([0, 1], [0.5, 0.5], np.array([1, "1"], object), "a subject of one type, found text and numbers"),
 ])  # fmt: skip
 def test_wrong_input_is_refused_in_words(label, probability, groups, message):
     with pytest.raises(EvaluationError, match=message):
         classification_metrics(np.array(label), np.array(probability), groups=groups)
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"threshold": np.zeros(3)}, r"one for each of 20 rows, found shape \(3,\)"),
+    ({"threshold": np.nan}, "one finite number, .* found nan"),
+    ({"threshold": None}, "one finite number, .* found None"),
+    ({"confidence": 95}, "confidence must lie between 0 and 1, found 95"),
+    ({"confidence": 1.0}, "confidence must lie between 0 and 1"),
+])  # fmt: skip
+def test_wrong_options_are_refused_in_words(given, message):
+    label, probability = draw(20)
+    with pytest.raises(EvaluationError, match=message):
+        classification_metrics(label, probability, **given)
+    with pytest.raises(EvaluationError, match=message):
+        compare(label, probability, probability[::-1], **given)
 
 
 def test_resamples_must_be_positive():

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit, ndtri, stdtrit
 
+from mmfusion.errors import EvaluationError
 from mmfusion.evaluation.rows import Rows
+
+
+def check_confidence(confidence: float) -> None:
+    """Raises EvaluationError where it is no share between 0 and 1."""
+    if not 0 < confidence < 1:
+        raise EvaluationError(f"confidence must lie between 0 and 1, found {confidence}")
 
 
 def percentile(draws: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import numpy as np
 from mmfusion.evaluation.estimate import Estimate
 from mmfusion.evaluation.folds import RANKING, mean_of_folds
 from mmfusion.evaluation.intervals import (
+    check_confidence,
     delong_interval,
     log_interval,
     logit_interval,
@@ -18,7 +19,7 @@ from mmfusion.evaluation.intervals import (
     wilson,
 )
 from mmfusion.evaluation.rows import Rows, bootstrap_weights, check_folds, check_rows
-from mmfusion.evaluation.scores import METRICS, largest_loss, losses, recall_of, undefined, value_of
+from mmfusion.evaluation.scores import METRICS, check_threshold, largest_loss, losses, recall_of, undefined, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -81,9 +82,12 @@ def classification_metrics(
         confidence: of the interval.
 
     Raises:
-        EvaluationError: no rows, lengths that differ, or values that are no probabilities.
+        EvaluationError: no rows, lengths that differ, values that are no probabilities, subjects or folds that are
+            missing, a threshold or confidence that is none.
     """
     rows = check_rows(label, probability, groups)
+    check_threshold(threshold, rows)
+    check_confidence(confidence)
     by_fold = None if folds is None else check_folds(folds, rows)
     names = [name for name in METRICS if rows.classes == 2 or name not in ("sensitivity", "specificity")]
     ranked = RANKING if by_fold is not None else ()

@@ -11,13 +11,24 @@ from typing import TypeAlias
 
 import numpy as np
 
-from mmfusion.errors import OptionError
+from mmfusion.errors import EvaluationError, OptionError
 from mmfusion.evaluation.rows import Rows
 from mmfusion.options import unknown
 
 Threshold: TypeAlias = "float | np.ndarray"
 
 _LEAST = np.finfo(np.float64).eps  # a probability of 0 has the log loss of this one
+
+
+def check_threshold(threshold: Threshold, rows: Rows) -> None:
+    """Raises EvaluationError where it is neither one finite number nor one for each row."""
+    given = np.asarray(threshold)
+    numbers = given.dtype.kind in "biuf" and bool(np.isfinite(given).all())
+    if not numbers or given.shape not in ((), rows.label.shape):
+        raise EvaluationError(
+            f"a threshold must be one finite number, or one for each of {len(rows.label)} rows, found "
+            f"{repr(threshold) if given.shape == () else f'shape {given.shape}'}"
+        )
 
 
 def value_of(name: str, rows: Rows, threshold: Threshold) -> float:
