@@ -70,7 +70,7 @@ def write_metrics(
             "difference": _difference(fused, own, name, options).as_dict(),
             "models": models_of(alone.values()),
         }
-        if not _other_folds(fused, own, name):
+        if not _not_paired(fused, own, name):
             pairs[name] = (fused, own)
     out = {
         "part": next(iter(rows.values()))["part"],
@@ -152,13 +152,15 @@ def _score(
 
 def _difference(fused: _Scored, own: _Scored, name: str, options: Mapping[str, Any]) -> Difference:
     """The AUC of the fusion minus that of a modality alone, on the same cases in pairs, and within the same folds."""
-    if reason := _other_folds(fused, own, name):
+    if reason := _not_paired(fused, own, name):
         return Difference(None, None, None, len(own.label), reason=reason)
     return compare(own.label, fused.probability, own.probability, **own.design, **options)
 
 
-def _other_folds(fused: _Scored, own: _Scored, name: str) -> str:
-    """Why a modality alone cannot be compared fold by fold; empty if it can."""
+def _not_paired(fused: _Scored, own: _Scored, name: str) -> str:
+    """Why a modality alone cannot be compared case by case within the folds; empty if it can."""
+    if differ := int(np.sum(fused.label != own.label)):
+        return f"{differ} of {len(own.label)} cases have another label in single/{name}; evaluate both again"
     differ = int(np.sum(fused.fold != own.fold))
     if not differ:
         return ""
@@ -192,6 +194,8 @@ def _models(run: Path, rows: Collection[Mapping[str, str]]) -> dict[str, Model]:
     folds = list(dict.fromkeys(row.get("fold", "") for row in rows))
     if strange := [fold for fold in folds if fold and not fold.isdecimal()]:
         raise ReadError(f"{run / 'predictions.csv'} is damaged: fold is {strange[0]!r:.40}; {_AGAIN}")
+    if len(folds) > 1 and "" in folds:
+        raise ReadError(f"{run / 'predictions.csv'} is damaged: some cases have a fold and others none; {_AGAIN}")
     models = {fold: read_model(RunFolder(run).fold(fold).path if fold else run) for fold in folds}
     for row in rows:
         now = models[row.get("fold", "")].weights
