@@ -64,6 +64,21 @@ def test_each_classifier_may_have_its_threshold():
     assert found.value == np.mean(a[label == 1] >= 0.3) - np.mean(a[label == 1] >= 0.9)
 
 
+def test_each_row_may_have_its_threshold():
+    label, a, b = pair(60)
+    own = np.where(np.arange(60) % 3, 0.3, 0.9)
+    found = compare(label, a, b, metric="accuracy", threshold=own, resamples=100)
+    assert found.value == pytest.approx(np.mean((a >= own) == label) - np.mean((b >= own) == label))
+    assert compare(label, a, a, metric="accuracy", threshold=own, resamples=100).p_value == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_interval_holds_the_difference(seed):
+    label, a, b = pair(24, seed)
+    found = compare(label, a, b, metric="pr_auc", resamples=2, seed=seed)
+    assert found.low <= found.value <= found.high
+
+
 def test_two_perfect_classifiers_have_no_interval():
     label = np.repeat([0, 1], 6)
     found = compare(label, np.linspace(0, 1, 12), label.astype(float), resamples=50)
@@ -111,5 +126,7 @@ def test_delong_edges():
     assert delong(label, label, 1 - label) == (1, 0, 0)
     with pytest.raises(EvaluationError, match="2 rows of each class, found 1 positive"):
         delong(np.array([0, 0, 1]), np.arange(3), np.arange(3))
+    with pytest.raises(EvaluationError, match="NaN or infinite"):
+        delong(label, label, np.array([0.1, 0.2, np.nan, 0.4]))
     with pytest.raises(EvaluationError, match="one length, found 4, 3 and 4"):
         delong(label, np.arange(3), label)

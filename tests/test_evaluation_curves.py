@@ -227,6 +227,8 @@ def test_a_fitted_temperature_is_better_than_none(n, share, prevalence):
 def test_temperature_refuses_what_it_cannot_fit():
     with pytest.raises(EvaluationError, match="labels must be 0 to 1, found 0 to 2"):
         fit_temperature(np.array([0, 2]), np.zeros((2, 2)))
+    with pytest.raises(EvaluationError, match="prior shift must be finite for each of 2 classes"):
+        fit_temperature(np.array([0.0, 1.0]), np.zeros((2, 2)), np.array([0, -np.inf]))
     with pytest.raises(EvaluationError, match="hold NaN or infinite"):
         fit_temperature(np.array([0, 1]), np.full((2, 2), np.nan))
     with pytest.raises(EvaluationError, match="logits .N, K. and labels .N., found .0, 2. and .0,."):

@@ -110,6 +110,22 @@ def test_reasons_instead_of_numbers():
         classification_metrics(label, score, folds=np.arange(3))
 
 
+def test_every_row_has_a_fold():
+    label, score, other, _ = study()
+    unknown = np.where(np.arange(58) < 2, np.nan, np.arange(58) % 3)
+    for mistaken in (lambda: classification_metrics(label, score, folds=unknown),
+                     lambda: compare(label, score, other, folds=unknown)):  # fmt: skip
+        with pytest.raises(EvaluationError, match="2 of 58 rows have no fold, the first is row 0"):
+            mistaken()
+
+
+def test_a_difference_of_two_folds_is_at_most_one():
+    label, fold = np.tile([0, 0, 1, 1], 2), np.repeat([0, 1], 4)
+    better, worse = np.array([0.1, 0.2, 0.8, 0.9, 0.1, 0.4, 0.3, 0.9]), np.linspace(0.9, 0.1, 8)
+    found = compare(label, better, worse, folds=fold)
+    assert (found.low, found.high) == (-1, 1) and found.p_value > 0.05
+
+
 def test_the_curve_is_the_mean_of_the_folds():
     label, score, _, fold = study()
     band = roc_band(label, score, folds=fold, points=2001)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 from scipy.special import expit, logit
-from scipy.stats import t
+from scipy.stats import kurtosis, t
 
 from mmfusion.errors import EvaluationError, OptionError
-from mmfusion.evaluation import Estimate, classification_metrics
-from mmfusion.evaluation.intervals import newcombe, wilson
+from mmfusion.evaluation import Estimate, classification_metrics, compare
+from mmfusion.evaluation.intervals import delong_interval, newcombe, wilson
 from mmfusion.evaluation.rows import bootstrap_weights, check_rows
 from mmfusion.evaluation.scores import METRICS
 
@@ -170,26 +170,57 @@ def test_a_share_of_visits_is_worth_as_many_rows_as_vary_so_much():
     assert perfect["sensitivity"].low == pytest.approx(wilson(1.0, 4)[0])
 
 
-def test_few_subjects_and_equal_scores_have_newcombes_interval():
-    label = np.repeat([0, 1], [31, 9])
-    score = np.linspace(0.1, 0.9, 40)[np.random.default_rng(0).permutation(40)]
-    for estimate, count in ((classification_metrics(label, score)["auc"], 9),
-                         (classification_metrics(np.arange(40) % 2, np.full(40, 0.3))["auc"], 20)):  # fmt: skip
+def test_equal_scores_and_a_single_positive_have_newcombes_interval():
+    for label, score in ((np.arange(40) % 2, np.full(40, 0.3)), (np.arange(40) == 31, np.linspace(0, 1, 40))):
+        estimate, count = classification_metrics(label, score)["auc"], int(label.sum())
         assert (estimate.low, estimate.high) == newcombe(estimate.value, count, 40 - count)
-        assert estimate.method == f"95 % Newcombe interval, {count} and {40 - count} subjects"
+        assert estimate.method == f"95 % Newcombe interval; {count} and {40 - count} subjects"
 
 
-def test_interval_of_a_loss_is_that_of_its_mean():
-    label, probability = draw(40, digits=6)
-    loss = (probability[:, 1] - label) ** 2
+@pytest.mark.parametrize("visits", [1, 3])
+@pytest.mark.parametrize(("positive", "longer"), [([0.9] * 5 + [0.2] * 4, "other"), ([0.66] * 9, "newcombe")])
+def test_few_subjects_have_the_longer_of_two_intervals(positive, longer, visits):
+    label = np.repeat([0, 1], [31, 9])
+    score, groups = np.r_[np.linspace(0.1, 0.7, 31), positive], np.repeat(np.arange(40), visits)
+    estimate = classification_metrics(np.repeat(label, visits), np.repeat(score, visits), groups=groups)["auc"]
+    low, high = newcombe(estimate.value, 9, 31)
+    other = delong_interval(label == 1, score, 0.95)
+    assert (estimate.low < low - 0.05) if longer == "other" else (estimate.low == low < other[0])
+    assert estimate.high >= max(high, other[1]) - 0.02
+    assert "or Newcombe's where it reaches further; 9 and 31 subjects" in estimate.method
+
+
+@pytest.mark.parametrize(("positives", "fewer"), [(20, "by moments"), (4, "by class")])
+def test_interval_of_a_loss_is_that_of_its_mean(positives, fewer):
+    label = (np.arange(40) < positives).astype(int)
+    score = np.random.default_rng(0).beta(0.5, 4, 40)  # all are called negative
+    probability = np.where(label == 1, 1 - score, score) if fewer == "by moments" else score
+    loss = (probability - label) ** 2
     estimate = classification_metrics(label, probability, resamples=20)["brier"]
     error, parts = loss.std(ddof=1) / np.sqrt(40), [np.sum((loss - loss.mean())[label == k] ** 2) for k in (0, 1)]
-    freedom = sum(parts) ** 2 / sum(part**2 / 19 for part in parts)
-    reach = np.exp(t.ppf(0.975, freedom) * error / loss.mean())
+    count = np.array([39 - positives, positives - 1])
+    freedom = {"by class": sum(parts) ** 2 / np.sum(np.square(parts) / count)}
+    freedom["by moments"] = 2 * 40 / (kurtosis(loss, fisher=False) - 1)
+    assert min(freedom, key=freedom.get) == fewer
+    reach = np.exp(t.ppf(0.975, freedom[fewer]) * error / loss.mean())
     assert (estimate.low, estimate.high) == pytest.approx((loss.mean() / reach, loss.mean() * reach))
     three = [np.repeat(array, 3, axis=0) for array in (label, probability)]
     visits = classification_metrics(*three, groups=np.repeat(np.arange(40), 3), resamples=20)["brier"]
     assert (visits.low, visits.high) == pytest.approx((estimate.low, estimate.high))
+
+
+@pytest.mark.parametrize(("classes", "most"), [(2, 1), (3, 2)])
+def test_interval_of_a_loss_ends_at_the_largest_loss(classes, most):
+    label, wrong = np.zeros(6, int), np.eye(classes)[[1, 1, 1, 1, 0, 0]]
+    estimate = classification_metrics(label, wrong, confidence=0.99, resamples=20)
+    assert estimate["brier"].high == pytest.approx(most)
+    assert estimate["log_loss"].high == pytest.approx(-np.log(np.finfo(float).eps))
+
+
+def test_losses_of_one_subject_have_no_interval():
+    label, probability = draw(12)
+    estimate = classification_metrics(label, probability, groups=np.zeros(12), resamples=20)["log_loss"]
+    assert estimate.low is None and estimate.reason == "an interval needs 2 subjects, found 1"
 
 
 @pytest.mark.parametrize("value", [0.25, 0.0])
@@ -262,10 +293,28 @@ def test_estimates_are_plain_values_for_json():
     ([0, 1], [[0.5, 0.2], [0.5, 0.5]], None, "softmax"),
     ([0, 1], [[1.0], [1.0]], None, "K >= 2"),
     ([0, 2], [0.5, 0.5], None, r"class indices 0 to 1, found \[2\]"),
+    ([0, 1], [0.5, 0.5], [1, np.nan], "1 of 2 rows have no subject, the first is row 1"),
+    ([0, 1], [0.5, 0.5], np.array([None, "a"], object), "1 of 2 rows have no subject, the first is row 0"),
+    ([0, 1], [0.5, 0.5], np.array([1, "1"], object), "a subject of one type, found text and numbers"),
 ])  # fmt: skip
 def test_wrong_input_is_refused_in_words(label, probability, groups, message):
     with pytest.raises(EvaluationError, match=message):
         classification_metrics(np.array(label), np.array(probability), groups=groups)
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"threshold": np.zeros(3)}, r"one for each of 20 rows, found shape \(3,\)"),
+    ({"threshold": np.nan}, "one finite number, .* found nan"),
+    ({"threshold": None}, "one finite number, .* found None"),
+    ({"confidence": 95}, "confidence must lie between 0 and 1, found 95"),
+    ({"confidence": 1.0}, "confidence must lie between 0 and 1"),
+])  # fmt: skip
+def test_wrong_options_are_refused_in_words(given, message):
+    label, probability = draw(20)
+    with pytest.raises(EvaluationError, match=message):
+        classification_metrics(label, probability, **given)
+    with pytest.raises(EvaluationError, match=message):
+        compare(label, probability, probability[::-1], **given)
 
 
 def test_resamples_must_be_positive():

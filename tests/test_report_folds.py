@@ -129,6 +129,14 @@ def test_a_fold_that_is_left_out_does_not_count_as_a_degree_of_freedom(tmp_path)
     assert "over 4 folds" in words and "3 degrees of freedom" in words
 
 
+def test_an_interval_of_no_degrees_of_freedom_is_not_called_rough(tmp_path):
+    label, fold, _ = draw_folds()
+    folder = write_folds(tmp_path / "cv", label, {"fusion": 0.1 + 0.8 * label}, fold)
+    write_metrics(folder, **FAST)
+    words = summary(read_result(folder))
+    assert "reached a mean AUC of 1.000 over 5 folds (95 % interval 0." in words and "degrees" not in words
+
+
 def test_picking_the_highest_modality_by_its_test_score_is_said(run, tmp_path):
     words = summary(read_result(run))
     assert "Of the 2 modalities alone, pet reached the highest AUC on these same cases," in words

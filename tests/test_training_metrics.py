@@ -9,6 +9,7 @@ from scipy.special import expit, logit
 from scipy.stats import t as student
 from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 
+from mmfusion.errors import ReadError
 from mmfusion.training import write_metrics
 
 FAST = {"resamples": 100}
@@ -131,6 +132,25 @@ def test_a_case_control_design_is_kept_and_fixes_the_number_of_each_class(tmp_pa
     assert (cohort["case_control"], declared["case_control"]) == (False, True)
     wide, narrow = ([one["metrics"]["brier"][end] for end in ("low", "high")] for one in (cohort, declared))
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize(("place", "change", "reason"), [
+    ("single/pet", {"label": "class1"}, "15 of 60 cases have another label in single/pet"),
+    ("", {"fold": ""}, "some cases have a fold and others none"),
+    ("", {"case": "c000_1"}, "1 cases have several rows, as c000_1"),
+])  # fmt: skip
+def test_predictions_that_contradict_each_other_are_not_measured(tmp_path, place, change, reason):
+    label, fold, score = draw_folds()
+    run = write_folds(tmp_path, label, score, fold)
+    (run / "model.json").write_bytes((run / "fold_0" / "model.json").read_bytes())
+    with (run / place / "predictions.csv").open(newline="") as file:
+        rows = [row | change if n < 30 else row for n, row in enumerate(csv.DictReader(file))]
+    write_csv(run / place / "predictions.csv", rows)
+    if place:
+        assert reason in write_metrics(run, **FAST)["comparison"]["pet"]["difference"]["reason"]
+        return
+    with pytest.raises(ReadError, match=reason):
+        write_metrics(run, **FAST)
 
 
 @pytest.mark.slow

@@ -8,10 +8,18 @@ from scipy.special import ndtr
 from mmfusion.errors import EvaluationError
 from mmfusion.evaluation.estimate import Difference
 from mmfusion.evaluation.folds import difference_of_folds
-from mmfusion.evaluation.intervals import delong_components, percentile
+from mmfusion.evaluation.intervals import check_confidence, delong_components, percentile
 from mmfusion.evaluation.metrics import bootstrap_words
 from mmfusion.evaluation.rows import bootstrap_weights, check_folds, check_rows
-from mmfusion.evaluation.scores import METRICS, RANKING, check_metric, undefined, value_of
+from mmfusion.evaluation.scores import (
+    METRICS,
+    RANKING,
+    Threshold,
+    check_metric,
+    check_threshold,
+    undefined,
+    value_of,
+)
 
 
 def compare(
@@ -23,7 +31,7 @@ def compare(
     folds: np.ndarray | None = None,
     case_control: bool = False,
     metric: str = "auc",
-    threshold: float | tuple[float, float] = 0.5,
+    threshold: Threshold | tuple[Threshold, Threshold] = 0.5,
     resamples: int = 2000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -41,7 +49,7 @@ def compare(
         groups: ``[N]`` subject identifiers; None: each row is a subject of its own.
         folds: ``[N]`` the test fold of each row, the same for both; None: no cross-validation.
         metric: a name that :func:`classification_metrics` returns.
-        threshold: for class 1 of two; a pair gives a and b their own.
+        threshold: for class 1 of two; ``[N]`` gives each row its own; a pair gives a and b their own.
         case_control, resamples, seed, confidence: as in :func:`classification_metrics`.
 
     Raises:
@@ -54,6 +62,9 @@ def compare(
     check_metric(metric)
     measure = METRICS[metric]
     at_a, at_b = threshold if isinstance(threshold, tuple) else (threshold, threshold)
+    for one in (at_a, at_b):
+        check_threshold(one, a)
+    check_confidence(confidence)
     n = len(a.label)
     if reason := undefined(metric, a):
         return Difference(None, None, None, n, reason=reason)
@@ -64,7 +75,7 @@ def compare(
         return Difference(value, None, None, n, reason=a.too_few)
     weights = bootstrap_weights(a, resamples, seed, case_control)
     drawn = np.concatenate([measure(a, chunk, at_a) - measure(b, chunk, at_b) for chunk in weights])
-    same = np.array_equal(a.probability, b.probability) and at_a == at_b
+    same = np.array_equal(a.probability, b.probability) and np.array_equal(at_a, at_b)
     if np.ptp(drawn) <= 1e-12 and not same:
         reason = "all resamples give the same difference, so the bootstrap interval would have no width"
         return Difference(value, None, None, n, reason=reason)
@@ -72,7 +83,8 @@ def compare(
     rarer = min(np.sum(drawn <= 0), np.sum(drawn >= 0))
     p_value = float(min(1, 2 * (rarer + 1) / (resamples + 1)))
     method = f"paired {100 * confidence:g} % percentile interval, {bootstrap_words(a, resamples, case_control)}"
-    return Difference(value, *percentile(drawn, confidence), n, method, p_value=p_value)
+    low, high = percentile(drawn, confidence)
+    return Difference(value, min(low, value), max(high, value), n, method, p_value=p_value)
 
 
 def delong(label: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
@@ -86,12 +98,14 @@ def delong(label: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, floa
         a, b: ``[N]`` scores of the positive class.
 
     Raises:
-        EvaluationError: fewer than 2 rows of a class, or lengths that differ.
+        EvaluationError: fewer than 2 rows of a class, lengths that differ, or scores that are not finite.
     """
     positive = np.asarray(label) == 1
     scores = [np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)]
     if any(score.shape != positive.shape for score in scores):
         raise EvaluationError(f"labels and scores must have one length, found {len(label)}, {len(a)} and {len(b)}")
+    if not np.isfinite(scores).all():
+        raise EvaluationError("the scores hold NaN or infinite values; they cannot be ranked")
     m, n = int(positive.sum()), int((~positive).sum())
     if min(m, n) < 2:
         raise EvaluationError(f"DeLong's test needs 2 rows of each class, found {m} positive and {n} negative")

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmfusion.errors import EvaluationError
 from mmfusion.evaluation.folds import usable_folds
-from mmfusion.evaluation.intervals import wilson
+from mmfusion.evaluation.intervals import check_confidence, wilson
 from mmfusion.evaluation.rows import Rows, bootstrap_weights, check_folds, check_rows
 from mmfusion.evaluation.scores import class_counts
 
@@ -68,6 +68,7 @@ def roc_band(
     Raises:
         EvaluationError: one class only, or no fold with both.
     """
+    check_confidence(confidence)
     rows = _binary(label, probability, groups)
     grid = np.linspace(0, 1, points)
     if folds is not None:

@@ -45,8 +45,8 @@ def mean_of_folds(name: str, rows: Rows, folds: np.ndarray, confidence: float) -
 def difference_of_folds(name: str, a: Rows, b: Rows, folds: np.ndarray, confidence: float) -> Difference:
     """The mean over the test folds of the metric of a minus that of b, with the corrected t interval and p value.
 
-    ``m -+ t(J - 1) sqrt(v)``, v as in :func:`corrected_error`. It tests the way of training, not the trained models:
-    what another draw of subjects to train and to test on would give.
+    ``m -+ t(J - 1) sqrt(v)``, v as in :func:`corrected_error`, ends at -1 and 1. It tests the way of training, not the
+    trained models: what another draw of subjects to train and to test on would give.
     """
     (parts_a, caution), (parts_b, _) = usable_folds(name, a, folds), usable_folds(name, b, folds)
     n = sum(len(part.label) for part in parts_a)
@@ -66,7 +66,7 @@ def difference_of_folds(name: str, a: Rows, b: Rows, folds: np.ndarray, confiden
         f"{freedom} degrees of freedom (Nadeau and Bengio 2003)"
     )
     p_value = float(2 * stdtr(freedom, -abs(value) / error))
-    return Difference(value, low, high, n, method, caution, p_value=p_value)
+    return Difference(value, max(low, -1.0), min(high, 1.0), n, method, caution, p_value=p_value)
 
 
 def usable_folds(name: str, rows: Rows, folds: np.ndarray) -> tuple[list[Rows], str]:

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit, ndtri, stdtrit
 
+from mmfusion.errors import EvaluationError
 from mmfusion.evaluation.rows import Rows
+
+
+def check_confidence(confidence: float) -> None:
+    """Raises EvaluationError where it is no share between 0 and 1."""
+    if not 0 < confidence < 1:
+        raise EvaluationError(f"confidence must lie between 0 and 1, found {confidence}")
 
 
 def percentile(draws: np.ndarray, confidence: float) -> tuple[float, float]:
@@ -31,10 +38,10 @@ def logit_interval(value: float, error: float, freedom: float, confidence: float
     return float(expit(low)), float(expit(high))
 
 
-def log_interval(value: float, error: float, freedom: float, confidence: float) -> tuple[float, float]:
-    """t interval of a positive mean, on the log scale by the delta method and turned back."""
+def log_interval(value: float, error: float, freedom: float, confidence: float, most: float) -> tuple[float, float]:
+    """t interval of a positive mean, on the log scale by the delta method and turned back; it ends at ``most``."""
     low, high = t_interval(float(np.log(value)), error / value, freedom, confidence)
-    return float(np.exp(low)), float(np.exp(high))
+    return float(np.exp(low)), float(np.exp(min(high, np.log(most))))
 
 
 def effective_freedom(variances: np.ndarray, freedoms: np.ndarray) -> float:
@@ -85,19 +92,23 @@ def delong_interval(positive: np.ndarray, score: np.ndarray, confidence: float) 
 def mean_error(values: np.ndarray, rows: Rows, case_control: bool) -> tuple[float, float]:
     """Standard error of the mean of ``values [N]``, and its degrees of freedom; subjects are independent, rows are not.
 
-    The degrees of freedom are those of a sum over the classes: where most of the variance comes from five positive
-    subjects, its estimate is no better than five numbers allow.
+    The degrees of freedom are the fewer of two estimates of what the variance V rests on. As a sum over the classes:
+    where most of it comes from five positive subjects, it is no better than five numbers allow. And by the fourth
+    moments of the subjects, 2 V^2 / Var(V): a few large values among many small ones allow no more either.
     """
     share = np.bincount(rows.subject, values - values.mean()) / len(values)
-    members = [rows.stratum == stratum for stratum in np.unique(rows.stratum)]
+    members = np.bincount(rows.stratum)
     if case_control:
-        share = share - (np.bincount(rows.stratum, share) / np.bincount(rows.stratum))[rows.stratum]
-    freedoms = np.array([max(int(own.sum()) - 1, 1) for own in members])
-    count = np.array([own.sum() for own in members]) if case_control else np.full(len(members), len(rows.stratum))
-    variances = np.array([np.sum(share[own] ** 2) for own in members]) * count / np.maximum(count - 1, 1)
+        share -= (np.bincount(rows.stratum, share) / members)[rows.stratum]
+    count = members if case_control else np.full(len(members), len(share))
+    variances = np.bincount(rows.stratum, share**2) * count / np.maximum(count - 1, 1)
     if not variances.any():
         return 0.0, 1.0
-    return float(np.sqrt(variances.sum())), effective_freedom(variances, freedoms)
+    by_class = effective_freedom(variances, np.maximum(members - 1, 1))
+    squares = (share / np.abs(share).max()) ** 2
+    spread = np.sum(squares**2) - np.sum(squares) ** 2 / len(squares)
+    by_moments = 2 * np.sum(squares) ** 2 / max(float(spread), 1e-12)
+    return float(np.sqrt(variances.sum())), float(min(by_class, by_moments))
 
 
 def effective_count(right: np.ndarray, rows: Rows, case_control: bool, confidence: float) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from mmfusion.evaluation.estimate import Estimate
 from mmfusion.evaluation.folds import mean_of_folds
 from mmfusion.evaluation.intervals import (
+    check_confidence,
     delong_interval,
     effective_count,
     log_interval,
@@ -24,7 +25,9 @@ from mmfusion.evaluation.scores import (
     METRICS,
     RANKING,
     check_metric,
+    check_threshold,
     is_right,
+    largest_loss,
     losses,
     undefined,
     value_of,
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
     from mmfusion.evaluation.scores import Threshold
 
-_FEW = 10  # subjects of a class, below which the normal approximation of an AUC fails
+_MANY = 20  # subjects of a class from which on the error of an AUC can be estimated from them alone
 
 
 def classification_metrics(
@@ -63,9 +66,10 @@ def classification_metrics(
     =================  ==========================================  ===========================================
     metric             each subject has one row                    subjects have several rows
     =================  ==========================================  ===========================================
-    AUC                DeLong on the logit scale; Newcombe below   cluster bootstrap on the logit scale;
-                       10 subjects of a class, at 0 and at 1;      Newcombe likewise
-                       more classes: bootstrap
+    AUC                DeLong on the logit scale, as far as        cluster bootstrap on the logit scale;
+                       Newcombe's below 20 subjects of a class;    Newcombe's likewise
+                       that alone at 0 and at 1; more classes:
+                       bootstrap
     PR-AUC             bootstrap on the logit scale                cluster bootstrap on the logit scale
     shares             Wilson; balanced accuracy: those of the     the same, with the number of independent rows
                        classes combined                            that would vary as much
@@ -89,10 +93,13 @@ def classification_metrics(
         confidence: of the interval.
 
     Raises:
-        EvaluationError: no rows, lengths that differ, or values that are no probabilities.
+        EvaluationError: no rows, lengths that differ, values that are no probabilities, subjects or folds that are
+            missing, a threshold or confidence that is none.
         OptionError: an unknown metric.
     """
     rows = check_rows(label, probability, groups)
+    check_threshold(threshold, rows)
+    check_confidence(confidence)
     by_fold = None if folds is None else check_folds(folds, rows)
     for name in metrics or ():
         check_metric(name)
@@ -126,13 +133,8 @@ def bootstrap_words(rows: Rows, resamples: int, case_control: bool) -> str:
 
 def _is_resampled(name: str, rows: Rows) -> bool:
     if name == "auc" and rows.classes == 2:
-        return not (rows.one_each or _few(rows))
+        return not rows.one_each and not rows.too_few
     return name in RANKING
-
-
-def _few(rows: Rows) -> bool:
-    """Whether one of two classes has too few subjects for the normal approximation of an AUC."""
-    return min(rows.subjects_of(0), rows.subjects_of(1)) < _FEW
 
 
 def _draws(
@@ -154,25 +156,37 @@ def _analytic(name: str, rows: Rows, threshold: Threshold, case_control: bool, c
     """The estimate with an interval that needs no resamples."""
     value, n, level = value_of(name, rows, threshold), _cases(name, rows), f"{100 * confidence:g} %"
     if name in LOSSES:
+        if len(rows.stratum) < 2:
+            return Estimate(value, None, None, n, reason="an interval needs 2 subjects, found 1")
         error, freedom = mean_error(losses(name, rows), rows, case_control)
         if error <= 1e-12 * max(value, 1):
             return Estimate(value, None, None, n, reason="all rows have the same loss, so its interval has no width")
-        low, high = log_interval(value, error, freedom, confidence)
+        low, high = log_interval(value, error, freedom, confidence, largest_loss(name, rows.classes))
         method = f"{level} t interval on the log scale, {len(rows.stratum)} subjects"
         return Estimate(value, low, high, n, method)
     if name != "auc":
         return _shares(name, rows, threshold, case_control, confidence)
-    interval = None if _few(rows) else delong_interval(rows.label == 1, rows.probability[:, 1], confidence)
-    if interval:
-        return Estimate(value, *interval, n, f"{level} DeLong interval on the logit scale")
-    return _newcombe(value, rows, confidence)
+    interval = None if rows.too_few else delong_interval(rows.label == 1, rows.probability[:, 1], confidence)
+    return _auc_of_two(value, interval, f"{level} DeLong interval on the logit scale", rows, confidence)
 
 
-def _newcombe(value: float, rows: Rows, confidence: float) -> Estimate:
-    """The AUC of two classes with the interval for few subjects of a class, and for resamples that all agree."""
+def _auc_of_two(
+    value: float, interval: tuple[float, float] | None, method: str, rows: Rows, confidence: float
+) -> Estimate:
+    """The AUC of two classes; with few subjects of a class its interval reaches as far as Newcombe's.
+
+    An error estimated from few subjects misses rare low scores, and Newcombe's takes the shape of the distributions
+    for granted: each is too short where the other is not.
+    """
     positives, negatives = rows.subjects_of(1), rows.subjects_of(0)
-    method = f"{100 * confidence:g} % Newcombe interval, {positives} and {negatives} subjects"
-    return Estimate(value, *newcombe(value, positives, negatives, confidence), len(rows.label), method)
+    if interval is not None and min(positives, negatives) >= _MANY:
+        return Estimate(value, *interval, len(rows.label), method)
+    low, high = newcombe(value, positives, negatives, confidence)
+    words, counts = f"{100 * confidence:g} % Newcombe interval", f"{positives} and {negatives} subjects"
+    if interval is not None:
+        low, high = min(low, interval[0]), max(high, interval[1])
+        words = f"{method}, or Newcombe's where it reaches further"
+    return Estimate(value, low, high, len(rows.label), f"{words}; {counts}")
 
 
 def _shares(name: str, rows: Rows, threshold: Threshold, case_control: bool, confidence: float) -> Estimate:
@@ -193,13 +207,15 @@ def _bootstrap(
     name: str, rows: Rows, threshold: Threshold, drawn: np.ndarray, case_control: bool, confidence: float
 ) -> Estimate:
     """The estimate with a t interval on the logit scale, its error the deviation of the resamples ``[R]``."""
-    value, n = value_of(name, rows, threshold), _cases(name, rows)
+    value, n, interval = value_of(name, rows, threshold), _cases(name, rows), None
+    method = f"{100 * confidence:g} % interval on the logit scale from "
+    method += bootstrap_words(rows, len(drawn), case_control)
     if np.ptp(drawn) > 1e-12:
         rarest = min(rows.subjects_of(k) for k in range(rows.classes))
-        low, high = logit_interval(value, float(np.std(drawn)), rarest - 1, confidence)
-        words = bootstrap_words(rows, len(drawn), case_control)
-        return Estimate(value, low, high, n, f"{100 * confidence:g} % interval on the logit scale from {words}")
+        interval = logit_interval(value, float(np.std(drawn)), rarest - 1, confidence)
     if name == "auc" and rows.classes == 2:
-        return _newcombe(value, rows, confidence)
+        return _auc_of_two(value, interval, method, rows, confidence)
+    if interval is not None:
+        return Estimate(value, *interval, n, method)
     reason = "all resamples give the same value, so a bootstrap interval would have no width"
     return Estimate(value, None, None, n, reason=reason)

@@ -102,7 +102,7 @@ def fit_temperature(label: np.ndarray, logits: np.ndarray, prior_shift: np.ndarr
         T from 0.05 to 20; above 1 where the logits are too sure.
 
     Raises:
-        EvaluationError: no rows, a label out of range, or logits that are not finite.
+        EvaluationError: no rows, a label that is no class index, or logits or shifts that are not finite.
     """
     logits, label = np.asarray(logits, dtype=np.float64), np.asarray(label)
     if logits.ndim != 2 or len(logits) == 0 or label.shape != logits.shape[:1]:
@@ -114,9 +114,12 @@ def fit_temperature(label: np.ndarray, logits: np.ndarray, prior_shift: np.ndarr
     classes = logits.shape[1]
     if not np.isfinite(logits).all():
         raise EvaluationError("the logits hold NaN or infinite values; no temperature fits them")
-    if label.min() < 0 or label.max() >= classes:
+    if not np.isin(label, np.arange(classes)).all():
         raise EvaluationError(f"labels must be 0 to {classes - 1}, found {label.min()} to {label.max()}")
+    label = label.astype(np.int64)
     shift = np.zeros(classes) if prior_shift is None else np.asarray(prior_shift, dtype=np.float64)
+    if shift.shape != (classes,) or not np.isfinite(shift).all():
+        raise EvaluationError(f"the prior shift must be finite for each of {classes} classes, found {shift.tolist()}")
     count = np.bincount(label, minlength=classes)[label][:, None]
     target = np.where(np.eye(classes, dtype=bool)[label], count + 1, 1) / (count + classes)
 

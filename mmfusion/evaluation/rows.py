@@ -60,7 +60,8 @@ def check_rows(label: np.ndarray, probability: np.ndarray, groups: np.ndarray | 
         groups: ``[N]`` subject identifiers; None: each row is a subject of its own.
 
     Raises:
-        EvaluationError: no rows, lengths that differ, values that are no probabilities or no class indices.
+        EvaluationError: no rows, lengths that differ, values that are no probabilities or no class indices, subjects
+            that are missing or of several types.
     """
     label, probability = np.asarray(label), np.asarray(probability, dtype=np.float64)
     if probability.ndim == 1:
@@ -87,19 +88,29 @@ def check_rows(label: np.ndarray, probability: np.ndarray, groups: np.ndarray | 
     if not np.isin(label, np.arange(classes)).all():
         others = sorted(set(label.tolist()) - set(range(classes)))
         raise EvaluationError(f"labels must be class indices 0 to {classes - 1}, found {others}")
-    return _rows(label.astype(np.int64), probability, groups)
+    return _rows(label.astype(np.int64), probability, _check_names(groups, "subject"))
 
 
 def check_folds(folds: np.ndarray, rows: Rows) -> np.ndarray:
     """``[N]`` the test fold of each row, as an array.
 
     Raises:
-        EvaluationError: not one entry per row.
+        EvaluationError: not one entry per row, or folds that are missing or of several types.
     """
     folds = np.asarray(folds)
     if folds.shape != rows.label.shape:
         raise EvaluationError(f"folds must have one entry per row, found {folds.shape} for {len(rows.label)} rows")
-    return folds
+    return _check_names(folds, "fold")
+
+
+def _check_names(names: np.ndarray, what: str) -> np.ndarray:
+    """Subjects or folds ``[N]`` as they are, if they are all known and can be told apart: 1 is not "1"."""
+    listed = names.tolist()
+    if missing := [row for row, name in enumerate(listed) if name is None or name != name]:
+        raise EvaluationError(f"{len(missing)} of {len(listed)} rows have no {what}, the first is row {missing[0]}")
+    if len({isinstance(name, str) for name in listed}) > 1:
+        raise EvaluationError(f"each row needs a {what} of one type, found text and numbers")
+    return names
 
 
 def _rows(label: np.ndarray, probability: np.ndarray, groups: np.ndarray) -> Rows:

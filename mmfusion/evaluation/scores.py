@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from mmfusion.errors import OptionError
+from mmfusion.errors import EvaluationError, OptionError
 from mmfusion.evaluation.rows import Rows
 from mmfusion.options import unknown
 
@@ -24,6 +24,18 @@ CLASS_OF = {"sensitivity": 1, "specificity": 0}
 """Metrics of the rows of one class, which exist for two classes only, and that class."""
 LOSSES = ("brier", "log_loss")
 """Metrics that are the mean of a loss of each row, see :func:`losses`."""
+_LEAST = np.finfo(np.float64).eps  # a probability of 0 has the log loss of this one
+
+
+def check_threshold(threshold: Threshold, rows: Rows) -> None:
+    """Raises EvaluationError where it is neither one finite number nor one for each row."""
+    given = np.asarray(threshold)
+    numbers = given.dtype.kind in "biuf" and bool(np.isfinite(given).all())
+    if not numbers or given.shape not in ((), rows.label.shape):
+        raise EvaluationError(
+            f"a threshold must be one finite number, or one for each of {len(rows.label)} rows, found "
+            f"{repr(threshold) if given.shape == () else f'shape {given.shape}'}"
+        )
 
 
 def value_of(name: str, rows: Rows, threshold: Threshold) -> float:
@@ -122,7 +134,14 @@ def losses(name: str, rows: Rows) -> np.ndarray:
         squares = ((rows.probability - np.eye(rows.classes)[rows.label]) ** 2).sum(axis=1)
         return squares / 2 if rows.classes == 2 else squares
     given = rows.probability[np.arange(len(rows.label)), rows.label]
-    return -np.log(np.clip(given, np.finfo(np.float64).eps, 1))
+    return -np.log(np.clip(given, _LEAST, 1))
+
+
+def largest_loss(name: str, classes: int) -> float:
+    """What the Brier score or the log loss of a row is at most."""
+    if name == "brier":
+        return 1.0 if classes == 2 else 2.0
+    return float(-np.log(_LEAST))
 
 
 def _loss(name: str) -> Callable[[Rows, np.ndarray, Threshold], np.ndarray]:

@@ -8,6 +8,7 @@ reasons, and model (the hash of the weights that made it). A case without a pred
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from scipy.special import entr
 
-from mmfusion.errors import MmfusionError
+from mmfusion.errors import MmfusionError, ReadError
 from mmfusion.evaluation import prior_correction
 from mmfusion.files import read_fields, read_rows, write_csv, write_json
 from mmfusion.predict.batches import PrepareFusionBatch
@@ -230,4 +231,7 @@ def read_predictions(path: str | Path) -> list[dict[str, str]]:
     """
     columns = ("case", "subject", "session", "part", "label", "predicted")
     rows = read_rows(Path(path), "run evaluate.yaml or inference.yaml first", columns)
+    cases = Counter(row["case"] for row in rows)
+    if twice := [case for case, times in cases.items() if times > 1]:
+        raise ReadError(f"{path} is damaged: {len(twice)} cases have several rows, as {twice[0]}; evaluate again")
     return [row for row in rows if row["predicted"]]

@@ -63,9 +63,9 @@ def _measured(result: Result) -> str:
     if not result.folds:
         return f"AUC {value(auc)} ({between})"
     measured = sum(number((fold.get("auc") or {}).get("value")) is not None for fold in result.folds.values())
-    if number(auc.get("low")) is not None:
+    if number(auc.get("low")) is not None and "degrees of freedom" in str(auc.get("method")):
         between += f"; rough, as one run of {measured} folds leaves {measured - 1} degrees of freedom"
-    return f"a mean AUC of {value(auc)} over {measured} folds ({between})"
+    return f"a mean AUC of {value(auc)} over {measured} fold{'s' * (measured > 1)} ({between})"
 
 
 def _best_single(result: Result) -> list[str]:

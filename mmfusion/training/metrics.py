@@ -65,7 +65,7 @@ def write_metrics(
             continue
         own = _score(alone.values(), _models(folder, alone.values()), model.classes, folder)
         fused = _score([rows[case] for case in alone], models, model.classes, run)
-        if reason := _other_folds(fused, own, name):
+        if reason := _not_paired(fused, own, name):
             difference = Difference(None, None, None, len(own.label), reason=reason)
         else:
             difference, pairs[name] = _difference(fused, own, options), (fused, own)
@@ -166,8 +166,10 @@ def _difference(fused: _Scored, own: _Scored, options: Mapping[str, Any]) -> Dif
     return compare(own.label, fused.probability, own.probability, **own.design, **options)
 
 
-def _other_folds(fused: _Scored, own: _Scored, name: str) -> str:
-    """Why a modality alone cannot be compared fold by fold; empty if it can."""
+def _not_paired(fused: _Scored, own: _Scored, name: str) -> str:
+    """Why a modality alone cannot be compared case by case within the folds; empty if it can."""
+    if differ := int(np.sum(fused.label != own.label)):
+        return f"{differ} of {len(own.label)} cases have another label in single/{name}; evaluate both again"
     differ = int(np.sum(fused.fold != own.fold))
     if not differ:
         return ""
@@ -201,6 +203,8 @@ def _models(run: Path, rows: Collection[Mapping[str, str]]) -> dict[str, Model]:
     folds = list(dict.fromkeys(row.get("fold", "") for row in rows))
     if strange := [fold for fold in folds if fold and not fold.isdecimal()]:
         raise ReadError(f"{run / 'predictions.csv'} is damaged: fold is {strange[0]!r:.40}; {_AGAIN}")
+    if len(folds) > 1 and "" in folds:
+        raise ReadError(f"{run / 'predictions.csv'} is damaged: some cases have a fold and others none; {_AGAIN}")
     models = {fold: read_model(RunFolder(run).fold(fold).path if fold else run) for fold in folds}
     for row in rows:
         now = models[row.get("fold", "")].weights
