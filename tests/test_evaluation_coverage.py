@@ -3,7 +3,11 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.special import expit
+
+from mmfusion.evaluation import classification_metrics
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "coverage.py"
 
@@ -39,6 +43,27 @@ def test_every_metric_of_a_cohort(coverage, cell):
     ours, everything = simulated(coverage, "cohort", **cell)
     assert len(ours) == 8 and min(ours.values()) >= 0.9
     assert min(one["coverage"] for name, one in everything.items() if "stratified" in name) < 0.85
+
+
+def mixed(label, noise):
+    """Two of five positives look as negatives do: Newcombe's interval alone is too short."""
+    return expit(noise.normal(size=label.size) + 4 * label * (noise.random(label.size) < 0.6) - 2)
+
+
+def rated(label, noise):
+    """Three ratings: DeLong's interval alone is too short."""
+    return np.array([0.05, 0.4, 0.9])[np.digitize(noise.normal(size=label.size) + 2.5 * label, [1.2, 2.4])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scores", "positives"), [(mixed, 6), (rated, 12)])
+def test_the_auc_of_few_positives_whose_scores_are_not_normal(scores, positives):
+    noise = np.random.default_rng(0)
+    many = np.arange(200_000) % 2
+    truth = classification_metrics(many, scores(many, noise), resamples=1)["auc"].value
+    label = (np.arange(120) < positives).astype(int)
+    found = [classification_metrics(label, scores(label, noise), resamples=1)["auc"] for _ in range(300)]
+    assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.9
 
 
 @pytest.mark.slow
