@@ -42,7 +42,7 @@ from mmfusion.progress import progress_line
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 SIZES, PREVALENCES, AUCS, SURENESS = (40, 50, 100, 200, 400), (0.1, 0.2, 0.3, 0.5), (0.7, 0.8, 0.9, 0.95), (1.0, 2.0)
-RESAMPLES, LEAST, FOLDS = 1000, 5, 5
+RESAMPLES, LEAST, FOLDS = 600, 5, 5
 GOAL = 0.90
 
 Cell = dict[str, Any]
