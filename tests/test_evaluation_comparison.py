@@ -19,17 +19,19 @@ def pair(n: int = 120, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def test_identical_classifiers_do_not_differ():
     label, a, _ = pair()
-    found = compare(label, a, a, resamples=200)
-    assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    estimate = compare(label, a, a, resamples=200)
+    assert (estimate.value, estimate.low, estimate.high, estimate.p_value) == (0, 0, 0, 1)
 
 
 def test_difference_agrees_with_delong():
     label, a, b = pair()
-    found, (difference, error, p_value) = compare(label, a, b, resamples=4000), delong(label, a, b)
-    assert found.value == pytest.approx(difference)
-    assert (found.low, found.high) == pytest.approx((difference - 1.96 * error, difference + 1.96 * error), abs=0.015)
-    assert found.p_value < 0.01 and p_value < 0.01
-    assert found.method.startswith("paired 95 % percentile interval, 4000 bootstrap resamples of 120 subjects")
+    estimate, (difference, error, p_value) = compare(label, a, b, resamples=4000), delong(label, a, b)
+    assert estimate.value == pytest.approx(difference)
+    assert (estimate.low, estimate.high) == pytest.approx(
+        (difference - 1.96 * error, difference + 1.96 * error), abs=0.015
+    )
+    assert estimate.p_value < 0.01 and p_value < 0.01
+    assert estimate.method.startswith("paired 95 % percentile interval, 4000 bootstrap resamples of 120 subjects")
 
 
 def test_the_smallest_p_value():
@@ -60,29 +62,29 @@ def test_pairing_is_narrower_than_independence():
 
 def test_each_classifier_may_have_its_threshold():
     label, a, _ = pair(60)
-    found = compare(label, a, a, metric="sensitivity", threshold=(0.3, 0.9), resamples=100)
-    assert found.value == np.mean(a[label == 1] >= 0.3) - np.mean(a[label == 1] >= 0.9)
+    estimate = compare(label, a, a, metric="sensitivity", threshold=(0.3, 0.9), resamples=100)
+    assert estimate.value == np.mean(a[label == 1] >= 0.3) - np.mean(a[label == 1] >= 0.9)
 
 
 def test_each_row_may_have_its_threshold():
     label, a, b = pair(60)
     own = np.where(np.arange(60) % 3, 0.3, 0.9)
-    found = compare(label, a, b, metric="accuracy", threshold=own, resamples=100)
-    assert found.value == pytest.approx(np.mean((a >= own) == label) - np.mean((b >= own) == label))
+    estimate = compare(label, a, b, metric="accuracy", threshold=own, resamples=100)
+    assert estimate.value == pytest.approx(np.mean((a >= own) == label) - np.mean((b >= own) == label))
     assert compare(label, a, a, metric="accuracy", threshold=own, resamples=100).p_value == 1
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_interval_holds_the_difference(seed):
     label, a, b = pair(24, seed)
-    found = compare(label, a, b, metric="pr_auc", resamples=2, seed=seed)
-    assert found.low <= found.value <= found.high
+    estimate = compare(label, a, b, metric="pr_auc", resamples=2, seed=seed)
+    assert estimate.low <= estimate.value <= estimate.high
 
 
 def test_two_perfect_classifiers_have_no_interval():
     label = np.repeat([0, 1], 6)
-    found = compare(label, np.linspace(0, 1, 12), label.astype(float), resamples=50)
-    assert found.value == 0 and found.low is None and "no width" in found.reason
+    estimate = compare(label, np.linspace(0, 1, 12), label.astype(float), resamples=50)
+    assert estimate.value == 0 and estimate.low is None and "no width" in estimate.reason
 
 
 def test_reasons_instead_of_numbers():

@@ -62,8 +62,8 @@ def test_the_auc_of_few_positives_whose_scores_are_not_normal(scores, positives)
     many = np.arange(200_000) % 2
     truth = classification_metrics(many, scores(many, noise), resamples=1)["auc"].value
     label = (np.arange(120) < positives).astype(int)
-    found = [classification_metrics(label, scores(label, noise), resamples=1)["auc"] for _ in range(300)]
-    assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.9
+    estimate = [classification_metrics(label, scores(label, noise), resamples=1)["auc"] for _ in range(300)]
+    assert np.mean([one.low <= truth <= one.high for one in estimate]) >= 0.9
 
 
 @pytest.mark.slow

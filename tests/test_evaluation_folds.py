@@ -122,8 +122,8 @@ def test_every_row_has_a_fold():
 def test_a_difference_of_two_folds_is_at_most_one():
     label, fold = np.tile([0, 0, 1, 1], 2), np.repeat([0, 1], 4)
     better, worse = np.array([0.1, 0.2, 0.8, 0.9, 0.1, 0.4, 0.3, 0.9]), np.linspace(0.9, 0.1, 8)
-    found = compare(label, better, worse, folds=fold)
-    assert (found.low, found.high) == (-1, 1) and found.p_value > 0.05
+    result = compare(label, better, worse, folds=fold)
+    assert (result.low, result.high) == (-1, 1) and result.p_value > 0.05
 
 
 def test_the_curve_is_the_mean_of_the_folds():

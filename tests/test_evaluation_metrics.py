@@ -28,39 +28,39 @@ def draw(n: int, classes: int = 2, seed: int = 0, digits: int = 2) -> tuple[np.n
 
 def test_two_classes_agree_with_scikit_learn():
     label, probability = draw(53)
-    found = {
+    result = {
         name: e.value for name, e in classification_metrics(label, probability, threshold=0.4, resamples=50).items()
     }
     score, predicted = probability[:, 1], probability[:, 1] >= 0.4
-    assert found["auc"] == pytest.approx(sk.roc_auc_score(label, score))
-    assert found["pr_auc"] == pytest.approx(sk.average_precision_score(label, score))
-    assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(label, predicted))
-    assert found["accuracy"] == pytest.approx(sk.accuracy_score(label, predicted))
-    assert found["sensitivity"] == pytest.approx(sk.recall_score(label, predicted))
-    assert found["specificity"] == pytest.approx(sk.recall_score(label, predicted, pos_label=0))
-    assert found["brier"] == pytest.approx(sk.brier_score_loss(label, score))
-    assert found["log_loss"] == pytest.approx(sk.log_loss(label, probability))
+    assert result["auc"] == pytest.approx(sk.roc_auc_score(label, score))
+    assert result["pr_auc"] == pytest.approx(sk.average_precision_score(label, score))
+    assert result["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(label, predicted))
+    assert result["accuracy"] == pytest.approx(sk.accuracy_score(label, predicted))
+    assert result["sensitivity"] == pytest.approx(sk.recall_score(label, predicted))
+    assert result["specificity"] == pytest.approx(sk.recall_score(label, predicted, pos_label=0))
+    assert result["brier"] == pytest.approx(sk.brier_score_loss(label, score))
+    assert result["log_loss"] == pytest.approx(sk.log_loss(label, probability))
 
 
 def test_each_row_may_have_its_own_threshold():
     label, probability = draw(53)
     threshold = np.where(np.arange(53) % 3, 0.4, 0.7)
-    found = classification_metrics(label, probability, threshold=threshold, resamples=50)
+    result = classification_metrics(label, probability, threshold=threshold, resamples=50)
     predicted = probability[:, 1] >= threshold
-    assert found["sensitivity"].value == pytest.approx(sk.recall_score(label, predicted))
-    assert found["balanced_accuracy"].value == pytest.approx(sk.balanced_accuracy_score(label, predicted))
-    assert found["auc"].value == pytest.approx(sk.roc_auc_score(label, probability[:, 1]))
+    assert result["sensitivity"].value == pytest.approx(sk.recall_score(label, predicted))
+    assert result["balanced_accuracy"].value == pytest.approx(sk.balanced_accuracy_score(label, predicted))
+    assert result["auc"].value == pytest.approx(sk.roc_auc_score(label, probability[:, 1]))
 
 
 def test_three_classes_agree_with_scikit_learn():
     label, probability = draw(61, 3)
-    found = {name: e.value for name, e in classification_metrics(label, probability, resamples=50).items()}
+    result = {name: e.value for name, e in classification_metrics(label, probability, resamples=50).items()}
     one_hot = np.eye(3)[label]
-    assert "sensitivity" not in found
-    assert found["auc"] == pytest.approx(sk.roc_auc_score(label, probability, multi_class="ovr"))
-    assert found["pr_auc"] == pytest.approx(sk.average_precision_score(one_hot, probability))
-    assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(label, probability.argmax(1)))
-    assert found["brier"] == pytest.approx(np.mean(np.sum((probability - one_hot) ** 2, axis=1)))
+    assert "sensitivity" not in result
+    assert result["auc"] == pytest.approx(sk.roc_auc_score(label, probability, multi_class="ovr"))
+    assert result["pr_auc"] == pytest.approx(sk.average_precision_score(one_hot, probability))
+    assert result["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(label, probability.argmax(1)))
+    assert result["brier"] == pytest.approx(np.mean(np.sum((probability - one_hot) ** 2, axis=1)))
 
 
 @pytest.mark.parametrize(("name", "oracle"), [("auc", sk.roc_auc_score), ("pr_auc", sk.average_precision_score),
@@ -225,9 +225,9 @@ def test_losses_of_one_subject_have_no_interval():
 
 @pytest.mark.parametrize("value", [0.25, 0.0])
 def test_equal_losses_have_no_interval(value):
-    found = classification_metrics(np.arange(20) % 2, np.abs(np.arange(20) % 2 - np.sqrt(value)), resamples=20)
-    assert found["brier"].value == pytest.approx(value) and found["brier"].low is None
-    assert "all rows have the same loss" in found["brier"].reason
+    result = classification_metrics(np.arange(20) % 2, np.abs(np.arange(20) % 2 - np.sqrt(value)), resamples=20)
+    assert result["brier"].value == pytest.approx(value) and result["brier"].low is None
+    assert "all rows have the same loss" in result["brier"].reason
 
 
 def test_some_metrics_are_as_they_are_among_all():
@@ -240,34 +240,34 @@ def test_some_metrics_are_as_they_are_among_all():
 
 
 def test_one_class_only_has_a_reason_and_what_can_be_known():
-    found = classification_metrics(np.ones(9, int), np.linspace(0.2, 0.9, 9), resamples=50)
-    assert found["auc"] == Estimate(None, None, None, 9, reason="one class only: all 9 rows are of class 1")
-    assert found["specificity"].value is None and found["specificity"].n == 0
-    assert found["sensitivity"].value == pytest.approx(5 / 9) and found["sensitivity"].low is not None
+    result = classification_metrics(np.ones(9, int), np.linspace(0.2, 0.9, 9), resamples=50)
+    assert result["auc"] == Estimate(None, None, None, 9, reason="one class only: all 9 rows are of class 1")
+    assert result["specificity"].value is None and result["specificity"].n == 0
+    assert result["sensitivity"].value == pytest.approx(5 / 9) and result["sensitivity"].low is not None
 
 
 def test_an_absent_third_class_is_named():
     label, probability = draw(30, 3)
-    found = classification_metrics(np.minimum(label, 1), probability, resamples=20)
-    assert found["auc"].reason == "no rows of class 2" and found["accuracy"].value is not None
+    result = classification_metrics(np.minimum(label, 1), probability, resamples=20)
+    assert result["auc"].reason == "no rows of class 2" and result["accuracy"].value is not None
 
 
 def test_fewer_than_two_subjects_of_a_class_are_not_resampled():
     label = np.array([0, 0, 0, 1, 1])
-    found = classification_metrics(label, np.linspace(0.1, 0.9, 5), groups=np.array([1, 2, 3, 4, 4]))
-    assert found["pr_auc"].value == 1 and found["pr_auc"].low is None
-    assert found["pr_auc"].reason == "an interval needs 2 subjects of each class, found 1 of class 1"
+    result = classification_metrics(label, np.linspace(0.1, 0.9, 5), groups=np.array([1, 2, 3, 4, 4]))
+    assert result["pr_auc"].value == 1 and result["pr_auc"].low is None
+    assert result["pr_auc"].reason == "an interval needs 2 subjects of each class, found 1 of class 1"
 
 
 def test_a_perfect_test_set_is_not_certain():
     label = np.repeat([0, 1], [12, 9])
-    found = classification_metrics(label, np.r_[np.linspace(0, 0.3, 12), np.linspace(0.6, 0.9, 9)], resamples=50)
+    result = classification_metrics(label, np.r_[np.linspace(0, 0.3, 12), np.linspace(0.6, 0.9, 9)], resamples=50)
     low, high = wilson(1.0, 9)
-    assert (found["auc"].value, found["auc"].high) == (1, 1) and 0.7 < found["auc"].low < 0.9
-    assert (found["sensitivity"].low, found["sensitivity"].high) == (low, high)
-    assert 0.75 < found["balanced_accuracy"].low < 0.9 and found["balanced_accuracy"].high == 1
-    assert found["pr_auc"].low is None and "no width" in found["pr_auc"].reason
-    assert found["brier"].method == "95 % t interval on the log scale, 21 subjects"
+    assert (result["auc"].value, result["auc"].high) == (1, 1) and 0.7 < result["auc"].low < 0.9
+    assert (result["sensitivity"].low, result["sensitivity"].high) == (low, high)
+    assert 0.75 < result["balanced_accuracy"].low < 0.9 and result["balanced_accuracy"].high == 1
+    assert result["pr_auc"].low is None and "no width" in result["pr_auc"].reason
+    assert result["brier"].method == "95 % t interval on the log scale, 21 subjects"
 
 
 def test_wilson_and_newcombe_against_published_values():
