@@ -78,8 +78,9 @@ def classification_metrics(
 
     With the fewest subjects some fall short of it: of Brier score and log loss 75 to 90 % where next to no row is
     wrong, as few errors are seen in a sample, and in a case-control design with five to ten positives whose
-    probabilities are too sure. Below 20 subjects of a class the interval of the AUC holds the truth in up to 100 %, as the shape of the
-    distributions cannot be known from so few. PR-AUC, and the AUC of more classes, have none where all are in order.
+    probabilities are too sure. Below 20 subjects of a class the interval of the AUC holds the truth in up to 100 %, as
+    the shape of the distributions cannot be known from so few. PR-AUC, and the AUC of more classes, have none where all
+    are in order.
 
     Of a cross-validation, AUC and PR-AUC are means over the folds, see :func:`mean_of_folds`: cases that different
     models predicted cannot be ranked together. The others are of all rows.
