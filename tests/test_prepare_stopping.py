@@ -26,7 +26,14 @@ def made(tmp_path_factory):
 
 def start(manifest, out, *options):
     command = [sys.executable, "-m", "mmfusion", "prepare", str(manifest), "--out", str(out), *OPTIONS, *options]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # a shell lets what it starts in the background ignore Ctrl-C, which the command would inherit through these tests
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def halted_workers(parent, count):
