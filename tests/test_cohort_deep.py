@@ -94,12 +94,12 @@ def test_values_that_are_not_plausible(tmp_path: Path) -> None:
     )
     hu = "Check that the values are HU: rescale slope and intercept applied."
     suv = "Check that the values are SUV: units, weight, dose and times."
-    found = deep(manifest, "warning")
-    assert [(one[0], one[1], one[2], one[4]) for one in found] == [
+    problems = deep(manifest, "warning")
+    assert [(one[0], one[1], one[2], one[4]) for one in problems] == [
         *[("warning", "A", "ct", hu), ("warning", "B", "ct", hu), ("warning", "C", "pet", suv)],
         *[("warning", "D", "pet", suv)] * 2,
     ]
-    words = [one[3] for one in found]
+    words = [one[3] for one in problems]
     assert words[0] == "the lowest value is 0 HU; -10240 to -1 is usual"
     assert words[1].startswith("the highest value is 0.") and words[1].endswith(" HU; 100 to 32767 is usual")
     assert words[2].startswith("the highest value is 0.") and words[2].endswith(" SUVbw; 1 to 300 is usual")

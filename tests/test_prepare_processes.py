@@ -37,10 +37,10 @@ def test_a_process_that_dies_takes_only_its_own_job():
     with Processes(2) as pool:
         for end, why in ends.items():
             jobs = [pool.submit(divmod, n, 7) for n in range(4)]
-            lost = pool.submit(exec, f"import os; {end}")
+            dying = pool.submit(exec, f"import os; {end}")
             jobs += [pool.submit(divmod, n, 7) for n in range(4, 8)]
             with pytest.raises(LostError) as error:
-                lost.result()
+                dying.result()
             assert str(error.value) == why
             assert [job.result() for job in jobs] == [divmod(n, 7) for n in range(8)]
 
