@@ -59,7 +59,8 @@ def keep_unfinished(run: RunFolder, options: Mapping[str, Any], configuration: M
     before = read_fields(run.options, "the options of the unfinished training")
     now: dict[str, Any] = json.loads(json.dumps(to_plain({**configuration, **options})))
     before |= optional_fields(run.configuration)
-    names = [name for name in now | before if name != "resume" and now.get(name) != before.get(name)]
+    aside = ("resume", "given")  # the same value counts as the same, whoever gave it
+    names = [name for name in now | before if name not in aside and now.get(name) != before.get(name)]
     if names:
         changes = ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in names[:5])
         raise CohortError(
