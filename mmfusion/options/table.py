@@ -327,6 +327,9 @@ GROUPS["study"] = (
     *GROUPS["training"],
     *GROUPS["machine"],
 )
+GROUPS["train"] = ("cohort", "manifest", "run_dir", "workers", "system", *GROUPS["study"])
+GROUPS["evaluate"] = ("run_dir", "part", "batch_size", "resamples", "case_control", "seed", "threads", "loaders")
+GROUPS["inference"] = ("run_dir", "manifest", "out", "batch_size", "workers", "threads", "loaders")
 GROUPS["bundle pack"] = ("dtype",)
 GROUPS["storage"] = ("dtype", "save_nifti", "keep_paths")  # what decides the files of a prepared case
 GROUPS["prepare"] = (
