@@ -32,12 +32,15 @@ def draw_covariates(subject: SimulatedSubject) -> dict[str, str]:
     are drawn from random numbers of their own, so that its scans are the same with and without them.
     """
     rng = np.random.default_rng([subject.noise_seed, _STREAM])
-    values = {}
-    for name, (mean, deviation) in _NORMAL.items():
-        values[name] = f"{mean + deviation * (rng.standard_normal() + subject.label * _SHIFT.get(name, 0.0)):.2f}"
+    values = {
+        name: f"{mean + deviation * (rng.standard_normal() + subject.label * _SHIFT.get(name, 0.0)):.2f}"
+        for name, (mean, deviation) in _NORMAL.items()
+    }
     values |= {"sex": "FM"[rng.integers(2)], "site": "ABC"[rng.integers(3)]}
-    unknown_values = dict(zip(COVARIATES[:-1], rng.random(len(COVARIATES) - 1) < _UNKNOWN, strict=True))
-    return {name: "" if unknown_values.get(name) else values[name] for name in COVARIATES}
+    for name in COVARIATES:
+        if name != "site" and rng.random() < _UNKNOWN:
+            values[name] = ""
+    return {name: values[name] for name in COVARIATES}
 
 
 def label_evidence(subject: SimulatedSubject, covariates: Sequence[str]) -> float:
