@@ -56,8 +56,9 @@ from mmfusion.prepare import (
     versions,
 )
 from mmfusion.progress import progress_line
-from mmfusion.training.checkpoint import keep_unfinished
+from mmfusion.training.checkpoint import keep_unfinished, refuse_other_options
 from mmfusion.training.distributed import by_first
+from mmfusion.training.engine import autocast
 from mmfusion.training.tracking import check_trackers
 from mmfusion.volume import check_device
 
@@ -80,6 +81,7 @@ class Study:
         parts: case id to train, validation or test.
         options: every option of the run.
         lock: of the run folder, see :func:`mmfusion.files.lock_for_process`; given back when the model is written.
+        finished: the run folder holds the finished model of this very training, and was left as it is.
     """
 
     run: Path
@@ -89,6 +91,7 @@ class Study:
     parts: dict[str, str]
     options: dict[str, Any] = field(default_factory=dict)
     lock: FolderLock = field(default_factory=FolderLock, repr=False)
+    finished: bool = False
 
     def cases(self, part: str) -> list[PreparedCase]:
         """The cases of a part that have one of the modalities."""
@@ -164,6 +167,7 @@ def open_study(
     workers: int = 0,
     configuration: Mapping[str, Any] | None = None,
     device: Any = "cpu",
+    keep_finished: bool = False,
     **options: Any,
 ) -> Study:
     """Open (or prepare) the cohort, split it by subject, and write ``options.json`` and ``split.csv`` of the run.
@@ -181,6 +185,7 @@ def open_study(
         configuration: what else decides the result, by path, see :func:`mmfusion.training.configuration`; a training
             that was ended is gone on with under the same configuration only.
         device: what the training will run on; one that is not there is refused before anything is touched.
+        keep_finished: a finished training with the same options is not moved away, but left as the result.
         options: groups ``case``, ``network`` and ``training`` of :mod:`mmfusion.options`.
 
     Raises:
@@ -212,6 +217,7 @@ def open_study(
     }
     check_trackers(chosen["track"] or [])
     check_device(str(device))
+    autocast(chosen["precision"], device)
     if cohort is not None:
         opened = open_cohort(cohort)
         refuse_contradictions(opened, {**given, "modalities": modalities})
@@ -249,9 +255,13 @@ def open_study(
         **{name: value for name, value in opened.options.items() if name != "modalities"},
         "versions": versions(),
     }
+    files = RunFolder(run)
+    if keep_finished and files.model.is_file():
+        refuse_other_options(files, written, configuration or {}, "a finished training")
+        return replace(study, finished=True)
     if number:
         clear_if_free(whole.claim().path)
-    files = RunFolder(run).claim()
+    files.claim()
     study = replace(study, lock=files.lock())
     files.clear()
     keep_unfinished(files, written, configuration or {})
@@ -264,6 +274,18 @@ def open_study(
     ]
     write_csv(rows, files.split, ["case", "subject", "part", *(["fold"] if number else [])])
     return study
+
+
+def fold_numbers(cohort: str | Path, folds: int | None, seed: int | None, classes: Sequence[str] | None) -> list[int]:
+    """The folds of a cross-validation, in order: those of the manifest's column ``fold``, or ``folds`` from 0.
+
+    Raises:
+        CohortError: no cohort.
+        ManifestError: see :func:`open_study`.
+    """
+    options = resolve({"folds": folds, "seed": seed}, "training") | {"fold": 0}
+    _, _, number = _parts(open_cohort(cohort), classes, options)
+    return sorted(set(number.values()))
 
 
 def _check_threshold_rule(study: Study) -> None:
