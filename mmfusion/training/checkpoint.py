@@ -78,7 +78,8 @@ def refuse_other_options(
     if "study#_target_" in overrides:  # of an earlier version, which kept all of train.yaml, not only what differs
         overrides = {name: value for name, value in overrides.items() if name in configuration}
     before |= overrides
-    names = [name for name in now | before if name != "resume" and now.get(name) != before.get(name)]
+    aside = ("resume", "given")  # the same value counts as the same, whoever gave it
+    names = [name for name in now | before if name not in aside and now.get(name) != before.get(name)]
     if names:
         changes = ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in names[:5])
         raise CohortError(
