@@ -73,7 +73,7 @@ def test_split_is_by_subject_and_stratified(tiny_run):
 def test_options_of_a_run_are_all_there(tiny_run, tiny_cohort):
     options = json.loads((tiny_run / "options.json").read_text())
     wanted = {name for group in ("case", "network", "training", "machine") for name in GROUPS[group]}
-    assert wanted | {"classes", "cohort", "cohort_hash", "versions"} == set(options)
+    assert wanted | {"classes", "cohort", "cohort_hash", "versions", "given"} == set(options)
     assert (tiny_run / options["cohort"]).resolve() == tiny_cohort.resolve()
     assert options["epochs"] == 2 and options["spacing"] == [4.0, 5.0, 6.0]
 
@@ -516,6 +516,14 @@ def test_options_say_what_was_given_and_where(tiny_cohort, tmp_path):
         "width": {"value": 0.06, "from": "file"},
         "epochs": {"value": 2, "from": "command line"},
     }
+
+
+def test_a_study_takes_a_system(tiny_cohort, tmp_path):
+    study = open_study(tmp_path / "run", cohort=tiny_cohort, system="decision_fusion", width=0.06)
+    options = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert study.options["fusion"] == options["fusion"] == "product" and study.model().network["width"] == 0.06
+    assert options["given"]["fusion"] == {"value": "product", "from": "system decision_fusion"}
+    assert options["given"]["width"] == {"value": 0.06, "from": "call"}
 
 
 # what is refused

@@ -18,7 +18,8 @@ class Settings:
 
     Attributes:
         used: the value of every option of the group: what was chosen, or the built-in default.
-        chosen: the values that were given and not taken away again; for functions that have defaults of their own.
+        chosen: the values that were given and not taken away again, for functions that have defaults of their own; what
+            a system settles is among them, its name is not.
         given: for each option that was given, ``{"value": ..., "from": ...}``: as the highest place that names it has
             it, and that place. What takes away (``none``) stands here, too.
     """
@@ -63,8 +64,9 @@ def settle(
             if option.takes_away(value):
                 chosen.pop(name, None)
             else:
-                chosen[name] = value if name == "system" else option.check(value)
+                chosen[name] = option.check(value)
     used = {name: chosen.get(name, OPTIONS[name].default) for name in names}
+    chosen.pop("system", None)
     return Settings(used, chosen, {name: given[name] for name in names if name in given})
 
 

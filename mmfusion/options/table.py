@@ -319,7 +319,8 @@ LATER = {name: OPTIONS[name].default for name in ("suvr", "weight_unit", "pet_ma
 """Options of a case that files of earlier versions do not name, with the values that say what these did."""
 GROUPS["bundle new"] = ("system", "modalities", "classes", *GROUPS["geometry"], *GROUPS["network"])
 GROUPS["bundle new"] += tuple(name for name in GROUPS["training"] if name != "fold")  # it is of a run, not of a study
-GROUPS["study"] = (
+GROUPS["study"] = (  # what decides a training
+    "system",
     "modalities",
     "classes",
     *GROUPS["case"],

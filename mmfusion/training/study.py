@@ -57,8 +57,9 @@ from mmfusion.prepare import (
     versions,
 )
 from mmfusion.progress import progress_line
-from mmfusion.training.checkpoint import keep_unfinished
+from mmfusion.training.checkpoint import keep_unfinished, refuse_other_options
 from mmfusion.training.distributed import by_first
+from mmfusion.training.engine import autocast
 from mmfusion.training.tracking import check_trackers
 from mmfusion.volume import check_device
 
@@ -81,6 +82,7 @@ class Study:
         parts: case id to train, validation or test.
         options: every option of the run.
         lock: of the run folder, see :func:`mmfusion.files.lock_for_process`; given back when the model is written.
+        finished: the run folder holds the finished model of this very training, and was left as it is.
     """
 
     run: Path
@@ -90,6 +92,7 @@ class Study:
     parts: dict[str, str]
     options: dict[str, Any] = field(default_factory=dict)
     lock: FolderLock = field(default_factory=FolderLock, repr=False)
+    finished: bool = False
 
     def cases(self, part: str) -> list[PreparedCase]:
         """The cases of a part that have one of the modalities."""
@@ -165,6 +168,7 @@ def open_study(
     workers: int = 0,
     configuration: Mapping[str, Any] | None = None,
     device: Any = "cpu",
+    keep_finished: bool = False,
     given: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Study:
@@ -183,9 +187,10 @@ def open_study(
         configuration: what else decides the result, by path, see :func:`mmfusion.training.configuration`; a training
             that was ended is gone on with under the same configuration only.
         device: what the training will run on; one that is not there is refused before anything is touched.
-        given: who gave the options, as :class:`mmfusion.options.Settings` has it; kept in ``options.json``, and nothing
-            depends on it.
-        options: groups ``case``, ``network`` and ``training`` of :mod:`mmfusion.options`.
+        keep_finished: a finished training with the same options is not moved away, but left as the result.
+        given: who gave the options, as :class:`mmfusion.options.Settings` has it, if that was not this call; kept in
+            ``options.json``, and nothing depends on it.
+        options: group ``study`` of :mod:`mmfusion.options`; None means not given.
 
     Raises:
         OptionError: an unknown option, or one that contradicts the cohort or needs more validation cases.
@@ -205,10 +210,11 @@ def open_study(
     run = Path(str(run))
     reads, series = inputs_of(read_manifest(manifest)) if manifest is not None else ([], [])
     check_folder(run, "run", reads=[*([Path(manifest)] if manifest is not None else []), *reads], series=series)
-    of_case = {name: options[name] for name in settings.chosen if name in GROUPS["case"]}
+    of_case = {name: settings.given[name]["value"] for name in settings.chosen if name in GROUPS["case"]}
     chosen = {name: settings.used[name] for group in ("network", "training", "machine") for name in GROUPS[group]}
     check_trackers(chosen["track"] or [])
     check_device(str(device))
+    autocast(chosen["precision"], device)
     if cohort is not None:
         opened = open_cohort(cohort)
         refuse_contradictions(opened, {**of_case, "modalities": modalities})
@@ -245,11 +251,15 @@ def open_study(
         **chosen,
         **{name: value for name, value in opened.options.items() if name != "modalities"},
         "versions": versions(),
-        **({"given": dict(given)} if given is not None else {}),
+        "given": dict(settings.given if given is None else given),
     }
+    files = RunFolder(run)
+    if keep_finished and files.model.is_file():
+        refuse_other_options(files, written, configuration or {}, "a finished training")
+        return replace(study, finished=True)
     if number:
         clear_if_free(whole.claim().path)
-    files = RunFolder(run).claim()
+    files.claim()
     study = replace(study, lock=files.lock())
     files.clear()
     keep_unfinished(files, written, configuration or {})
@@ -262,6 +272,18 @@ def open_study(
     ]
     write_csv(rows, files.split, ["case", "subject", "part", *(["fold"] if number else [])])
     return study
+
+
+def fold_numbers(cohort: str | Path, folds: int | None, seed: int | None, classes: Sequence[str] | None) -> list[int]:
+    """The folds of a cross-validation, in order: those of the manifest's column ``fold``, or ``folds`` from 0.
+
+    Raises:
+        CohortError: no cohort.
+        ManifestError: see :func:`open_study`.
+    """
+    options = resolve({"folds": folds, "seed": seed}, "training") | {"fold": 0}
+    _, _, number = _parts(open_cohort(cohort), classes, options)
+    return sorted(set(number.values()))
 
 
 def _check_threshold_rule(study: Study) -> None:
