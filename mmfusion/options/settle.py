@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmfusion.errors import OptionError
-from mmfusion.options.option import unknown
+from mmfusion.options.option import NONE, unknown
 from mmfusion.options.table import GROUPS, OPTIONS
 from mmfusion.systems import SYSTEMS, System
 
@@ -60,11 +60,12 @@ def settle(
             if value is None:
                 continue
             option = OPTIONS[name]
-            given[name] = {"value": value, "from": place}
             if option.takes_away(value):
+                value = NONE
                 chosen.pop(name, None)
             else:
                 chosen[name] = option.check(value)
+            given[name] = {"value": value, "from": place}
     used = {name: chosen.get(name, OPTIONS[name].default) for name in names}
     chosen.pop("system", None)
     return Settings(used, chosen, {name: given[name] for name in names if name in given})
