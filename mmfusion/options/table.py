@@ -328,6 +328,8 @@ GROUPS["study"] = (  # what decides a training
     *GROUPS["training"],
     *GROUPS["machine"],
 )
+GROUPS["train"] = ("out", *GROUPS["study"], "device")
+GROUPS["evaluate"] = ("part", "resamples", "case_control", "batch_size", "seed", "device", "threads", "loaders")
 GROUPS["bundle pack"] = ("dtype",)
 GROUPS["storage"] = ("dtype", "save_nifti", "keep_paths")  # what decides the files of a prepared case
 GROUPS["prepare"] = (
