@@ -168,7 +168,7 @@ def bundle_pack(bundle: str, run: str, **options: Any) -> int:
 
 def simulate(out: str, **options: Any) -> int:
     """Write the simulated study."""
-    from mmfusion.demo import simulate_study
+    from mmfusion.prepare.simulated import simulate_study
 
     cohort = simulate_study(out, progress=progress_line("simulated"), **options)
     say(f"SIMULATED DATA | {len(cohort.rows)} cases | {cohort.folder}")
