@@ -283,8 +283,8 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> dict[str, A
     actions = [name.partition(" ")[2] for name in COMMANDS if words and name.startswith(f"{words[0]} ")]
     if actions and len(words) > 1 and words[1] not in actions:
         parser.error(unknown(f"command {words[0]}", words[1], actions))
-    known_ones, unrecognized = parser.parse_known_args(_repeat_none(arguments))
-    given = vars(known_ones)
+    parsed, unrecognized = parser.parse_known_args(_repeat_none(arguments))
+    given = vars(parsed)
     if unrecognized:
         if not unrecognized[0].startswith("-"):
             parser.error(f"'{unrecognized[0]}' is one word too many; a text or path with spaces stands in quotes")
