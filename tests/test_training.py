@@ -518,6 +518,14 @@ def test_options_say_what_was_given_and_where(tiny_cohort, tmp_path):
     }
 
 
+def test_a_study_takes_a_system(tiny_cohort, tmp_path):
+    study = open_study(tmp_path / "run", cohort=tiny_cohort, system="decision_fusion", width=0.06)
+    options = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert study.options["fusion"] == options["fusion"] == "product" and study.model().network["width"] == 0.06
+    assert options["given"]["fusion"] == {"value": "product", "from": "system decision_fusion"}
+    assert options["given"]["width"] == {"value": 0.06, "from": "call"}
+
+
 # what is refused
 
 

@@ -23,7 +23,9 @@ from mmfusion.prepare.folder import (
     write_case,
     write_cohort,
 )
+from mmfusion.prepare.pair import pair_words, register_files
 from mmfusion.prepare.scaling import check_pet
+from mmfusion.prepare.words import cohort_counts, cohort_warnings, kept_words
 
 __all__ = [
     "CaseResult",
@@ -46,4 +48,9 @@ __all__ = [
     "write_case",
     "write_cohort",
     "versions",
+    "cohort_counts",
+    "cohort_warnings",
+    "kept_words",
+    "pair_words",
+    "register_files",
 ]
