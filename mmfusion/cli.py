@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mmfusion import __version__, commands
 from mmfusion.errors import MmfusionError, sentence
@@ -101,6 +101,22 @@ COMMANDS: dict[str, Command] = {
         {"fixed": "volume that stays, or mni152: the template", "moving": "volume that is brought to it"},
         ("register",),
         ("out",),
+    ),
+    "train": Command(
+        commands.train,
+        "Train a network on a cohort; with --folds every fold of a cross-validation, evaluated together",
+        "mmfusion train cohort --out runs/a --strategy decision --epochs 50",
+        {"cohort": "cohort folder that mmfusion prepare wrote"},
+        ("out", "study", "device", "file"),
+        ("out",),
+        keeps_given=True,
+    ),
+    "evaluate": Command(
+        commands.evaluate,
+        "Predict the test part of a run, and write metrics with intervals and report.html",
+        "mmfusion evaluate runs/a",
+        {"run": "run folder, or folder of the folds of a cross-validation"},
+        ("evaluation", "device"),
     ),
     "predict": Command(
         commands.predict,
@@ -200,19 +216,20 @@ def overview() -> str:
     lines = ["mmfusion: PET, CT and MR to a diagnosis probability. Research use only; not a medical device.", ""]
     for name, command in COMMANDS.items():
         lines += [f"  {name:11s} {command.help}", f"              {command.example}"]
-    lines += [
-        "",
-        "  train       (a MONAI bundle)",
-        "              python -m monai.bundle run --config_file BUNDLE/configs/train.yaml --cohort cohort --run runs/a",
-        "",
-        "mmfusion COMMAND --help lists the options of a command.",
-    ]
+    lines += ["", "mmfusion COMMAND --help lists the options of a command."]
     return "\n".join(lines)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A mistake is one sentence; the options stand in ``--help``."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists the options\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser, made from the commands and the table of options."""
-    parser = argparse.ArgumentParser(prog="mmfusion", description=overview().split("\n")[0])
+    parser = _Parser(prog="mmfusion", description=overview().split("\n")[0])
     parser.add_argument("--version", action="version", version=f"mmfusion {__version__}")
     places = {"": parser.add_subparsers(dest="command", metavar="COMMAND")}
     for name, command in COMMANDS.items():

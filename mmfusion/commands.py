@@ -113,6 +113,35 @@ def register(fixed: str, moving: str, out: str, **options: Any) -> int:
     return int(registration.verdict == "failed")
 
 
+def train(cohort: str, out: str, **options: Any) -> int:
+    """Train a network, or all folds of a cross-validation, which are evaluated, too."""
+    from mmfusion.training import train
+
+    run = train(cohort, out, **options)
+    if run.metrics:
+        _say_metrics(run.metrics, run.path)
+    else:
+        say(f"{run.path / 'model.pt'} | evaluate: mmfusion evaluate {run.path}")
+    return 0
+
+
+def evaluate(run: str, **options: Any) -> int:
+    """Evaluate a run, and print its AUC."""
+    from mmfusion.training import evaluate
+
+    _say_metrics(evaluate(run, **options), Path(run))
+    return 0
+
+
+def _say_metrics(metrics: dict[str, Any], run: Path) -> None:
+    from mmfusion.report.words import METRIC_NAMES, interval, value
+
+    auc = metrics["metrics"]["auc"]
+    words = f"{METRIC_NAMES['auc']} {value(auc)} (95 % interval {interval(auc)})"
+    reason = f" ({auc['reason']})" if auc.get("reason") else ""
+    say(f"{words}{reason} | {metrics['n']} cases of part {metrics['part']} | look at {run / 'report.html'}")
+
+
 def predict(model: str, manifest: str, out: str, **options: Any) -> int:
     """Write predictions of raw scans; 1 if a case has none."""
     from mmfusion.files import read_rows

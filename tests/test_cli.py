@@ -66,7 +66,6 @@ def test_no_arguments_show_each_command_with_an_example(capsys):
     text = capsys.readouterr().out
     for command in cli.COMMANDS.values():
         assert command.example in text and command.help in text
-    assert "python -m monai.bundle run --config_file BUNDLE/configs/train.yaml" in text
     assert "Research use only" in text and max(map(len, text.splitlines())) <= 120
 
 

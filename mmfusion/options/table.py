@@ -331,7 +331,10 @@ GROUPS["study"] = (  # what decides a training
     *GROUPS["machine"],
 )
 GROUPS["train"] = ("cohort", "manifest", "run_dir", "workers", *GROUPS["study"])
-GROUPS["evaluate"] = ("run_dir", "part", "batch_size", "resamples", "case_control", "seed", "threads", "loaders")
+GROUPS["evaluation"] = ("part", "batch_size", "resamples", "case_control", "seed", "threads", "loaders")
+GROUPS["evaluate"] = ("run_dir", *GROUPS["evaluation"])
+GROUPS["device"] = ("device",)
+GROUPS["out"] = ("out",)
 GROUPS["inference"] = ("run_dir", "manifest", "out", "batch_size", "workers", "threads", "loaders")
 GROUPS["bundle pack"] = ("dtype",)
 GROUPS["storage"] = ("dtype", "save_nifti", "keep_paths")  # what decides the files of a prepared case

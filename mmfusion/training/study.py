@@ -251,7 +251,7 @@ def open_study(
         **chosen,
         **{name: value for name, value in opened.options.items() if name != "modalities"},
         "versions": versions(),
-        "given": dict(settings.given if given is None else given),
+        "given": {k: v for k, v in (given or settings.given).items() if k in GROUPS["study"]},
     }
     files = RunFolder(run)
     if keep_finished and files.model.is_file():
