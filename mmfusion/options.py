@@ -204,6 +204,14 @@ _TABLE = (
     Option("time_limit", int, 1800, "for one case, which fails if it takes longer; 0 means none", unit="s", low=0),
     Option("strict", bool, False, "stop at the first case that fails"),
     Option("scheduler", str, None, "address of a Dask scheduler whose workers do the work (extra: cluster)"),
+    Option(
+        "features",
+        str,
+        None,
+        "of the mask in each scan, to cases.csv: first order, shape, 3D co-occurrence",
+        choices=("first", "shape", "glcm"),
+        count=0,
+    ),
     Option("dtype", str, "float32", "of the stored tensors", choices=("float32", "float16")),
     Option("save_nifti", bool, False, "also write the scans on the grid as NIfTI, in a BIDS derivative"),
     Option("keep_paths", bool, False, "name original files in what is written (paths may hold a patient's name)"),
@@ -389,7 +397,7 @@ LATER = {name: OPTIONS[name].default for name in ("suvr", "weight_unit", "pet_ma
 GROUPS["bundle new"] = ("modalities", "classes", *GROUPS["geometry"], *GROUPS["network"])
 GROUPS["bundle new"] += tuple(name for name in GROUPS["training"] if name != "fold")  # it is of a run, not of a study
 GROUPS["bundle pack"] = ("dtype",)
-GROUPS["storage"] = ("dtype", "save_nifti", "keep_paths")  # what decides the files of a prepared case
+GROUPS["storage"] = ("features", "dtype", "save_nifti", "keep_paths")  # what decides the files of a prepared case
 GROUPS["prepare"] = (
     "out",
     *GROUPS["case"],

@@ -4,9 +4,8 @@ from mmfusion.prepare.acceptance import accept_case
 from mmfusion.prepare.case import (
     CaseResult,
     Doubt,
-    check_reference,
-    choose_reference,
     load_case,
+    measure_case,
     prepare_case,
     prepare_volumes,
 )
@@ -23,6 +22,7 @@ from mmfusion.prepare.folder import (
     write_case,
     write_cohort,
 )
+from mmfusion.prepare.placing import check_reference, choose_reference
 from mmfusion.prepare.scaling import check_pet
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "load_case",
     "check_pet",
     "prepare_case",
+    "measure_case",
     "prepare_volumes",
     "Cohort",
     "PreparedCase",
