@@ -148,7 +148,7 @@ def _add(parser: argparse.ArgumentParser, option: Option, required: bool) -> Non
     if option.kind is dict or option.each:
         parser.add_argument(option.flag, type=_table, required=required, help=text, metavar="YAML")
         return
-    listed = option.choices and not option.point
+    listed = option.choices and not option.point and option.count is None
     more: dict[str, Any] = {"choices": option.choices} if listed else {}
     if option.count is not None:
         more["nargs"] = option.count or "+"

@@ -68,6 +68,8 @@ class Option:
         if self.count is None:
             return self._check_one(value)
         values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if self.choices:  # as a,b too
+            values = [part for one in values for part in (one.split(",") if isinstance(one, str) else [one])]
         if not values or (self.count and len(values) != self.count):
             wanted = f"{self.count} values" if self.count else "at least one value"
             raise OptionError(f"option {self.name} takes {wanted}, found {value!r}")
@@ -208,8 +210,8 @@ _TABLE = (
         "features",
         str,
         None,
-        "of the mask in each scan, to cases.csv: first order, shape, 3D co-occurrence",
-        choices=("first", "shape", "glcm"),
+        "of the mask in each scan: first order, shape, 3D co-occurrence, or those of mirp (extra: radiomics)",
+        choices=("first", "shape", "glcm", "mirp"),
         count=0,
     ),
     Option("dtype", str, "float32", "of the stored tensors", choices=("float32", "float16")),

@@ -28,6 +28,7 @@ from mmfusion.prepare.exclusive import exclusive, refuse_other_run
 from mmfusion.prepare.folder import Cohort, read_case, remove_case, row_of, transforms_of, write_case, write_cohort
 from mmfusion.prepare.placing import check_crop, check_reference
 from mmfusion.prepare.processes import Processes
+from mmfusion.prepare.radiomics import check_features
 from mmfusion.prepare.scaling import check_pet, is_suv, parse_standard
 from mmfusion.prepare.sources import case_key, case_stamp, source_digests
 from mmfusion.prepare.standard import LOADING, are_landmarks, fit_standard, landmarks_of, training_cases
@@ -111,7 +112,8 @@ def prepare_cohort(
 
     Raises:
         ManifestError: the manifest has problems (all are listed).
-        OptionError: an option does not fit, or ``reference`` is misspelt or names no modality.
+        OptionError: an option does not fit, ``reference`` is misspelt or names no modality, or ``features`` needs a
+            package that is not installed.
         OutputError: ``out`` is not a cohort folder, holds what is read, or cannot be written.
         CohortError: a case failed, and ``strict``; or another call is writing into the folder.
     """
@@ -120,6 +122,7 @@ def prepare_cohort(
     check_device(device)
     check_crop(options)
     check_pet(options)
+    check_features(storage["features"])
     check_frame(options["frame"])
     parse_standard(options["mr_standard"])
     cases, names = read_study(manifest, options["modalities"])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import MmfusionError
+from mmfusion.prepare.radiomics import mirp_features
 from mmfusion.volume import (
     BINS,
     SUV_UNITS,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from mmfusion.registration import Registration
 
+_AROUND_MM = 7.0  # what the sphere of a peak needs beside the mask
 _SUFFIX = dict.fromkeys(SUV_UNITS, "suv") | {"HU": "hu", "a.u.": "au", "SUVR": "suvr", "Bq/mL": "bqml"}  # of columns
 
 
@@ -107,6 +109,8 @@ def region_facts(
             if inside.any():
                 facts |= _columns(name, _measurements(volume, inside))
                 facts |= _features(name, volume, inside, features, partial(body_of, name))
+                if "mirp" in features:
+                    facts |= _features_by_mirp(name, volume, inside, partial(body_of, name))
         except MmfusionError as error:
             notes.append(f"{name} is not measured: {error}")
     return facts | ({"region_notes": "; ".join(notes)} if notes else {})
@@ -150,23 +154,34 @@ def _features(
         return {}
     box = bounding_box(inside)
     inside = inside[box]
-    values, bins = _comparable(volume, box, body)
+    values, _, bins = _comparable(volume, box, body)
     levels = np.where(inside, discretize(values, bins), 0)
     facts = _columns(f"{name}_first", first_order(values[inside], levels[inside])) if "first" in features else {}
     return facts | (_columns(f"{name}_glcm", glcm(levels)) if "glcm" in features else {})
 
 
+def _features_by_mirp(
+    name: str, volume: Volume, inside: np.ndarray, body: Callable[[], np.ndarray]
+) -> dict[str, float]:
+    box = bounding_box(inside, np.ceil(_AROUND_MM / np.asarray(volume.spacing)).astype(int))
+    values, unit, bins = _comparable(volume, box, body)
+    return _columns(f"{name}_mirp", mirp_features(values, inside[box], volume.affine, unit, bins))
+
+
 def _comparable(
     volume: Volume, box: tuple[slice, slice, slice], body: Callable[[], np.ndarray]
-) -> tuple[np.ndarray, Bins]:
-    """The values in a box that are comparable between patients, and their bins: HU, SUV and SUVR as they are, others
-    with mean 0 and standard deviation 1 in the body of the scan (in the mask they would lose what it differs by)."""
+) -> tuple[np.ndarray, str, Bins]:
+    """The values in a box that are comparable between patients, their unit, and bins.
+
+    HU, SUV and SUVR stay as they are. Others get mean 0 and standard deviation 1 in the body of the scan; in the mask,
+    they would lose what it differs by.
+    """
     values = volume.array[box].astype(np.float64)
     unit = "SUV" if volume.units in SUV_UNITS else volume.units
     if unit in BINS:
-        return values, BINS[unit]
+        return values, unit, BINS[unit]
     offset, scale = normalize_mr(volume.array, body(), "zscore")
-    return (values - offset) / scale, BINS["z"]
+    return (values - offset) / scale, "z", BINS["z"]
 
 
 def _volume_ml(inside: np.ndarray, grid: Grid) -> float:

@@ -166,7 +166,7 @@ def glcm(levels: np.ndarray) -> dict[str, float]:
         levels: ``[i, j, k]`` int, gray levels inside the region and 0 outside.
 
     Returns:
-        All not a number, if no two voxels of the region are neighbors.
+        All not a number, if no two voxels of the region are neighbors. What is normalized, is so by the highest level.
     """
     names = np.unique(levels)
     names = names[names > 0].astype(float)
@@ -201,7 +201,7 @@ def _glcm_features(p: np.ndarray, levels: np.ndarray) -> dict[str, float]:
     sum_shares = np.bincount(total.astype(int).ravel(), p.ravel())
     mean_difference = float((p * difference).sum())
     contrast = float((p * difference**2).sum())
-    span = float(levels[-1] - levels[0] + 1)
+    span = float(levels[-1])
     deviation = total - 2 * mean
     tendency = float((p * deviation**2).sum())
     covariance = float((p * row * column).sum()) - mean**2
