@@ -261,7 +261,6 @@ def test_run_is_another_word_for_run_dir(monkeypatch):
     [
         ({"classes": ["no", "{}yes"]}, "option classes"),
         ({"modalities": ["ct", "{}mr"]}, "option modalities"),
-        ({"fusion": "{}concat"}, "option fusion"),
         ({"encoder_options": {"plane": ["{}axial"]}}, "option encoder_options"),
         ({"fusion_options": {"{}rank": 2}}, "option fusion_options"),
         ({"encoder": {"{}ct": "cnn"}}, "option encoder"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import mmfusion.training
 from mmfusion.bundle import run_config
 from mmfusion.errors import CohortError
 from mmfusion.files import RunFolder
@@ -56,6 +57,13 @@ def test_a_training_gives_what_it_gave(name, tmp_path):
     assert_golden(tmp_path, name)
 
 
+@pytest.mark.parametrize("name", make.SYSTEMS)
+def test_the_function_gives_the_same_bytes(name, tmp_path):
+    run = mmfusion.training.train(HERE / "cohort", tmp_path, **make.FAST, **make.SYSTEMS[name])
+    run.evaluate(resamples=100, device="cpu", threads=1)
+    assert_golden(tmp_path, name)
+
+
 def test_an_earlier_bundle_trains_as_it_did(golden):
     run_config("train", golden / "bundle", cohort=str(golden / "cohort"), run_dir=str(golden / "new"), **make.FAST)
     evaluate(golden / "new")
@@ -85,7 +93,7 @@ def test_an_earlier_training_that_was_stopped_goes_on(golden, capsys):
         with pytest.raises(CohortError, match="versions was"):
             run_config("train", cohort=str(golden / "cohort"), run_dir=str(golden / "stopped"), **given)
         return
-    run_config("train", cohort=str(golden / "cohort"), run_dir=str(golden / "stopped"), **given)
+    mmfusion.training.train(golden / "cohort", golden / "stopped", **given)
     assert "goes on after epoch 1" in capsys.readouterr().err
     evaluate(golden / "stopped")
     assert_golden(golden / "stopped", "feature")

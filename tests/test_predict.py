@@ -269,7 +269,7 @@ def test_inference_of_one_modality_still_centers_on_the_reference(train, tmp_pat
 
 def test_inference_asks_for_a_manifest_and_a_run(tiny_run):
     with pytest.raises(
-        OptionError, match="no manifest is given: add --manifest MANIFEST .manifest to prepare first, or"
+        OptionError, match="no manifest is given: add --manifest MANIFEST .Manifest to prepare first, or"
     ):
         run_config("inference", run_dir=str(tiny_run))
     with pytest.raises(CohortError, match="the bundle .*template has no weights yet"):

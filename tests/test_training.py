@@ -19,7 +19,7 @@ from mmfusion.errors import CohortError, LeakageError, ManifestError, MmfusionEr
 from mmfusion.evaluation import choose_threshold
 from mmfusion.files import write_csv
 from mmfusion.networks import build
-from mmfusion.options import GROUPS
+from mmfusion.options import GROUPS, settle
 from mmfusion.predict import PrepareFusionBatch, infer, load_model, probabilities, read_predictions
 from mmfusion.training import (
     TrainingStep,
@@ -502,6 +502,20 @@ def test_metrics_need_labels(tiny_run, tmp_path):
     (run / "predictions.csv").write_text(re.sub(r",test,\w+,", ",test,,", text))
     with pytest.raises(CohortError, match="predictions.csv has no labels; metrics need them"):
         write_metrics(run)
+
+
+def test_options_say_what_was_given_and_where(tiny_cohort, tmp_path):
+    settings = settle(
+        "study", ("file", {"width": 0.06, "epochs": 9}), ("command line", {"epochs": 2, "fusion": "none"})
+    )
+    open_study(tmp_path / "run", cohort=tiny_cohort, given=settings.given, **settings.chosen)
+    options = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert (options["epochs"], options["width"], options["fusion"], options["seed"]) == (2, 0.06, None, 0)
+    assert options["given"] == {
+        "fusion": {"value": "none", "from": "command line"},
+        "width": {"value": 0.06, "from": "file"},
+        "epochs": {"value": 2, "from": "command line"},
+    }
 
 
 # what is refused

@@ -202,7 +202,9 @@ def test_folds_that_are_missing_are_named(copy, tmp_path):
 @pytest.mark.parametrize("name", ["seed", "epochs", "cohort_hash", "class_weights"])
 def test_folds_that_do_not_belong_together(copy, name):
     options = json.loads((copy / "fold_2" / "options.json").read_text())
-    (copy / "fold_2" / "options.json").write_text(json.dumps(options | {name: 7, "threads": 3}))
+    (copy / "fold_2" / "options.json").write_text(
+        json.dumps(options | {name: 7, "threads": 3, "given": {"seed": {"value": 7, "from": "file"}}})
+    )
     with pytest.raises(
         CohortError, match=f"fold_2 differs from .*fold_0 in {name}; the folds of a cross-validation have"
     ):

@@ -1,6 +1,7 @@
 """A training that was killed goes on, and ends exactly where the undisturbed one ends."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -160,6 +161,9 @@ def test_a_run_folder_has_one_writer_and_one_kind_of_training(train, tiny_cohort
 
 def test_an_unfinished_training_goes_on_with_its_own_options_alone(train, tiny_cohort, tmp_path, capsys):
     train_until(tiny_cohort, tmp_path, epoch=2, iteration=1)
+    before = json.loads((tmp_path / "options.json").read_text())
+    given = {"given": {"epochs": {"value": 4, "from": "file"}}}  # who gave an option does not count
+    (tmp_path / "options.json").write_text(json.dumps(before | given))
     words = (
         r"holds an unfinished training with other options \(dropout was 0.3 and is 0.0, epochs was 4 and is 5\); start "
         r"it as before to go on with it, choose another --run, or add --resume False to begin anew"

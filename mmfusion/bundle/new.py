@@ -26,7 +26,7 @@ from mmfusion.files import (
     writing,
 )
 from mmfusion.networks import build
-from mmfusion.options import GROUPS, resolve
+from mmfusion.options import GROUPS, settle
 from mmfusion.predict import load_model, model_folder, save_model
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def new_bundle(folder: str | Path, **options: Any) -> Path:
         OptionError, NetworkError: an option does not fit, or is text that MONAI would execute; or the network cannot
             be.
     """
-    folder, given = Path(folder), {name: value for name, value in options.items() if value is not None}
-    chosen = resolve(given, "bundle new")
+    folder, settings = Path(folder), settle("bundle new", ("call", options))
+    chosen, given = settings.used, [name for name in settings.chosen if name != "system"]  # the row is written out
     name = folder.resolve().name
     _refuse_code({"the name of the bundle": name} | {f"option {key}": value for key, value in chosen.items()})
     modalities, classes = chosen["modalities"] or list(_MODALITIES), chosen["classes"] or list(_CLASSES)

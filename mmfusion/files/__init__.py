@@ -24,6 +24,7 @@ from mmfusion.files.folders import (
 )
 from mmfusion.files.layout import EXPORTS, CohortFolder, RunFolder
 from mmfusion.files.locks import FolderLock, clear_if_free, lock_folder, lock_for_process
+from mmfusion.files.options_file import read_options
 from mmfusion.files.reading import (
     interpreting,
     is_special,
@@ -90,6 +91,7 @@ __all__ = [
     "read_fields",
     "optional_fields",
     "read_cells",
+    "read_options",
     "read_rows",
     "interpreting",
     "Check",

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from mmfusion.networks import FusionNetwork
 
-_OWN = ("fold", "cohort", "versions", *GROUPS["machine"])
-"""In what folds may differ; of the cohort its hash counts, not the path."""
+_OWN = ("fold", "cohort", "versions", "given", *GROUPS["machine"])
+"""In what folds may differ; of the cohort its hash counts, not the path; of options the value, not who gave it."""
 
 
 def member_folders(folder: str | Path) -> list[Path]:

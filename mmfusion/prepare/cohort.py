@@ -20,7 +20,7 @@ from mmfusion.cohort.files import inputs_of, with_region, without_paths
 from mmfusion.errors import CohortError, LostError, MmfusionError, OutputError, ReadError, VoxelError
 from mmfusion.files import CohortFolder, optional_fields, read_fields, write_json
 from mmfusion.io import check_frame
-from mmfusion.options import GROUPS, resolve
+from mmfusion.options import GROUPS, resolve, settle
 from mmfusion.prepare.acceptance import apply_acceptances, read_acceptances
 from mmfusion.prepare.case import measure_case, prepare_case
 from mmfusion.prepare.derivatives import refuse_shared_names, write_dataset, write_derivative
@@ -118,7 +118,8 @@ def prepare_cohort(
         CohortError: a case failed, and ``strict``; or another call is writing into the folder.
     """
     storage = resolve({name: options.pop(name) for name in GROUPS["storage"] if name in options}, "storage")
-    given, options = options, resolve(options, "case")
+    settings = settle("case", ("call", options))
+    options = settings.used
     check_device(device)
     check_crop(options)
     check_pet(options)
@@ -130,7 +131,7 @@ def prepare_cohort(
     options["suvr"] = options["suvr"] and "manifest"  # the cases have it now; a path is not kept
     before = _options_before(Path(out))
     options["modalities"] = options["modalities"] or _kept_order(names, before)
-    if given.get("suv_max") is None:
+    if "suv_max" not in settings.chosen:
         options["suv_max"] = _kept_suv_max(options, before)
     check_reference(options["reference"], options["modalities"])
     if storage["save_nifti"]:

@@ -33,9 +33,7 @@ def check_features(features: Sequence[str] | None) -> None:
         OptionError: it is mirp.
     """
     if "mirp" in (features or ()) and find_spec("mirp") is None:
-        raise OptionError(
-            "--features mirp needs the program mirp, which is not installed: pip install mmfusion[radiomics]"
-        )
+        raise OptionError("features mirp needs the package mirp: pip install 'mmfusion[radiomics]'")
 
 
 def mirp_features(values: np.ndarray, mask: np.ndarray, affine: np.ndarray, unit: str, bins: Bins) -> dict[str, float]:

@@ -10,16 +10,44 @@ from mmfusion.training.engine import (
     TrainingStep,
     ValidationScore,
     autocast,
+    start,
     total_loss,
     update,
 )
+from mmfusion.training.evaluate import evaluate
 from mmfusion.training.folds import out_of_fold
 from mmfusion.training.metrics import single_runs, write_metrics
 from mmfusion.training.results import finish, voices
+from mmfusion.training.run import Run
 from mmfusion.training.study import Study, evaluation_items, open_study
 from mmfusion.training.tracking import tracked_name, tracked_options, trackers
+from mmfusion.training.train import (
+    RunHandlers,
+    make_evaluator,
+    make_optimizer,
+    make_scheduler,
+    make_trainer,
+    train,
+    training_loader,
+    training_transform,
+    validation_loader,
+    validation_transform,
+)
 
 __all__ = [
+    "train",
+    "evaluate",
+    "Run",
+    "training_transform",
+    "validation_transform",
+    "training_loader",
+    "validation_loader",
+    "make_optimizer",
+    "make_scheduler",
+    "make_evaluator",
+    "make_trainer",
+    "RunHandlers",
+    "start",
     "Study",
     "open_study",
     "evaluation_items",

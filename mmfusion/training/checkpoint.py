@@ -56,14 +56,34 @@ def keep_unfinished(run: RunFolder, options: Mapping[str, Any], configuration: M
         if place := run.move_away():
             print(printable(f"the earlier training in {run.path} was moved to {place}"), file=sys.stderr, flush=True)
         return
-    before = read_fields(run.options, "the options of the unfinished training")
+    refuse_other_options(run, options, configuration, "an unfinished training")
+
+
+def refuse_other_options(
+    run: RunFolder, options: Mapping[str, Any], configuration: Mapping[str, Any], state: str
+) -> None:
+    """Refuse to go on where a training began with other options.
+
+    Args:
+        run: the run folder.
+        options, configuration: see :func:`keep_unfinished`.
+        state: what the folder holds, for the message.
+
+    Raises:
+        CohortError: they differ.
+    """
+    before = read_fields(run.options, f"the options of {state}")
+    overrides = optional_fields(run.configuration)
     now: dict[str, Any] = json.loads(json.dumps(to_plain({**configuration, **options})))
-    before |= optional_fields(run.configuration)
-    names = [name for name in now | before if name != "resume" and now.get(name) != before.get(name)]
+    if "study#_target_" in overrides:  # of an earlier version, which kept all of train.yaml, not only what differs
+        overrides = {name: value for name, value in overrides.items() if name in configuration}
+    before |= overrides
+    aside = ("resume", "given")  # the same value counts as the same, whoever gave it
+    names = [name for name in now | before if name not in aside and now.get(name) != before.get(name)]
     if names:
         changes = ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in names[:5])
         raise CohortError(
-            f"{run.path} holds an unfinished training with other options ({changes}); start it as before to go on with "
+            f"{run.path} holds {state} with other options ({changes}); start it as before to go on with "
             "it, choose another --run, or add --resume False to begin anew"
         )
 

@@ -65,25 +65,34 @@ def evaluate_folds(
     runs = fold_runs(run)
     clear_if_free(RunFolder(run).claim().path)
     for folder in runs.values():
-        model, network = load_model(folder)
-        cohort, items = evaluation_items(folder, model, "test")
-        loader = DataLoader(
-            Dataset(items, LoadPreparedCased(model.modalities, cohort.modalities)),
-            batch_size=batch_size,
-            num_workers=loaders,
-        )
-        SupervisedEvaluator(
-            device,
-            loader,
-            network.to(device),
-            prepare_batch=PrepareFusionBatch(),
-            val_handlers=[PredictionsHandler(RunFolder(folder).predictions, model, "test", cohort)],
-            decollate=False,
-        ).run()
+        predict_part(folder, "test", batch_size=batch_size, device=device, loaders=loaders)
         write_metrics(folder, **options)
         write_report(folder)
     _pool(run, runs)
     return write_metrics(run, **options)
+
+
+def predict_part(run: str | Path, part: str, *, batch_size: int = 8, device: Any = "cpu", loaders: int = 0) -> None:
+    """Write ``predictions.csv`` of one part of a run's split, as ``evaluate.yaml`` does.
+
+    Raises:
+        CohortError, ReadError: see :func:`mmfusion.predict.load_model` and :func:`evaluation_items`.
+    """
+    model, network = load_model(run)
+    cohort, items = evaluation_items(run, model, part)
+    loader = DataLoader(
+        Dataset(items, LoadPreparedCased(model.modalities, cohort.modalities)),
+        batch_size=batch_size,
+        num_workers=loaders,
+    )
+    SupervisedEvaluator(
+        device,
+        loader,
+        network.to(device),
+        prepare_batch=PrepareFusionBatch(),
+        val_handlers=[PredictionsHandler(RunFolder(Path(run)).predictions, model, part, cohort)],
+        decollate=False,
+    ).run()
 
 
 def _pool(run: Path, runs: Mapping[int, Path]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -20,7 +20,7 @@ from torch import distributed
 from mmfusion.errors import CohortError, MmfusionError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mmfusion.training.study import Study
 
@@ -64,6 +64,21 @@ def disconnect() -> None:
     with suppress(RuntimeError):  # another one has left already
         distributed.barrier()
     distributed.destroy_process_group()
+
+
+@contextmanager
+def joined(device: Any, seed: int) -> Iterator[None]:
+    """Where ``torchrun`` started several processes: together, until all have ended well; else nothing.
+
+    Args:
+        device, seed: see :func:`connect`.
+    """
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized()
+    if several:
+        connect(device, seed)
+    yield
+    if several:
+        disconnect()
 
 
 def is_first() -> bool:

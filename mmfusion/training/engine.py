@@ -15,6 +15,7 @@ import torch
 from ignite.engine import Events
 from ignite.metrics import Metric
 from monai.engines import IterationEvents
+from monai.utils import set_determinism
 from sklearn.metrics import roc_auc_score
 
 from mmfusion.errors import OptionError
@@ -56,6 +57,19 @@ class TrainingStep(torch.nn.Module):
         """``[B, M, D, H, W]`` and ``[B]`` labels to logits ``[B, K]`` and the losses by name."""
         output = self.network.outputs(image, present, covariates)
         return output.logits, self.network.losses(output, label, class_weight=self.class_weight)
+
+
+def start(seed: int | None, threads: int = 0) -> None:
+    """Seed everything random, and let torch compute deterministically; how many CPU threads it may use.
+
+    Args:
+        seed: of Python, NumPy and torch; None leaves all as it is.
+        threads: CPU threads of torch; 0 leaves torch's own choice.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if seed is not None:
+        set_determinism(seed)
 
 
 def total_loss(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -3,7 +3,8 @@
 ::
 
     RUN/
-      options.json     every option, the cohort's path and hash, versions
+      options.json     every option as it is used, the cohort's path and hash, versions; given: {option: {value, from}},
+                       what was given and where (not in runs of earlier versions)
       split.csv        case, subject, part
       history.csv      a row an epoch
       checkpoints/     best.pt (by validation), final.pt: weights of the network
@@ -44,7 +45,7 @@ from mmfusion.files import (
     write_json,
 )
 from mmfusion.networks.build import build, default_losses
-from mmfusion.options import GROUPS, OPTIONS, resolve, unknown
+from mmfusion.options import GROUPS, resolve, settle, unknown
 from mmfusion.predict import Model, dataset_items
 from mmfusion.prepare import (
     Cohort,
@@ -56,8 +57,9 @@ from mmfusion.prepare import (
     versions,
 )
 from mmfusion.progress import progress_line
-from mmfusion.training.checkpoint import keep_unfinished
+from mmfusion.training.checkpoint import keep_unfinished, refuse_other_options
 from mmfusion.training.distributed import by_first
+from mmfusion.training.engine import autocast
 from mmfusion.training.tracking import check_trackers
 from mmfusion.volume import check_device
 
@@ -80,6 +82,7 @@ class Study:
         parts: case id to train, validation or test.
         options: every option of the run.
         lock: of the run folder, see :func:`mmfusion.files.lock_for_process`; given back when the model is written.
+        finished: the run folder holds the finished model of this very training, and was left as it is.
     """
 
     run: Path
@@ -89,6 +92,7 @@ class Study:
     parts: dict[str, str]
     options: dict[str, Any] = field(default_factory=dict)
     lock: FolderLock = field(default_factory=FolderLock, repr=False)
+    finished: bool = False
 
     def cases(self, part: str) -> list[PreparedCase]:
         """The cases of a part that have one of the modalities."""
@@ -164,6 +168,8 @@ def open_study(
     workers: int = 0,
     configuration: Mapping[str, Any] | None = None,
     device: Any = "cpu",
+    keep_finished: bool = False,
+    given: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Study:
     """Open (or prepare) the cohort, split it by subject, and write ``options.json`` and ``split.csv`` of the run.
@@ -181,6 +187,9 @@ def open_study(
         configuration: what else decides the result, by path, see :func:`mmfusion.training.configuration`; a training
             that was ended is gone on with under the same configuration only.
         device: what the training will run on; one that is not there is refused before anything is touched.
+        keep_finished: a finished training with the same options is not moved away, but left as the result.
+        given: who gave the options, as :class:`mmfusion.options.Settings` has it; kept in ``options.json``, and nothing
+            depends on it.
         options: groups ``case``, ``network`` and ``training`` of :mod:`mmfusion.options`.
 
     Raises:
@@ -189,37 +198,31 @@ def open_study(
         OutputError: ``run`` is not a run folder, holds the manifest or a scan, or cannot be written.
         ManifestError, LeakageError: labels or column ``split`` cannot be used.
     """
-    groups = {name: resolve({}, name) for name in ("case", "network", "training", "machine")}
-    for name in options:
-        if not any(name in group for group in groups.values()):
-            raise OptionError(unknown("option", name, [n for group in groups.values() for n in group]))
+    if isinstance(classes, (list, tuple)):  # MONAI's command line reads 0,1 as numbers
+        classes = [str(name) for name in classes]
+    options |= {"modalities": modalities, "classes": classes}
+    settings = settle("study", ("call", options))
+    modalities, classes = settings.used["modalities"], settings.used["classes"]
     if run is None:
         raise CohortError("no run folder is given: add --run RUN, the folder to write")
     if (cohort is None) == (manifest is None):
         raise CohortError("give either --cohort COHORT (prepared before) or --manifest MANIFEST (prepared first)")
-    run, modalities = Path(str(run)), OPTIONS["modalities"].check(modalities)
+    run = Path(str(run))
     reads, series = inputs_of(read_manifest(manifest)) if manifest is not None else ([], [])
     check_folder(run, "run", reads=[*([Path(manifest)] if manifest is not None else []), *reads], series=series)
-    if isinstance(classes, (list, tuple)):  # MONAI's command line reads 0,1 as numbers
-        classes = [str(name) for name in classes]
-    classes = OPTIONS["classes"].check(classes)
-    given = {name: value for name, value in options.items() if name in groups["case"] and value is not None}
-    resolve(given, "case")
-    chosen = {
-        name: value
-        for group in ("network", "training", "machine")
-        for name, value in resolve({k: v for k, v in options.items() if k in groups[group]}, group).items()
-    }
+    of_case = {name: options[name] for name in settings.chosen if name in GROUPS["case"]}
+    chosen = {name: settings.used[name] for group in ("network", "training", "machine") for name in GROUPS[group]}
     check_trackers(chosen["track"] or [])
     check_device(str(device))
+    autocast(chosen["precision"], device)
     if cohort is not None:
         opened = open_cohort(cohort)
-        refuse_contradictions(opened, {**given, "modalities": modalities})
+        refuse_contradictions(opened, {**of_case, "modalities": modalities})
     else:
-        check_pet(given, given=True)
-        given |= {"modalities": modalities, "progress": progress_line("prepared")}
+        check_pet(of_case, given=True)
+        of_case |= {"modalities": modalities, "progress": progress_line("prepared")}
         RunFolder(run).claim()
-        opened = prepare_cohort(str(manifest), RunFolder(run).cohort, workers=workers, **given)
+        opened = prepare_cohort(str(manifest), RunFolder(run).cohort, workers=workers, **of_case)
     names = tuple(modalities or opened.modalities)
     study_classes, parts, number = _parts(opened, classes, chosen)
     files = RunFolder(run)
@@ -248,10 +251,15 @@ def open_study(
         **chosen,
         **{name: value for name, value in opened.options.items() if name != "modalities"},
         "versions": versions(),
+        **({"given": dict(given)} if given is not None else {}),
     }
+    files = RunFolder(run)
+    if keep_finished and files.model.is_file():
+        refuse_other_options(files, written, configuration or {}, "a finished training")
+        return replace(study, finished=True)
     if number:
         clear_if_free(whole.claim().path)
-    files = RunFolder(run).claim()
+    files.claim()
     study = replace(study, lock=files.lock())
     files.clear()
     keep_unfinished(files, written, configuration or {})
@@ -264,6 +272,18 @@ def open_study(
     ]
     write_csv(rows, files.split, ["case", "subject", "part", *(["fold"] if number else [])])
     return study
+
+
+def fold_numbers(cohort: str | Path, folds: int | None, seed: int | None, classes: Sequence[str] | None) -> list[int]:
+    """The folds of a cross-validation, in order: those of the manifest's column ``fold``, or ``folds`` from 0.
+
+    Raises:
+        CohortError: no cohort.
+        ManifestError: see :func:`open_study`.
+    """
+    options = resolve({"folds": folds, "seed": seed}, "training") | {"fold": 0}
+    _, _, number = _parts(open_cohort(cohort), classes, options)
+    return sorted(set(number.values()))
 
 
 def _check_threshold_rule(study: Study) -> None:

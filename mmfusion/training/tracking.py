@@ -11,6 +11,8 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from monai.handlers import MLFlowHandler, TensorBoardStatsHandler
+
 from mmfusion.errors import OptionError
 from mmfusion.training.distributed import is_first
 
@@ -36,6 +38,30 @@ def trackers(study: Study) -> list[str]:
 
         set_telemetry_client()  # again, as MONAI imports MLflow before anyone can say no
     return wanted if is_first() else []
+
+
+def tracking_handlers(study: Study) -> list[Any]:
+    """MONAI's handlers that tell the trackers the losses and scores of each epoch.
+
+    Raises:
+        OptionError: a package is missing.
+    """
+    names = trackers(study)
+    handlers: list[Any] = []
+    if "tensorboard" in names:
+        handlers.append(TensorBoardStatsHandler(log_dir=str(study.run / "tensorboard"), iteration_log=False))
+    if "mlflow" in names:
+        handlers.append(
+            MLFlowHandler(
+                tracking_uri="sqlite:///" + str(study.run.resolve() / "mlruns.db"),
+                experiment_name="mmfusion",
+                run_name=tracked_name(study),
+                experiment_param=tracked_options(study),
+                iteration_log=False,
+                close_on_complete=True,
+            )
+        )
+    return handlers
 
 
 def check_trackers(names: Sequence[str]) -> None:
