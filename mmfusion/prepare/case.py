@@ -174,13 +174,12 @@ def prepare_case(
 
 
 def measure_case(
-    case: Case, reference: str, transforms: Mapping[str, Transform], features: Sequence[str], **options: Any
+    case: Case, transforms: Mapping[str, Transform], features: Sequence[str] = (), **options: Any
 ) -> dict[str, Any]:
     """The facts of the mask's region in a case that is prepared already: nothing is registered or resampled to a grid.
 
     Args:
         case: a row of the manifest.
-        reference: the modality that the others were registered to.
         transforms: where a point of the reference lies in each other scan.
         features: values of the option ``features``.
         options: the group ``case`` of :mod:`mmfusion.options`, as the case was prepared.
@@ -197,7 +196,7 @@ def measure_case(
     if read_mask is None:
         return {}
     volumes = {name: _bias_corrected(volume, options) for name, volume in load_case(case, **options).items()}
-    mask, owner = mask_and_owner(read_mask, volumes, reference)
+    mask, owner = mask_and_owner(read_mask, volumes, choose_reference(list(volumes), options["reference"]))
     return region_facts(volumes, transforms, mask, owner, features, cache(lambda name: foreground(volumes[name])))
 
 

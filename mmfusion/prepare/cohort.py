@@ -329,7 +329,7 @@ def _measured(record: Mapping[str, Any], case: Case, order: _Order) -> dict[str,
     """The record of a prepared case with the measurements and features of its mask; its tensor stays as it is."""
     transforms = transforms_of(order.out, case.id, case.images)
     try:
-        facts = measure_case(case, record["reference"], transforms, order.features, **order.options)
+        facts = measure_case(case, transforms, order.features, **order.options)
     except MmfusionError as error:  # of the mask: the case is doubtful, and says why
         facts = {"region_notes": str(error)}
     return {**record, **_nameless(facts, case, order), "features": " ".join(order.features)}
