@@ -1,12 +1,14 @@
 """The larger set of features that the package mirp computes (extra ``radiomics``; Zwanenburg, JOSS 9:6413, 2024).
 
 mirp is under the EUPL-1.2. It is called through its published interface, unchanged, and no part of it is shipped here.
+It runs in a process of its own: the libraries of ITK that it loads crash one that has loaded SimpleITK.
 """
 
 from __future__ import annotations
 
-import logging
-from contextlib import contextmanager
+import json
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,16 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.errors import OptionError, VoxelError, first_line
+from mmfusion.errors import OptionError, VoxelError
 from mmfusion.io import save_volume
 from mmfusion.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from mmfusion.volume import Bins
 
 _KINDS: Mapping[str, str] = {"HU": "ct", "SUV": "pet"}  # how mirp calls scans of these units
+_PROGRAM = """
+import json, sys
+from mirp import extract_features
+row = extract_features(**json.loads(sys.argv[1]))[0].iloc[0]
+numbers = {str(name): float(value) for name, value in row.items() if hasattr(value, "__float__")}
+json.dump(numbers, open(sys.argv[2], "w"))
+"""
 
 
 def check_features(features: Sequence[str] | None) -> None:
@@ -49,40 +58,23 @@ def mirp_features(values: np.ndarray, mask: np.ndarray, affine: np.ndarray, unit
     Raises:
         VoxelError: mirp failed.
     """
-    from mirp import extract_features  # late: an extra
-
-    settings: dict[str, Any] = {
-        "image_modality": _KINDS.get(unit, "generic"),
-        "base_feature_families": ["all"],
-        "base_discretisation_method": "fixed_bin_size",
-        "base_discretisation_bin_width": float(bins.width),
-        "resegmentation_intensity_range": [float(bins.low), float("nan")],
-    }
     with TemporaryDirectory(prefix=".mmfusion-tmp-") as place:
-        files = {name: str(Path(place) / f"{name}.nii") for name in ("image", "mask")}
-        save_volume(Volume(values.astype(np.float32), affine), files["image"])
-        save_volume(Volume(mask.astype(np.uint8), affine, units="label"), files["mask"])
-        try:
-            with _quiet():
-                row = extract_features(**files, **settings)[0].iloc[0]
-        except Exception as error:  # of whatever kind: the case has its tensor and measurements all the same
-            raise VoxelError(f"mirp failed ({first_line(error)})") from error
-    return {
-        str(name): float(value)
-        for name, value in row.items()
-        if not str(name).startswith(("image_", "sample_")) and isinstance(value, int | float | np.number)
-    }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """mirp speaks through the root logger, and sets it up; here it does neither."""
-    root, before = logging.getLogger(), logging.root.manager.disable
-    handlers, level = list(root.handlers), root.level
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-        root.handlers[:] = handlers
-        root.setLevel(level)
+        image, region, numbers = (str(Path(place) / name) for name in ("image.nii", "mask.nii", "numbers.json"))
+        save_volume(Volume(values.astype(np.float32), affine), image)
+        save_volume(Volume(mask.astype(np.uint8), affine, units="label"), region)
+        settings: dict[str, Any] = {
+            "image": image,
+            "mask": region,
+            "image_modality": _KINDS.get(unit, "generic"),
+            "base_feature_families": ["all"],
+            "base_discretisation_method": "fixed_bin_size",
+            "base_discretisation_bin_width": float(bins.width),
+            "resegmentation_intensity_range": [float(bins.low), float("nan")],
+        }
+        command = [sys.executable, "-c", _PROGRAM, json.dumps(settings), numbers]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            raise VoxelError(f"mirp failed ({last})")
+        row = json.loads(Path(numbers).read_text(encoding="utf-8"))
+    return {name: value for name, value in row.items() if not name.startswith(("image_", "sample_"))}
