@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmfusion.volume import BINS, Bins, bounding_box, discretize, first_order, glcm, peak, shape
+from mmfusion.volume import BINS, Bins, bounding_box, discretize, features, first_order, glcm, peak, shape
 
 # z, y, x; voxels outside the region have a minus. What is outside matters for the peak only, and only the first two.
 PHANTOM = """
@@ -61,7 +61,9 @@ def test_the_way_of_the_axes_changes_nothing(phantom):
     assert peak(turned, inside, flipped) == pytest.approx(peak(levels, mask, affine))
 
 
-def test_a_peak_of_anisotropic_and_sheared_voxels_by_brute_force():
+@pytest.mark.parametrize("at_once", [1 << 22, 100])
+def test_a_peak_of_anisotropic_and_sheared_voxels_by_brute_force(at_once, monkeypatch):
+    monkeypatch.setattr(features, "_VOXELS_AT_ONCE", at_once)
     rng = np.random.default_rng(4)
     array = rng.gamma(2.0, size=(13, 17, 11))
     mask = np.zeros(array.shape, bool)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PEAK_ML = 1.0
 """Volume of the sphere of :func:`peak`."""
 _MOST_LEVELS = 1000
+_VOXELS_AT_ONCE = 1 << 22
 _DIRECTIONS = [step for step in product((-1, 0, 1), repeat=3) if step > (0, 0, 0)]  # 13, of each pair of neighbors one
 
 
@@ -65,14 +66,25 @@ def peak(array: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> float:
     reach = np.floor(radius * np.linalg.norm(np.linalg.inv(steps), axis=1)).astype(int)
     offsets = np.moveaxis(np.indices(2 * reach + 1), 0, -1) - reach
     sphere = (np.linalg.norm(offsets @ steps.T, axis=-1) <= radius).astype(float)
-    box = bounding_box(mask, reach)
-    inside = mask[box]
-    sums = oaconvolve(np.pad(np.asarray(array[box], np.float64), [(n, n) for n in reach]), sphere, mode="valid")[inside]
-    counts = np.full(sums.shape, sphere.sum())
-    if bounding_box(inside) != tuple(slice(n, size - n) for n, size in zip(reach, inside.shape, strict=True)):
-        seen = np.pad(np.ones(inside.shape), [(n, n) for n in reach])  # the scan ends within a sphere
-        counts = np.rint(oaconvolve(seen, sphere, mode="valid"))[inside]
-    return float((sums / counts).max())
+    where, wide = bounding_box(mask), bounding_box(mask, reach)
+    leaves = any(w.start < n or w.stop + n > size for w, n, size in zip(where, reach, mask.shape, strict=True))
+    around = [(n, n) for n in reach]
+    thickness = max(1, _VOXELS_AT_ONCE // mask[where][..., 0].size)
+    greatest = -np.inf
+    for first in range(where[2].start, where[2].stop, thickness):  # a slab, so that large masks do not take much memory
+        slab = np.zeros(mask.shape[2], bool)
+        slab[first : first + thickness] = True
+        box = (*wide[:2], slice(max(0, first - reach[2]), first + thickness + reach[2]))
+        inside = mask[box] & slab[box[2]]
+        if not inside.any():
+            continue
+        part = np.asarray(array[box], np.float64)
+        sums = oaconvolve(np.pad(part, around), sphere, mode="valid")[inside]
+        counts: np.ndarray | float = sphere.sum()
+        if leaves:
+            counts = np.rint(oaconvolve(np.pad(np.ones(part.shape), around), sphere, mode="valid"))[inside]
+        greatest = max(greatest, float((sums / counts).max()))
+    return greatest
 
 
 def first_order(values: np.ndarray, levels: np.ndarray) -> dict[str, float]:
