@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion.bundle import pack_model
-from mmfusion.demo import simulate_study
 from mmfusion.files import write_json
 from mmfusion.prepare import versions
+from mmfusion.prepare.simulated import simulate_study
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "bundles.json"

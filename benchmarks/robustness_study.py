@@ -201,7 +201,7 @@ def small_demo(out: Path) -> int:
 
 def small_simulation(out: Path) -> int:
     """``mmfusion simulate`` of fewer subjects than the command line allows."""
-    from mmfusion.demo import simulate_study
+    from mmfusion.prepare.simulated import simulate_study
 
     simulate_study(out, train_subjects=5, test_subjects=1)
     return 0

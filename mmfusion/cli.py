@@ -434,8 +434,8 @@ def _bundle_pack(bundle: str, run: str, dtype: str | None) -> int:
     return 0
 
 
-def _simulate(out: str, **options: float | None) -> int:
-    from mmfusion.demo import simulate_study
+def _simulate(out: str, **options: Any) -> int:
+    from mmfusion.prepare.simulated import simulate_study
 
     given = {name: OPTIONS[name].check(value) for name, value in options.items() if value is not None}
     cohort = simulate_study(out, progress=progress_line("simulated"), **given)

@@ -15,52 +15,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.bundle import TEMPLATE, run_config
-from mmfusion.cohort import Case, build_index, check_manifest, format_problems
+from mmfusion.cohort import build_index, check_manifest, format_problems
 from mmfusion.cohort.simulate import (
+    MODALITIES,
     SimulatedSubject,
     draw_subjects,
-    mr_scaling,
     observed_ceilings,
-    prepared_grid,
-    simulate_volumes,
     target_registration_error,
     write_raw_study,
 )
 from mmfusion.errors import CohortError, printable
 from mmfusion.evaluation import classification_metrics
-from mmfusion.files import (
-    CohortFolder,
-    RunFolder,
-    check_folder,
-    claim,
-    clear_if_free,
-    optional_fields,
-    write_json,
-    writing,
-)
+from mmfusion.files import RunFolder, check_folder, claim, clear_if_free, optional_fields, write_json
 from mmfusion.io import load_transform
-from mmfusion.options import resolve
 from mmfusion.predict import read_predictions
-from mmfusion.prepare import (
-    CaseResult,
-    Cohort,
-    open_cohort,
-    prepare_cohort,
-    refuse_contradictions,
-    write_case,
-    write_cohort,
-)
+from mmfusion.prepare import Cohort, prepare_cohort, write_cohort
+from mmfusion.prepare.simulated import GRID, simulate_study, study_subjects
 from mmfusion.progress import progress_line
 from mmfusion.report import write_report
 from mmfusion.training import write_metrics
-from mmfusion.volume import coverage, normalize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-MODALITIES = ("ct", "pet", "mr")
-_FORMAT = "simulated"  # stands for the key of a case that comes from no file
-GRID: dict[str, Any] = {"spacing": [4.0, 4.0, 4.0], "size": [40, 48, 40]}
 TRAIN, TEST = 400, 400  # subjects simulated onto the grid
 TRAINING: dict[str, Any] = {
     "strategy": "single_level",
@@ -116,7 +93,7 @@ def run_demo(
         ),
     )
     raw_cohort = write_cohort(raw_cohort.folder, {**raw_cohort.options, "simulated": True}, raw_cohort.rows)
-    facts = _facts(out, raw, _drawn(train, test, seed)[1], raw_cohort)
+    facts = _facts(out, raw, study_subjects(train, test, seed)[1], raw_cohort)
     metrics = write_metrics(run, seed=seed, simulated=True, **facts)
     page = write_report(run)
     print(_table(metrics, facts, train, test, subjects))
@@ -157,81 +134,6 @@ def _prepare_raw(folder: Path, prediction: Path, subjects: Sequence[SimulatedSub
     show = progress_line("prepared")
     claim(prediction, "prediction")
     return prepare_cohort(manifest, prediction / "cohort", modalities=list(MODALITIES), progress=show, **GRID)
-
-
-def simulate_study(
-    out: str | Path,
-    *,
-    train_subjects: int = TRAIN,
-    test_subjects: int = 1000,
-    seed: int = 0,
-    suv_max: float | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> Cohort:
-    """A cohort folder of the simulated study, whose cases are made where preparing would have put them.
-
-    Args:
-        out: the cohort folder; one that is finished is opened as it is.
-        train_subjects: subjects to train on; the first fifth of them is the validation part.
-        test_subjects: subjects of the test part, drawn anew.
-        seed: of the subjects.
-        suv_max: SUV that becomes 1; the default of ``mmfusion prepare`` if None.
-        progress: called with (done, all, case) after each case.
-
-    Raises:
-        OptionError: a finished cohort has another ``suv_max``.
-    """
-    return simulated_cohort(Path(out), *_drawn(train_subjects, test_subjects, seed), progress, suv_max=suv_max)
-
-
-def simulated_cohort(
-    folder: Path,
-    known: Sequence[SimulatedSubject],
-    fresh: Sequence[SimulatedSubject],
-    progress: Callable[[int, int, str], None] | None = None,
-    suv_max: float | None = None,
-) -> Cohort:
-    """A cohort folder of these subjects: ``known`` to train and, the first fifth, to validate on; ``fresh`` to test."""
-    files = CohortFolder(folder).claim("simulated cohort")
-    if files.table.is_file():  # written last
-        cohort = open_cohort(folder)
-        refuse_contradictions(cohort, {"suv_max": suv_max})
-        return cohort
-    options = resolve({**GRID, "modalities": list(MODALITIES), "suv_max": suv_max}, "case")
-    validation = len(known) // 5
-    splits = ["validation"] * validation + ["train"] * (len(known) - validation) + ["test"] * len(fresh)
-    rows = []
-    with files.lock(), writing(folder):
-        files.clear()
-        for subject, split in zip([*known, *fresh], splits, strict=True):
-            rows.append(write_case(folder, _case(subject, split), _on_grid(subject, options), key=_FORMAT))
-            if progress:
-                progress(len(rows), len(splits), subject.subject)
-        return write_cohort(folder, {**options, "simulated": True}, rows, qc=False)
-
-
-def _drawn(train: int, test: int, seed: int) -> tuple[list[SimulatedSubject], list[SimulatedSubject]]:
-    """The subjects to train on, and those of the test."""
-    known = draw_subjects(train, seed * 3 + 2, prefix="TRAIN", missing=0.05)
-    return known, draw_subjects(test, seed * 3 + 3, prefix="TEST", missing=0.05)
-
-
-def _case(subject: SimulatedSubject, split: str) -> Case:
-    return Case(subject.subject, label=str(subject.label), split=split)
-
-
-def _on_grid(subject: SimulatedSubject, options: dict[str, Any]) -> CaseResult:
-    grid = prepared_grid(subject, tuple(options["spacing"]), tuple(options["size"]))
-    volumes = simulate_volumes(subject, grid)
-    image = np.zeros((len(MODALITIES), *grid.shape), np.float32)
-    for name, volume in volumes.items():
-        scaling = mr_scaling(volume) if name == "mr" else (0.0, 1.0)
-        image[MODALITIES.index(name)] = normalize(
-            volume, ct_window=tuple(options["ct_window"]), suv_max=options["suv_max"], mr_scaling=scaling
-        )
-    present = np.array([name in volumes for name in MODALITIES])
-    valid = np.broadcast_to(coverage(grid, grid), image.shape) & present[:, None, None, None]
-    return CaseResult(image, present, valid, MODALITIES, grid, reference=next(iter(volumes)))
 
 
 def _train(cohort: Cohort, run: Path, training: dict[str, Any], modalities: list[str] | None = None) -> None:

@@ -39,9 +39,9 @@ warnings.filterwarnings("ignore", "IProgress not found")  # a library's bar for 
 import mmfusion
 from mmfusion.cohort import build_index, read_manifest, write_manifest
 from mmfusion.cohort.simulate import draw_subjects, write_raw_study
-from mmfusion.demo import simulate_study
 from mmfusion.predict import load_engine, predict_manifest, probabilities, read_model, read_predictions
 from mmfusion.prepare import load_image, open_cohort
+from mmfusion.prepare.simulated import simulate_study
 from mmfusion.report import figure_map
 from mmfusion.volume import Grid
 

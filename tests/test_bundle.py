@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tiny_cohort import FAST
 
-import mmfusion
 from mmfusion.bundle import TEMPLATE, begin, new_bundle, pack_model, run_config
-from mmfusion.bundle.begin import _one_sentence, _pairs, _restart_with_run_dir, check_overrides, refuse_unknown
+from mmfusion.bundle.begin import _one_sentence, _restart_with_run_dir
+from mmfusion.bundle.given import check_overrides, pairs, refuse_unknown
 from mmfusion.cli import make_parser
 from mmfusion.demo import GRID
 from mmfusion.errors import CohortError, NetworkError, OptionError, OutputError
@@ -39,10 +40,25 @@ def options_of(name):
 # what is in the bundle
 
 
-def test_defaults_are_those_of_the_table_of_options():
-    given = {name: value for name, value in options_of("train").items() if name in OPTIONS and name != "device"}
-    assert len(given) > 35 and given == {name: v if v is None else OPTIONS[name].default for name, v in given.items()}
-    assert set(options_of("train")) - set(OPTIONS) == {"val_interval"}
+def test_train_lists_options_that_exist_and_its_networks_names_alone():
+    listed = options_of("train")
+    assert set(listed) - set(OPTIONS) == {"val_interval"} and listed.pop("device").startswith("$torch.device")
+    given = {name: value for name, value in listed.items() if value is not None and name in OPTIONS}
+    assert given == {"strategy": OPTIONS["strategy"].default, "encoder": OPTIONS["encoder"].default}
+    text = (CONFIGS / "train.yaml").read_text()
+    assert len(text.splitlines()) <= 110
+    for name in ("epochs", "seed"):
+        assert re.search(rf"^{name}: null +# {OPTIONS[name].default}$", text, flags=re.MULTILINE)
+
+
+def test_options_that_a_configuration_does_not_list_count_too(tiny_cohort, tmp_path):
+    given = FAST | {"encoder": "cnn", "width": 0.1, "epochs": 1, "weight_decay": 0.5, "system": "decision_fusion"}
+    run_config("train", cohort=str(tiny_cohort), run_dir=str(tmp_path), **given, **{"train#optimizer#eps": 1e-7})
+    options = json.loads((tmp_path / "options.json").read_text())
+    assert options["weight_decay"] == 0.5 and options["fusion"] == "product"
+    assert options["given"]["weight_decay"] == {"value": 0.5, "from": "command line"}
+    assert options["given"]["strategy"] == {"value": "decision", "from": "system decision_fusion"}
+    assert json.loads((tmp_path / "configuration.json").read_text()) == {"train#optimizer#eps": 1e-7}
 
 
 @pytest.mark.parametrize("name", ["evaluate", "inference"])
@@ -53,15 +69,6 @@ def test_defaults_of_the_other_configurations(name):
     assert given == {key: OPTIONS[key].default for key in given} | batch
 
 
-def test_null_stands_only_for_what_has_no_plain_default():
-    null = {name for name, value in options_of("train").items() if value is None}
-    decided_by_the_cohort = set(mmfusion.options.GROUPS["case"])
-    assert null - decided_by_the_cohort == {
-        *("cohort", "manifest", "run_dir", "classes", "fold", "fusion", "losses", "encoder_options", "fusion_options"),
-        "track",
-    }
-
-
 def test_a_new_bundle_holds_the_options_of_its_study(tmp_path):
     given = {"modalities": ["pet", "t1"], "classes": ["0", "yes"], "strategy": "decision", "spacing": [3.0, 3.0, 4.0]}
     folder = new_bundle(tmp_path / "my_study", **given, losses={"unimodal": 0.5})
@@ -69,8 +76,8 @@ def test_a_new_bundle_holds_the_options_of_its_study(tmp_path):
     options = yaml.safe_load(text[: text.index("# Pieces")])
     assert {name: options[name] for name in given} == given and options["losses"] == {"unimodal": 0.5}
     template = (CONFIGS / "train.yaml").read_text().splitlines()
-    changed = [new for old, new in zip(template, text.splitlines(), strict=True) if old != new]
-    assert len(changed) == 5 and "strategy: decision        # input | single_level" in "\n".join(changed)
+    changed = [line for line in text.splitlines() if line not in template]
+    assert len(changed) == 5 and "strategy: decision        # where the modalities are fused" in "\n".join(changed)
     network = json.loads((folder / "configs" / "metadata.json").read_text())["network_data_format"]
     assert network["inputs"]["image"]["channel_def"] == {"0": "pet", "1": "t1"}
     assert network["outputs"]["pred"]["channel_def"] == {"0": "0", "1": "yes"}
@@ -156,14 +163,14 @@ def test_packing_a_run_makes_the_bundle_answer_as_the_run(tiny_run, tmp_path):
 
 def test_pairs_are_read_as_fire_does():
     given = ["--config_file", "a.yaml", "--epochs=3", "--run-dir", "r", "--train#trainer#max_epochs", "1", "--amp"]
-    assert _pairs(given) == {
+    assert pairs(given) == {
         "config_file": "a.yaml",
         "epochs": "3",
         "run_dir": "r",
         "train#trainer#max_epochs": "1",
         "amp": "",
     }
-    assert _pairs(["train", "--learning_rate", "-1"]) == {"learning_rate": "-1"}
+    assert pairs(["train", "--learning_rate", "-1"]) == {"learning_rate": "-1"}
 
 
 @pytest.mark.parametrize("given", ["--epochs 3", "--train#trainer#max_epochs 1", "--imports#0 x", "--device=cpu"])

@@ -23,7 +23,7 @@ from tiny_cohort import FAST
 
 import mmfusion
 from mmfusion.bundle import new_bundle, pack_model, run_config
-from mmfusion.bundle.begin import _config_files, _pairs, check_overrides
+from mmfusion.bundle.given import check_overrides, config_files, pairs
 from mmfusion.cli import make_parser
 from mmfusion.predict import load_model
 
@@ -216,8 +216,8 @@ def check_command(words):
         check_overrides([("--run_dir" if one == "--run" else one) for one in given if one != "options.yaml"])
         return
     options, config = inspect.signature(getattr(monai.bundle, command)).parameters, {"bundle_root"}
-    assert _pairs(given).keys() <= options.keys() | config, words
-    assert all(Path(name).is_file() for name in _config_files(_pairs(given)))
+    assert pairs(given).keys() <= options.keys() | config, words
+    assert all(Path(name).is_file() for name in config_files(pairs(given)))
 
 
 def test_the_commands_of_the_page_exist(published):

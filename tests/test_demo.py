@@ -1,17 +1,17 @@
 """The demo: the whole job on simulated subjects, resumed, and honest about what it is."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mmfusion import demo
 from mmfusion.cli import main
-from mmfusion.cohort.simulate import draw_subjects, native_grids, simulate_volumes
-from mmfusion.errors import CohortError, OptionError
+from mmfusion.cohort.simulate import draw_subjects
+from mmfusion.errors import CohortError
 from mmfusion.options import resolve
-from mmfusion.prepare import open_cohort, prepare_volumes
+from mmfusion.prepare import open_cohort
+from mmfusion.prepare.simulated import simulate_onto_grid
 
 OPTIONS = resolve({**demo.GRID, "modalities": list(demo.MODALITIES)}, "case")
 TINY = {"subjects": 4, "train": 40, "test": 16, "epochs": 1, "threads": 1}
@@ -24,36 +24,6 @@ def _end(text):
 
 def correlation(a, b):
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
-
-
-@pytest.mark.parametrize("modality", ["ct", "pet", "mr"])
-def test_simulating_onto_the_grid_agrees_with_the_raw_route(modality):
-    others = tuple(name for name in demo.MODALITIES if name != modality)
-    subject = replace(draw_subjects(3, 4)[1], missing=others)  # alone, so that nothing is registered
-    short = demo._on_grid(subject, OPTIONS)
-    raw = prepare_volumes(simulate_volumes(subject, native_grids(subject)), pictures=False, **OPTIONS)
-    assert short.present.tolist() == raw.present.tolist() == [name == modality for name in demo.MODALITIES]
-    assert short.reference == raw.reference == modality
-    channel = demo.MODALITIES.index(modality)
-    assert np.abs(short.grid.center - raw.grid.center).max() < 4  # one voxel
-    assert correlation(short.image[channel], raw.image[channel]) > 0.9
-    assert short.image[channel].mean() == pytest.approx(raw.image[channel].mean(), rel=0.1)
-
-
-def test_the_grid_cohort_keeps_its_split_and_says_simulated(tmp_path):
-    shown, sizes = [], {"train_subjects": 10, "test_subjects": 4, "seed": 1}
-    cohort = demo.simulate_study(tmp_path, **sizes, progress=lambda *words: shown.append(words))
-    fresh = draw_subjects(4, 6, prefix="TEST", missing=0.05)
-    assert shown[-1] == (14, 14, fresh[-1].subject)
-    splits = [one.case.split for one in cohort.cases]
-    assert [splits.count(part) for part in ("train", "validation", "test")] == [8, 2, 4]
-    assert [one.case.label for one in cohort.cases[-4:]] == [str(one.label) for one in fresh]
-    assert json.loads((tmp_path / "options.json").read_text())["simulated"] is True
-    before = cohort.cases[0].file.stat().st_mtime_ns
-    again = demo.simulate_study(tmp_path, **sizes)
-    assert again.hash == cohort.hash and again.cases[0].file.stat().st_mtime_ns == before
-    with pytest.raises(OptionError, match=r"suv_max is 10\.0, but the cohort .* was prepared with 25\.0"):
-        demo.simulate_study(tmp_path, **sizes, suv_max=10.0)
 
 
 def test_a_folder_holds_one_demo(tmp_path):
@@ -96,7 +66,7 @@ def test_the_whole_demo_and_again(tmp_path, capsys):
 
     raw = open_cohort(tmp_path / "prediction" / "cohort")
     for subject, one in zip(draw_subjects(4, 1, prefix="RAW", missing=0.08), raw.cases, strict=True):
-        short = demo._on_grid(subject, OPTIONS)
+        short = simulate_onto_grid(subject, OPTIONS)
         for channel, there in enumerate(short.present):
             assert not there or correlation(short.image[channel], np.load(one.file)[channel]) > 0.9
 

@@ -15,8 +15,7 @@ from mmfusion.systems import System
 def test_every_group_names_existing_options_and_every_option_is_used():
     named = {name for names in GROUPS.values() for name in names}
     assert named <= set(OPTIONS)
-    alone = {"cohort", "manifest", "run_dir", "part", "resamples", "case_control"}  # bundle configurations name these
-    assert set(OPTIONS) - named == alone
+    assert set(OPTIONS) == named
 
 
 def test_defaults_fit_their_own_rules():

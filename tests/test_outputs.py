@@ -10,10 +10,10 @@ from tiny_cohort import MODALITIES, write_scans
 
 from mmfusion.bundle import new_bundle, pack_model, run_config
 from mmfusion.cli import main
-from mmfusion.demo import simulate_study
 from mmfusion.errors import MmfusionError, OutputError
 from mmfusion.files import MARK, claim, folder_kind, read_rows
 from mmfusion.predict import predict_manifest, read_predictions
+from mmfusion.prepare.simulated import simulate_study
 
 GRID = ["--register", "none", "--workers", "1", "--spacing", "6", "6", "6", "--size", "12", "13", "14"]
 

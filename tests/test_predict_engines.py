@@ -284,7 +284,7 @@ def test_bundle_new_reads_tables(tmp_path):
     given = ["--encoder", "{ct: cnn, pet: resnet10}", "--modalities", "ct", "pet", "--no-class-weights"]
     assert main(["bundle", "new", str(tmp_path / "b"), *given]) == 0
     text = (tmp_path / "b" / "configs" / "train.yaml").read_text()
-    assert "\nencoder: {ct: cnn, pet: resnet10} #" in text and "\nclass_weights: false " in text
+    assert "\nencoder: {ct: cnn, pet: resnet10} #" in text and "\nclass_weights: false\n" in text
     assert TEMPLATE.is_dir()
 
 

@@ -73,7 +73,7 @@ def test_split_is_by_subject_and_stratified(tiny_run):
 def test_options_of_a_run_are_all_there(tiny_run, tiny_cohort):
     options = json.loads((tiny_run / "options.json").read_text())
     wanted = {name for group in ("case", "network", "training", "machine") for name in GROUPS[group]}
-    assert wanted | {"classes", "cohort", "cohort_hash", "versions"} == set(options)
+    assert wanted | {"classes", "cohort", "cohort_hash", "versions", "given"} == set(options)
     assert (tiny_run / options["cohort"]).resolve() == tiny_cohort.resolve()
     assert options["epochs"] == 2 and options["spacing"] == [4.0, 5.0, 6.0]
 

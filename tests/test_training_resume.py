@@ -178,7 +178,7 @@ def test_an_unfinished_training_goes_on_with_its_own_options_alone(train, tiny_c
 
 def test_overrides_by_path_count_too(train, tiny_cohort, tmp_path):
     train_until(tiny_cohort, tmp_path, epoch=2, iteration=1)
-    words = r"with other options \(train#optimizer#weight_decay was @weight_decay and is 0.5\); start it as before"
+    words = r"with other options \(train#optimizer#weight_decay was None and is 0.5\); start it as before"
     with pytest.raises(CohortError, match=words):
         train(tmp_path, **RANDOM | {"train#optimizer#weight_decay": 0.5})
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from mmfusion.bundle.begin import refuse_unknown
-from mmfusion.bundle.run import TEMPLATE
+from mmfusion.bundle import TEMPLATE
+from mmfusion.bundle.given import refuse_unknown
 from mmfusion.errors import OptionError
 from mmfusion.networks.decision import DecisionRule
 from mmfusion.options import GROUPS, resolve
@@ -96,7 +96,7 @@ class Agreement:
         config = yaml.safe_load((bundle / "configs" / "train.yaml").read_text())
         refuse_unknown(self.options, config)
         return {
-            **{name: value for name, value in self.case.items() if name in config},
+            **{name: value for name, value in self.case.items() if value is not None},
             **self.options,
             "modalities": list(self.modalities),
             "classes": list(self.classes),

@@ -15,7 +15,7 @@ from agreement import read_agreement
 from judging import counted, judged
 from monai.bundle import ConfigWorkflow
 
-from mmfusion.bundle.run import TEMPLATE
+from mmfusion.bundle import TEMPLATE
 
 
 def main() -> None:

@@ -23,13 +23,13 @@ from agreement import Agreement, read_agreement
 from federate import federation, simulate
 from monai.data import DataLoader, Dataset
 
-from mmfusion import demo
 from mmfusion.bundle import run_config
-from mmfusion.cohort.simulate import draw_subjects, observed_ceilings
+from mmfusion.cohort.simulate import MODALITIES, draw_subjects, observed_ceilings
 from mmfusion.evaluation import classification_metrics, compare
 from mmfusion.files import write_json
 from mmfusion.predict import dataset_items, infer, load_model, probabilities
 from mmfusion.prepare import Cohort, open_cohort, versions, write_case, write_cohort
+from mmfusion.prepare.simulated import simulate_onto_grid, simulated_case, simulated_cohort
 from mmfusion.transforms import LoadPreparedCased
 
 HERE = Path(__file__).parent
@@ -51,12 +51,12 @@ def simulated_sites(out: Path, seed: int, case: dict[str, Any]) -> dict[str, Coh
         subjects = draw_subjects(how["count"], 100 * (seed + 1) + number, prefix=site.upper(), **drawn)
         for place, subject in enumerate(subjects):
             lost = (*subject.missing, *how.get("without", ()))
-            if len(set(lost)) < len(demo.MODALITIES):
+            if len(set(lost)) < len(MODALITIES):
                 subject = replace(subject, missing=lost)
                 split = "validation" if place < how["count"] // 5 else "train"
-                result = demo._on_grid(subject, case)
+                result = simulate_onto_grid(subject, case)
                 for name in (site, "pooled"):
-                    rows[name].append(write_case(out / name, demo._case(subject, split), result, key="simulated"))
+                    rows[name].append(write_case(out / name, simulated_case(subject, split), result, key="simulated"))
     return {name: write_cohort(out / name, {**case, "simulated": True}, rows[name], qc=False) for name in rows}
 
 
@@ -109,7 +109,7 @@ def main() -> None:
         out, start = given.out / f"seed{seed}", time.perf_counter()
         cohorts = simulated_sites(out / "cohorts", seed, agreement.case)
         fresh = draw_subjects(TEST, 10_000 + seed, prefix="TEST", missing=0.05)
-        test = demo.simulated_cohort(out / "cohorts" / "test", [], fresh)
+        test = simulated_cohort(out / "cohorts" / "test", [], fresh)
         runs = {"federated": out / "federated"}
         if not (runs["federated"] / "model.json").is_file():
             recipe = federation(agreement, {site: cohorts[site].folder for site in SITES}, runs["federated"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mmfusion.bundle.given import TEMPLATE
 from mmfusion.errors import CohortError, OptionError, OutputError
 from mmfusion.files import (
     atomic_path,
@@ -31,9 +32,6 @@ from mmfusion.predict import load_model, model_folder, save_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-TEMPLATE = Path(__file__).parent / "template"
-"""The bundle that ships with the package; those in ``bundles/`` are written from it."""
 
 _CODE = ("$", "@", "%")
 _MODALITIES, _CLASSES = ("ct", "pet", "mr"), ("negative", "positive")
@@ -168,16 +166,20 @@ def _refuse_code(values: Mapping[str, Any], remedy: str = "choose another name")
 
 
 def _with_options(text: str, options: dict[str, Any]) -> str:
-    """A configuration with other values in its block of options; comments stay in their column."""
+    """A ``train.yaml`` with these values among its options: in place of those listed, else behind them.
+
+    Comments stay in their column.
+    """
     for name, value in options.items():
         written = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
-        found = re.search(rf"^{name}: .*?(?P<comment> *(?:#.*)?)$", text, flags=re.MULTILINE)
-        if found is None:
-            raise OptionError(f"option {name} is not among the options of the template's train.yaml")
-        comment = found["comment"].strip()
-        column = found.end() - len(comment) - found.start()
+        listed = re.search(rf"^{name}: .*?(?P<comment> *(?:#.*)?)$", text, flags=re.MULTILINE)
+        if listed is None:
+            text = text.replace("\nval_interval: ", f"\n{name}: {written}\nval_interval: ", 1)
+            continue
+        comment = listed["comment"].strip()
+        column = listed.end() - len(comment) - listed.start()
         line = f"{name}: {written} ".ljust(column) + comment if comment else f"{name}: {written}"
-        text = text[: found.start()] + line + text[found.end() :]
+        text = text[: listed.start()] + line + text[listed.end() :]
     return text
 
 

@@ -265,6 +265,8 @@ _TABLE = (
     Option("subjects", int, 40, "Simulated subjects that go the whole way as raw scans", low=8),
     Option("train_subjects", int, 400, "Simulated subjects to train on, a fifth of them for validation", low=40),
     Option("test_subjects", int, 1000, "Simulated subjects of the test part", low=1),
+    Option("with_covariates", bool, False, "Give the simulated subjects age, sex, site, a memory score and noise"),
+    Option("measure", bool, False, "Measure volumes (ml) and mean values of regions of the simulated brains"),
 )
 
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
@@ -317,7 +319,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "accept": ("note", "undo"),
     "demo": ("out", "subjects", "seed"),
-    "simulate": ("out", "train_subjects", "test_subjects", "seed", "suv_max"),
+    "simulate": ("out", "train_subjects", "test_subjects", "seed", "suv_max", "to", "with_covariates", "measure"),
     "predict": ("out", "engine", "trust", "batch_size", "workers", "time_limit", "device"),
     "export": ("engine",),
     "report": (),
@@ -335,6 +337,9 @@ GROUPS["study"] = (
     *GROUPS["training"],
     *GROUPS["machine"],
 )
+GROUPS["train"] = ("cohort", "manifest", "run_dir", "workers", "system", *GROUPS["study"])
+GROUPS["evaluate"] = ("run_dir", "part", "batch_size", "resamples", "case_control", "seed", "threads", "loaders")
+GROUPS["inference"] = ("run_dir", "manifest", "out", "batch_size", "workers", "threads", "loaders")
 GROUPS["bundle pack"] = ("dtype",)
 GROUPS["storage"] = ("features", "dtype", "save_nifti", "keep_paths")  # what decides the files of a prepared case
 GROUPS["prepare"] = (

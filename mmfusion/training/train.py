@@ -6,6 +6,7 @@ ones, under the names that MONAI asks a configuration for.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,8 +19,9 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Compose
 from torch.nn.parallel import DistributedDataParallel
 
+from mmfusion.errors import OptionError
 from mmfusion.files import RunFolder
-from mmfusion.options import OPTIONS
+from mmfusion.options import OPTIONS, unknown
 from mmfusion.predict import PrepareFusionBatch
 from mmfusion.training.checkpoint import Checkpoints
 from mmfusion.training.distributed import FollowFirst, is_first, joined, own_device, share_of_step
@@ -169,16 +171,26 @@ def settling_loader(study: Study) -> DataLoader:
 
 
 def make_optimizer(study: Study, network: torch.nn.Module, **options: Any) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter, ICLR 2019) with the study's options; ``options`` are further ones of the class."""
+    """AdamW (Loshchilov & Hutter, ICLR 2019) with the study's options; ``options`` are further ones of the class.
+
+    Raises:
+        OptionError: the class has no such option.
+    """
     usual = {"lr": study.options["learning_rate"], "weight_decay": study.options["weight_decay"]}
+    _check_arguments(torch.optim.AdamW, options)
     return torch.optim.AdamW(network.parameters(), **{**usual, **options})
 
 
 def make_scheduler(
     study: Study, optimizer: torch.optim.Optimizer, loader: DataLoader, **options: Any
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """One cycle of the learning rate over all steps (Smith & Topin, 2019); ``options`` as for the optimizer."""
+    """One cycle of the learning rate over all steps (Smith & Topin, 2019); ``options`` as for the optimizer.
+
+    Raises:
+        OptionError: the class has no such option.
+    """
     usual = {"max_lr": study.options["learning_rate"], "total_steps": study.options["epochs"] * len(loader)}
+    _check_arguments(torch.optim.lr_scheduler.OneCycleLR, options)
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, **{**usual, **options})
 
 
@@ -312,3 +324,11 @@ def _generator(seed: int) -> torch.Generator:
 def _given(options: Mapping[str, Any], name: str) -> Any:
     value = OPTIONS[name].check(options.get(name))
     return OPTIONS[name].default if value is None else value
+
+
+def _check_arguments(maker: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse what a class of torch does not take, by name."""
+    known = inspect.signature(maker).parameters
+    for name in options:
+        if name not in known:
+            raise OptionError(unknown(f"option of {getattr(maker, '__name__', maker)}", name, known))

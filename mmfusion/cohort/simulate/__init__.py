@@ -12,7 +12,10 @@ none, and so the best achievable AUC is known (:func:`ceilings`) and only fusion
 modality. Results on these data show that the software works. They say nothing about any disease.
 """
 
-from mmfusion.cohort.simulate.scan import mr_scaling, native_grids, prepared_grid, simulate_volumes
+from mmfusion.cohort.simulate.anatomy import MODALITIES
+from mmfusion.cohort.simulate.covariates import draw_covariates
+from mmfusion.cohort.simulate.regions import measure_regions
+from mmfusion.cohort.simulate.scan import mr_scaling, native_grids, prepared_grid, simulate_volumes, template_pose
 from mmfusion.cohort.simulate.study import read_truth, write_raw_study
 from mmfusion.cohort.simulate.subjects import (
     SimulatedSubject,
@@ -26,13 +29,17 @@ from mmfusion.cohort.simulate.subjects import (
 
 __all__ = [
     "SimulatedSubject",
+    "MODALITIES",
     "draw_subjects",
+    "draw_covariates",
     "ceilings",
     "observed_ceilings",
     "simulate_volumes",
     "native_grids",
     "prepared_grid",
+    "template_pose",
     "mr_scaling",
+    "measure_regions",
     "write_raw_study",
     "read_truth",
     "true_fixed_to_moving",

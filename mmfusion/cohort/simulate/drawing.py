@@ -57,6 +57,13 @@ class Shape:
         """Template points ``[..., 3]`` (head frame, mm) after the change of size alone."""
         return np.asarray(CENTER) + self.size * (np.asarray(points) - CENTER)
 
+    @property
+    def to_template(self) -> Transform:
+        """The head frame to the template after the change of size alone: undoes :meth:`grown`."""
+        matrix = np.diag([*(1 / self.size), 1.0])
+        matrix[:3, 3] = np.array(CENTER) * (1 - 1 / self.size)
+        return Transform(matrix)
+
 
 def shape_of(subject: SimulatedSubject) -> Shape:
     """The individual shape: size within 5 % along each axis, smooth displacements of about 1.5 mm."""
@@ -72,9 +79,8 @@ class Points:
         self.grid, self.pose = grid, pose
         self.to_head = pose.inverse().matrix @ grid.affine
         shape = shape_of(subject)
-        resize = np.diag([*(1 / shape.size), 1.0])
-        resize[:3, 3] = np.array(CENTER) * (1 - 1 / shape.size)
-        self.index = index_map(np.linalg.inv(head().grid.affine) @ resize @ self.to_head, grid.shape)
+        to_index = np.linalg.inv(head().grid.affine) @ shape.to_template.matrix @ self.to_head
+        self.index = index_map(to_index, grid.shape)
         self.index += shape.waves.on(self.to_head, grid.shape) / np.float32(STEP_MM)
 
 

@@ -79,11 +79,11 @@ def simulate_volumes(
     Args:
         subject: whom to scan; ``subject.missing`` is left out.
         grids: a grid for each modality in the world of its scanner, or one grid for all.
-        pose: head frame to the world of the one grid; that of the subject's reference (its first modality) if None.
+        pose: head frame to the world of the one grid; that of the subject's reference (its first modality) if None,
+            :func:`template_pose` for a grid in template space.
     """
     if isinstance(grids, Grid):
-        pose = subject.poses[subject.modalities[0]] if pose is None else pose
-        return _scan(subject, subject.modalities, grids, pose, prepared=True)
+        return _scan(subject, subject.modalities, grids, pose or subject.reference_pose, prepared=True)
     scans: dict[str, Volume] = {}
     for name in subject.modalities:
         if name in grids:
@@ -117,6 +117,15 @@ def prepared_grid(
         )
     center = subject.poses[reference].apply(shape_of(subject).grown(_foreground_center(reference)))
     return Grid.around(center.tolist(), spacing, size)
+
+
+def template_pose(subject: SimulatedSubject) -> Transform:
+    """The affine transform from the head frame to the template's world: what takes away the subject's size.
+
+    A registration to the template should find it. The smooth part of the individual shape stays, so that one point of
+    the template is the same place in each subject to about 2.5 mm.
+    """
+    return shape_of(subject).to_template
 
 
 def mr_scaling(volume: Volume) -> tuple[float, float]:
@@ -192,7 +201,7 @@ def _scan(
     models = []
     for name in names:
         blur = round(float(np.hypot(SCANNERS[name].blur_mm, resampling[name][0])), 3)
-        models.append(contrast(name, blur).at(_amount(subject, name)))
+        models.append(contrast(name, blur).at(disease_share(subject, name)))
     return {
         name: Volume(
             _acquire(subject, name, array, points, *resampling[name]),
@@ -205,7 +214,7 @@ def _scan(
     }
 
 
-def _amount(subject: SimulatedSubject, modality: str) -> float:
+def disease_share(subject: SimulatedSubject, modality: str) -> float:
     """Share of the diseased region's gray matter that is lost (MR) or silent (PET); CT shows no disease."""
     if modality == "ct":
         return 0.0

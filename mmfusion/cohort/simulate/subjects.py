@@ -11,6 +11,7 @@ from scipy.special import ndtri
 from scipy.stats import norm, qmc, rankdata
 
 from mmfusion.cohort.simulate.anatomy import CENTER, MODALITIES, head
+from mmfusion.cohort.simulate.covariates import label_evidence, label_shifts
 from mmfusion.errors import OptionError
 from mmfusion.volume import Transform
 
@@ -48,6 +49,11 @@ class SimulatedSubject:
     def modalities(self) -> tuple[str, ...]:
         """The modalities that were acquired, in the order ct, pet, mr (the first is the reference)."""
         return tuple(name for name in MODALITIES if name not in self.missing)
+
+    @property
+    def reference_pose(self) -> Transform:
+        """The head frame to the world of the reference, the subject's first modality."""
+        return self.poses[self.modalities[0]]
 
 
 def draw_subjects(
@@ -121,35 +127,46 @@ def _evidence(has_mr: bool, has_pet: bool) -> np.ndarray:
     return weights
 
 
-def ceilings() -> dict[str, float]:
+def ceilings(covariates: Sequence[str] = ()) -> dict[str, float]:
     """The best AUC that any classifier can reach: from ``ct``, ``pet``, ``mr`` alone and from ``all``.
+
+    With ``covariates`` (names of :func:`draw_covariates`), from the scans and these: for ``ct``, which knows nothing,
+    from the covariates alone. Scans and covariates are complete.
 
     With normal severities of equal covariance the best score is linear and its AUC is
     ``Phi(sqrt(shift' covariance^-1 shift / 2))`` (Su and Liu, JASA 1993): 0.5, 0.830, 0.815 and 0.941. CT shows
-    healthy tissue only, in every subject, so it knows nothing about the label.
-    """
-    use = {"ct": (False, False), "pet": (False, True), "mr": (True, False), "all": (True, True)}
-    return {name: float(norm.cdf(np.sqrt(_evidence(*flags) @ SHIFT / 2))) for name, flags in use.items()}
-
-
-def observed_ceilings(subjects: Sequence[SimulatedSubject]) -> dict[str, float]:
-    """The AUC of the best score (from the true severities) on these very subjects: ``ct``, ``pet``, ``mr``, ``all``.
-
-    A missing scan tells nothing about the label (log likelihood ratio 0), so ceilings fall where scans are missing.
+    healthy tissue only, in every subject, so it knows nothing about the label. Covariates are independent of the
+    severities within a class, so that squared distances of the classes add up.
 
     Raises:
-        OptionError: the subjects have one label only.
+        OptionError: there is no such covariate.
+    """
+    known = sum(shift**2 for shift in label_shifts(covariates))
+    use = {"ct": (False, False), "pet": (False, True), "mr": (True, False), "all": (True, True)}
+    return {name: float(norm.cdf(np.sqrt((_evidence(*flags) @ SHIFT + known) / 2))) for name, flags in use.items()}
+
+
+def observed_ceilings(subjects: Sequence[SimulatedSubject], covariates: Sequence[str] = ()) -> dict[str, float]:
+    """The AUC of the best score (from the true severities) on these very subjects: ``ct``, ``pet``, ``mr``, ``all``.
+
+    With ``covariates``, from the scans and these, as in :func:`ceilings`. A missing scan or value tells nothing about
+    the label (log likelihood ratio 0), so ceilings fall where some are missing.
+
+    Raises:
+        OptionError: the subjects have one label only, or there is no such covariate.
     """
     labels = np.array([s.label for s in subjects])
     if len(np.unique(labels)) < 2:
         raise OptionError("an AUC needs subjects of both labels; draw more subjects or set positive nearer to 0.5")
 
+    known = [label_evidence(subject, covariates) for subject in subjects]
+
     def auc(wanted: Sequence[str]) -> float:
         scores = []
-        for s in subjects:
+        for s, evidence in zip(subjects, known, strict=True):
             weights = _evidence(*(name in wanted and name not in s.missing for name in ("mr", "pet")))
             # minus the value midway between the classes, so that 0 means "nothing known"
-            scores.append(weights @ (np.array([s.mr_severity, s.pet_severity]) - SHIFT / 2))
+            scores.append(weights @ (np.array([s.mr_severity, s.pet_severity]) - SHIFT / 2) + evidence)
         positives = int(labels.sum())
         above = rankdata(scores)[labels == 1].sum() - positives * (positives + 1) / 2
         return float(above / (positives * (len(labels) - positives)))
