@@ -4,7 +4,7 @@
 
     COHORT/
       options.json      what was asked for, and the versions that did it
-      cases.csv         one row per case: status, reasons, registration numbers (of good and bad cases alike), measurements
+      cases.csv         one row per case: status, reasons, measurements, registration numbers (of good and bad cases)
       cases/<case>/     image.npy [M, D, H, W], qc.npz, case.json (with checksums); ITK transforms: <modality>.tfm
                         (reference to modality; .h5 if it bends) and mni152.tfm (template to reference)
       accepted.json     what persons decided on doubtful cases, see mmfusion.prepare.acceptance
