@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -17,8 +17,8 @@ from mmfusion.options import unknown
 from mmfusion.predict.model import Model, load_model, model_folder, read_model, refuse_changed_parts
 from mmfusion.volume import check_device
 
-Engine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From ``image [B, M, D, H, W]`` and ``present [B, M]`` to logits ``[B, K]`` on the CPU."""
+Engine = Callable[..., torch.Tensor]
+"""From :class:`mmfusion.predict.Inputs`, one by one, to logits ``[B, K]`` on the CPU."""
 
 
 def load_engine(
@@ -41,7 +41,7 @@ def load_engine(
     check_device(str(device))
     if engine == "eager":
         model, network = load_model(folder)
-        return model, _module_answer(network.to(device), device)
+        return model, module_engine(network.to(device), device)
     if engine not in EXPORTS:
         raise OptionError(unknown("engine", engine, ("eager", *EXPORTS)))
     model, file = read_model(folder), model_folder(folder) / EXPORTS[engine]
@@ -58,12 +58,12 @@ def load_engine(
             answer = _onnx_answer(file, model)
         else:
             refuse_changed_parts(file)
-            answer = _module_answer(torch.jit.load(str(file), map_location=device).eval(), device)
+            answer = module_engine(torch.jit.load(str(file), map_location=device).eval(), device)
 
-    def guarded(image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def guarded(*given: torch.Tensor | None) -> torch.Tensor:
         with _exported(file, engine):
-            logits = answer(image, present)
-            if logits.shape != (len(image), len(model.classes)):
+            logits = answer(*given)
+            if logits.shape != (len(cast(torch.Tensor, given[0])), len(model.classes)):
                 raise ValueError(f"it answers with shape {list(logits.shape)}")
         return logits
 
@@ -111,10 +111,10 @@ def export_model(folder: str | Path, engine: str) -> Path:
     return file
 
 
-def _module_answer(module: torch.nn.Module, device: Any) -> Engine:
-    def answer(image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+def module_engine(module: torch.nn.Module, device: Any) -> Engine:
+    def answer(*given: torch.Tensor | None) -> torch.Tensor:
         with torch.inference_mode():
-            return module(image.to(device), present.to(device)).float().cpu()
+            return module(*(one.to(device) for one in given if one is not None)).float().cpu()
 
     return answer
 
@@ -136,9 +136,9 @@ def _onnx_answer(file: Path, model: Model) -> Engine:
             f"export it again: mmfusion export {file.parent} --engine onnx"
         )
 
-    def answer(image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        given = {"image": image.float().numpy(), "present": present.float().numpy()}
-        feed = {name: value for name, value in given.items() if name in names}
+    def answer(*given: torch.Tensor | None) -> torch.Tensor:
+        pairs = zip(("image", "present", "covariates"), given, strict=False)
+        feed = {name: value.float().numpy() for name, value in pairs if value is not None and name in names}
         return torch.from_numpy(session.run(["pred"], feed)[0])
 
     return answer

@@ -20,11 +20,12 @@ from scipy.special import entr
 from mmfusion.errors import MmfusionError, ReadError
 from mmfusion.evaluation import prior_correction
 from mmfusion.files import read_fields, read_rows, write_csv, write_json
-from mmfusion.predict.batches import PrepareFusionBatch
+from mmfusion.predict.batches import Inputs, run_cases
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from mmfusion.predict.engines import Engine
     from mmfusion.predict.model import Model
     from mmfusion.prepare import Cohort
 
@@ -58,13 +59,26 @@ def uncertainty(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def infer(network: torch.nn.Module, loader: Iterable[Mapping[str, Any]], device: Any = "cpu") -> torch.Tensor:
     """``[N, K]`` logits of all cases of a loader, in its order."""
-    prepare, out = PrepareFusionBatch(), []
     network.eval()
-    with torch.inference_mode():
-        for batch in loader:
-            image, _, _, extra = prepare(batch, device)
-            out.append(network(image, **extra).float().cpu())
-    return torch.cat(out)
+    return torch.cat([logits.float().cpu() for _, logits in run_cases(lambda given: network(*given), loader, device)])
+
+
+def predict_rows(
+    members: Sequence[tuple[Model, Engine]], model: Model, loader: Iterable[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The rows of ``predictions.csv`` for the cases of a loader, in its order.
+
+    Args:
+        members: the models of an ensemble, or the one model, each with what answers for it.
+        model: what the members have in common.
+        loader: batches of cases, on the CPU.
+    """
+
+    def shares(given: Inputs) -> np.ndarray:
+        return np.stack([probabilities(answer(*given), about) for about, answer in members])
+
+    for batch, each in run_cases(shares, loader):
+        yield from prediction_rows(batch, each, model)
 
 
 class PredictionsHandler:

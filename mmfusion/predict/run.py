@@ -6,22 +6,19 @@ run any code, and are never opened here. So can ``model.ts``, which runs only wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from torch.utils.data import DataLoader
 
 from mmfusion.files import check_folder
 from mmfusion.options import OPTIONS
-from mmfusion.predict.batches import check_batch, inference_items
-from mmfusion.predict.engines import Engine, load_engine
+from mmfusion.predict.batches import CaseImages, inference_items
+from mmfusion.predict.engines import load_engine
 from mmfusion.predict.ensemble import joint_model, member_folders
-from mmfusion.predict.model import Model
-from mmfusion.predict.predictions import prediction_rows, probabilities, write_predictions
+from mmfusion.predict.predictions import predict_rows, write_predictions
 from mmfusion.predict.preparing import prepare_for
-from mmfusion.prepare import Cohort, load_image
 
 Progress = Callable[[int, int, str], None]
 
@@ -67,23 +64,12 @@ def predict_manifest(
     model = joint_model([one for one, _ in members])
     cohort = prepare_for(model, manifest, out, workers=workers, time_limit=time_limit, folder=folder)
     path = Path(out) / "predictions.csv"
-    rows = list(_rows(members, model, cohort, batch_size, progress))
+    items = inference_items(model, cohort)
+    loader = DataLoader(CaseImages(items, model.modalities, cohort.modalities), batch_size)
+    rows = []
+    for row in predict_rows(members, model, loader):
+        rows.append(row)
+        if progress and (len(rows) % batch_size == 0 or len(rows) == len(items)):
+            progress(len(rows), len(items), "predicted")
     write_predictions(path, rows, model, "inference", cohort, each=True)
     return path
-
-
-def _rows(
-    members: Sequence[tuple[Model, Engine]], model: Model, cohort: Cohort, batch_size: int, progress: Progress | None
-) -> Iterator[Mapping[str, Any]]:
-    """The rows of all cases that have one of the model's modalities, a batch at a time."""
-    items = inference_items(model, cohort)
-    for start in range(0, len(items), batch_size):
-        part = items[start : start + batch_size]
-        batch = {name: [one[name] for one in part] for name in ("case", "subject", "session", "modalities")}
-        images = [load_image(one["image"], model.modalities, cohort.modalities) for one in part]
-        image, present = torch.from_numpy(np.stack(images)), torch.stack([one["present"] for one in part])
-        check_batch(image, present, batch["case"])
-        said = np.stack([probabilities(answer(image, present), about) for about, answer in members])
-        yield from prediction_rows(batch, said, model)
-        if progress:
-            progress(start + len(part), len(items), "predicted")
