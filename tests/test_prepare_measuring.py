@@ -12,7 +12,7 @@ from mmfusion.cohort import Case
 from mmfusion.files import CohortFolder
 from mmfusion.io import save_volume
 from mmfusion.prepare import case as room
-from mmfusion.prepare import load_case, open_cohort, prepare_case, prepare_cohort, prepare_volumes
+from mmfusion.prepare import features_of, load_case, open_cohort, prepare_case, prepare_cohort, prepare_volumes
 from mmfusion.prepare.measuring import region_facts
 from mmfusion.volume import Displacement, Grid, Transform, Volume, foreground
 
@@ -125,6 +125,7 @@ def test_features_are_in_the_unit_of_the_scan_or_by_its_body():
     assert [again[name] for name in texture] == pytest.approx([facts[name] for name in texture], rel=1e-3)
     assert abs(facts["mr_first_mean"]) < 2  # standard deviations of the body
     assert facts["ct_first_mean"] == facts["ct_mean_hu"] and facts["ct_first_maximum"] == facts["ct_max_hu"]
+    assert features_of(facts) == ["first", "shape", "glcm"] and features_of(["age", "pet_max_suv"]) == []
     assert facts["mask_shape_diameter_mm"] == pytest.approx(60, rel=0.15)
     assert not any(name.startswith(("ct_shape", "mr_shape")) for name in facts)
 

@@ -22,6 +22,7 @@ from mmfusion.prepare.folder import (
     write_case,
     write_cohort,
 )
+from mmfusion.prepare.measuring import features_of
 from mmfusion.prepare.placing import check_reference, choose_reference
 from mmfusion.prepare.scaling import check_pet
 
@@ -35,6 +36,7 @@ __all__ = [
     "check_pet",
     "prepare_case",
     "measure_case",
+    "features_of",
     "prepare_volumes",
     "Cohort",
     "PreparedCase",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import MmfusionError
+from mmfusion.options import OPTIONS
 from mmfusion.prepare.radiomics import mirp_features
 from mmfusion.volume import (
     BINS,
@@ -33,7 +34,7 @@ from mmfusion.volume import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from mmfusion.registration import Registration
 
@@ -70,6 +71,11 @@ def registration_facts(name: str, registration: Registration | None) -> dict[str
     return {
         f"{name}_{key}": value for key, value in registration.as_dict().items() if isinstance(value, str | float | int)
     } | {f"{name}_alternative": registration.alternative.words if registration.alternative else ""}
+
+
+def features_of(columns: Collection[str]) -> list[str]:
+    """The values of the option ``features`` that these columns of ``cases.csv`` come from; measurements need none."""
+    return [name for name in OPTIONS["features"].choices if any(f"_{name}_" in column for column in columns)]
 
 
 def region_facts(
