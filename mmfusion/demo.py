@@ -26,9 +26,8 @@ from mmfusion.cohort.simulate import (
 )
 from mmfusion.errors import CohortError, printable
 from mmfusion.evaluation import classification_metrics
-from mmfusion.files import RunFolder, check_folder, claim, clear_if_free, optional_fields, write_json
+from mmfusion.files import Predictions, RunFolder, check_folder, claim, clear_if_free, optional_fields, write_json
 from mmfusion.io import load_transform
-from mmfusion.predict import read_predictions
 from mmfusion.prepare import Cohort, prepare_cohort, write_cohort
 from mmfusion.prepare.simulated import GRID, simulate_study, study_subjects
 from mmfusion.progress import progress_line
@@ -147,7 +146,7 @@ def _facts(
     out: Path, raw: Sequence[SimulatedSubject], fresh: Sequence[SimulatedSubject], cohort: Cohort
 ) -> dict[str, Any]:
     """What only a simulation can know: ceilings, and how far registration missed; and the AUC on the raw scans."""
-    rows = read_predictions(out / "prediction" / "predictions.csv")
+    rows = Predictions.read(out / "prediction" / "predictions.csv")
     truth = {subject.subject: subject for subject in raw}
     label = np.array([truth[row["subject"]].label for row in rows])
     shares = np.array([float(row["p_1"]) for row in rows])

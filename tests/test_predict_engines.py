@@ -21,6 +21,7 @@ from mmfusion.bundle import TEMPLATE, new_bundle, pack_model, run_config
 from mmfusion.cli import main
 from mmfusion.cohort.simulate import draw_subjects, write_raw_study
 from mmfusion.errors import CohortError, OptionError
+from mmfusion.files import Predictions
 from mmfusion.predict import (
     export_model,
     joint_model,
@@ -28,7 +29,6 @@ from mmfusion.predict import (
     load_model,
     member_folders,
     predict_manifest,
-    read_predictions,
     save_model,
     uncertainty,
 )
@@ -58,7 +58,7 @@ def predicted(bundle, scans, tmp_path_factory):
 
 
 def shares_of(path):
-    return np.array([[float(row["p_benign"]), float(row["p_malignant"])] for row in read_predictions(path)])
+    return np.array([[float(row["p_benign"]), float(row["p_malignant"])] for row in Predictions.read(path)])
 
 
 @pytest.mark.parametrize("engine", ["torchscript", "onnx"])
@@ -93,7 +93,7 @@ def test_cases_are_prepared_as_those_of_the_training_were(train, tmp_path):
 
 def test_a_case_has_its_own_file(bundle, predicted):
     facts = json.loads((predicted.parent / "predictions" / "B.json").read_text())
-    row = read_predictions(predicted)[1]
+    row = Predictions.read(predicted)[1]
     assert facts["modalities_used"] == ["pet", "mr"] and facts["modalities_absent"] == ["ct"]
     assert facts["probabilities"] == {name: float(row[f"p_{name}"]) for name in ("benign", "malignant")}
     assert facts["uncertainty"]["entropy"] == pytest.approx(entropy(shares_of(predicted)[1]), abs=1e-5)
@@ -177,7 +177,7 @@ def test_nothing_of_a_bundle_is_executed(bundle, scans, tmp_path):
     (mine / "configs" / "metadata.json").write_text(json.dumps({"name": evil}))
     (mine / "sitecustomize.py").write_text(evil[1:])
     assert main(["predict", str(mine), str(scans), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
-    assert len(read_predictions(tmp_path / "out" / "predictions.csv")) == 3 and not (tmp_path / "pwned").exists()
+    assert len(Predictions.read(tmp_path / "out" / "predictions.csv")) == 3 and not (tmp_path / "pwned").exists()
 
 
 class Writes(torch.nn.Module):
@@ -225,7 +225,7 @@ def test_a_folder_of_studies_will_do(bundle, tmp_path):
     given = [str(bundle), str(tmp_path / "studies"), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert main(["predict", *given]) == 0
     assert (tmp_path / "out" / "manifest.csv").is_file()
-    assert len(read_predictions(tmp_path / "out" / "predictions.csv")) == 1
+    assert len(Predictions.read(tmp_path / "out" / "predictions.csv")) == 1
 
 
 # ensembles
@@ -276,7 +276,7 @@ def test_commands_from_a_bundle_to_predictions(tiny_run, scans, tmp_path, monkey
     assert main(["export", "mine", "--engine", "onnx"]) == 0
     assert main(["predict", "mine", str(scans), "--out", "out", "--engine", "onnx", "--workers", "1"]) == 0
     assert "3 of 3 cases predicted | out/predictions.csv | look at out/cohort/qc.html" in capsys.readouterr().out
-    rows = read_predictions("out/predictions.csv")
+    rows = Predictions.read("out/predictions.csv")
     assert [row["modalities"] for row in rows] == ["ct pet mr", "pet mr", "ct"]
 
 

@@ -25,6 +25,7 @@ from mmfusion.files.folders import (
 from mmfusion.files.layout import EXPORTS, CohortFolder, RunFolder
 from mmfusion.files.locks import FolderLock, clear_if_free, lock_folder, lock_for_process
 from mmfusion.files.options_file import read_options
+from mmfusion.files.predictions import Predictions
 from mmfusion.files.reading import (
     interpreting,
     is_special,
@@ -93,6 +94,7 @@ __all__ = [
     "read_cells",
     "read_options",
     "read_rows",
+    "Predictions",
     "interpreting",
     "Check",
     "check_fields",

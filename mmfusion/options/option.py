@@ -61,7 +61,8 @@ class Option:
         """
         if self.each and value == {}:
             return True
-        return NONE not in self.choices and (value == NONE or (self.count is not None and value == [NONE]))
+        words = value if self.count is not None and isinstance(value, (list, tuple)) and value else [value]
+        return NONE not in self.choices and all(isinstance(word, str) and word == NONE for word in words)
 
     def check(self, value: Any) -> Any:
         """``value`` in this option's type.

@@ -329,7 +329,8 @@ LATER = {name: OPTIONS[name].default for name in ("suvr", "weight_unit", "pet_ma
 """Options of a case that files of earlier versions do not name, with the values that say what these did."""
 GROUPS["bundle new"] = ("system", "modalities", "classes", *GROUPS["geometry"], *GROUPS["network"])
 GROUPS["bundle new"] += tuple(name for name in GROUPS["training"] if name != "fold")  # it is of a run, not of a study
-GROUPS["study"] = (
+GROUPS["study"] = (  # what decides a training
+    "system",
     "modalities",
     "classes",
     *GROUPS["case"],
@@ -337,7 +338,7 @@ GROUPS["study"] = (
     *GROUPS["training"],
     *GROUPS["machine"],
 )
-GROUPS["train"] = ("cohort", "manifest", "run_dir", "workers", "system", *GROUPS["study"])
+GROUPS["train"] = ("cohort", "manifest", "run_dir", "workers", *GROUPS["study"])
 GROUPS["evaluate"] = ("run_dir", "part", "batch_size", "resamples", "case_control", "seed", "threads", "loaders")
 GROUPS["inference"] = ("run_dir", "manifest", "out", "batch_size", "workers", "threads", "loaders")
 GROUPS["bundle pack"] = ("dtype",)

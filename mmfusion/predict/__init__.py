@@ -30,7 +30,6 @@ from mmfusion.predict.predictions import (
     prediction_rows,
     prior_shift,
     probabilities,
-    read_predictions,
     uncertainty,
     write_predictions,
 )
@@ -73,5 +72,4 @@ __all__ = [
     "prediction_rows",
     "PredictionsHandler",
     "write_predictions",
-    "read_predictions",
 ]

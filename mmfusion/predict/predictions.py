@@ -1,14 +1,11 @@
 """Predictions: logits to calibrated probabilities, and the files that hold them.
 
-``predictions.csv`` has one row per case: case, subject, session, part, label, ``p_<class>`` for each class, predicted,
-entropy, epistemic, modalities (those that were used), status (of its preparation: done, doubtful, accepted or failed),
-reasons, and model (the hash of the weights that made it). A case without a prediction has empty cells and a reason.
-``predictions/<case>.json`` says the same of one case, and what preparing measured.
+``predictions.csv`` is :class:`mmfusion.files.Predictions`; ``predictions/<case>.json`` says the same of one case, and
+what preparing measured.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +14,9 @@ import numpy as np
 import torch
 from scipy.special import entr
 
-from mmfusion.errors import MmfusionError, ReadError
+from mmfusion.errors import MmfusionError
 from mmfusion.evaluation import prior_correction
-from mmfusion.files import read_fields, read_rows, write_csv, write_json
+from mmfusion.files import Predictions, read_fields, write_json
 from mmfusion.predict.batches import Inputs, run_cases
 
 if TYPE_CHECKING:
@@ -172,9 +169,6 @@ def write_predictions(
 
     With ``each``, also ``predictions/<case>.json`` beside it, in place of those of an earlier call.
     """
-    shares = [f"p_{name}" for name in model.classes]
-    columns = ["case", "subject", "session", "part", "label", *shares, "predicted", "entropy", "epistemic"]
-    columns += ["modalities", "status", "reasons", "model"]
     out = [{**row, "part": part} for row in rows]
     prepared: dict[str, Mapping[str, Any]] = {}
     if cohort is not None:
@@ -195,7 +189,7 @@ def write_predictions(
                 file.unlink()
         for row in out:
             write_json(_as_json(row, prepared.get(row["case"], {}), model), folder / f"{row['case']}.json")
-    write_csv(out, path, columns)  # last: it names the others
+    Predictions.write(path, out, model.classes)  # last: it names the others
 
 
 def _is_prediction_of(case: str, file: Path) -> bool:
@@ -234,18 +228,3 @@ def _as_json(row: Mapping[str, Any], prepared: Mapping[str, Any], model: Model) 
         "model": model.weights,
         "notice": model.notice,
     }
-
-
-def read_predictions(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a ``predictions.csv``, as text, without those that have no probability.
-
-    Raises:
-        CohortError: the file is not there.
-        ReadError: it is damaged.
-    """
-    columns = ("case", "subject", "session", "part", "label", "predicted")
-    rows = read_rows(Path(path), "run evaluate.yaml or inference.yaml first", columns)
-    cases = Counter(row["case"] for row in rows)
-    if twice := [case for case, times in cases.items() if times > 1]:
-        raise ReadError(f"{path} is damaged: {len(twice)} cases have several rows, as {twice[0]}; evaluate again")
-    return [row for row in rows if row["predicted"]]

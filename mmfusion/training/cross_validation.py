@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from mmfusion.errors import CohortError
-from mmfusion.files import RunFolder, clear_if_free, optional_fields, read_rows, write_csv, write_json
+from mmfusion.files import Predictions, RunFolder, clear_if_free, optional_fields, read_rows, write_csv, write_json
 from mmfusion.predict import CaseImages, fold_runs, load_model, module_engine, predict_rows, write_predictions
 from mmfusion.report import write_report
 from mmfusion.training.metrics import write_metrics
@@ -88,12 +88,14 @@ def _pool(run: Path, runs: Mapping[int, Path]) -> None:
     files = RunFolder(run)
     options = [optional_fields(RunFolder(folder).options) for folder in runs.values()]
     rows: list[dict[str, Any]] = []
+    classes: tuple[str, ...] = ()
     split: list[dict[str, Any]] = []
     for fold, folder in runs.items():
+        classes = Predictions.read(RunFolder(folder).predictions).classes
         rows += [{**row, "fold": fold} for row in read_rows(RunFolder(folder).predictions)]
         split += [row for row in read_rows(RunFolder(folder).split, "", ("case", "part")) if row["part"] == "test"]
     cohort = files.way_to(next(iter(runs.values())) / options[0]["cohort"])
     shared = {name: value for name, value in options[0].items() if all(one.get(name) == value for one in options)}
     write_json({**shared, "cohort": cohort}, files.options)
     write_csv(split, files.split)
-    write_csv(rows, files.predictions)
+    Predictions.write(files.predictions, rows, classes)

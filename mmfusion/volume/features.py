@@ -101,16 +101,16 @@ def first_order(values: np.ndarray, levels: np.ndarray) -> dict[str, float]:
     values = np.asarray(values, np.float64)
     low, p10, p25, median, p75, p90, high = (float(p) for p in np.percentile(values, (0, 10, 25, 50, 75, 90, 100)))
     mean, energy = values.mean(), (values**2).sum()
-    apart = values - mean
-    variance = (apart**2).mean()
+    deviations = values - mean
+    variance = (deviations**2).mean()
     spread = np.sqrt(variance) if high > low else np.inf
     middle = values[(values >= p10) & (values <= p90)]
     shares = np.bincount(levels) / levels.size
     return {
         "mean": float(mean),
         "variance": float(variance),
-        "skewness": float(((apart / spread) ** 3).mean()),
-        "kurtosis": float(((apart / spread) ** 4).mean() - 3) if high > low else 0.0,
+        "skewness": float(((deviations / spread) ** 3).mean()),
+        "kurtosis": float(((deviations / spread) ** 4).mean() - 3) if high > low else 0.0,
         "median": median,
         "minimum": low,
         "p10": p10,
@@ -118,7 +118,7 @@ def first_order(values: np.ndarray, levels: np.ndarray) -> dict[str, float]:
         "maximum": high,
         "interquartile_range": p75 - p25,
         "range": high - low,
-        "mean_absolute_deviation": float(np.abs(apart).mean()),
+        "mean_absolute_deviation": float(np.abs(deviations).mean()),
         "robust_mean_absolute_deviation": float(np.abs(middle - middle.mean()).mean()),
         "energy": float(energy),
         "root_mean_square": float(np.sqrt(energy / values.size)),
@@ -183,21 +183,19 @@ def glcm(levels: np.ndarray) -> dict[str, float]:
     names = np.unique(levels)
     names = names[names > 0].astype(float)
     counts = _co_occurrence(np.where(levels > 0, np.searchsorted(names, levels) + 1, 0), len(names))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        p = counts / counts.sum()
-        if not np.isfinite(p).all():
-            return dict.fromkeys(_glcm_features(np.ones((1, 1)), np.ones(1)), float("nan"))
-    return _glcm_features(p, names)
+    if not counts.any():
+        return dict.fromkeys(_glcm_features(np.ones((1, 1)), np.ones(1)), float("nan"))
+    return _glcm_features(counts / counts.sum(), names)
 
 
 def _co_occurrence(levels: np.ndarray, size: int) -> np.ndarray:
     """``[size, size]`` symmetric counts of neighboring levels 1..size; 0 has no neighbors."""
     counts = np.zeros(size * size, np.int64)
     for direction in _DIRECTIONS:
-        here = levels[tuple(slice(max(0, -step), min(0, -step) or None) for step in direction)]
-        there = levels[tuple(slice(max(0, step), min(0, step) or None) for step in direction)]
-        both = (here > 0) & (there > 0)
-        counts += np.bincount((here[both] - 1) * size + there[both] - 1, minlength=size * size)
+        voxels = levels[tuple(slice(max(0, -step), min(0, -step) or None) for step in direction)]
+        neighbors = levels[tuple(slice(max(0, step), min(0, step) or None) for step in direction)]
+        both = (voxels > 0) & (neighbors > 0)
+        counts += np.bincount((voxels[both] - 1) * size + neighbors[both] - 1, minlength=size * size)
     matrix = counts.reshape(size, size)
     return matrix + matrix.T
 
@@ -213,11 +211,11 @@ def _glcm_features(p: np.ndarray, levels: np.ndarray) -> dict[str, float]:
     sum_shares = np.bincount(total.astype(int).ravel(), p.ravel())
     mean_difference = float((p * difference).sum())
     contrast = float((p * difference**2).sum())
-    span = float(levels[-1])
+    highest = float(levels[-1])
     deviation = total - 2 * mean
     tendency = float((p * deviation**2).sum())
     covariance = float((p * row * column).sum()) - mean**2
-    apart = np.outer(marginal, marginal)
+    independent = np.outer(marginal, marginal)
     own, joint = _entropy(marginal), _entropy(p)  # of independent levels the entropy of pairs is twice their own
     with np.errstate(divide="ignore"):
         inverse_squares = np.where(difference > 0, 1 / difference**2, 0)
@@ -236,9 +234,9 @@ def _glcm_features(p: np.ndarray, levels: np.ndarray) -> dict[str, float]:
         "contrast": contrast,
         "dissimilarity": mean_difference,
         "inverse_difference": float((p / (1 + difference)).sum()),
-        "inverse_difference_normalized": float((p / (1 + difference / span)).sum()),
+        "inverse_difference_normalized": float((p / (1 + difference / highest)).sum()),
         "inverse_difference_moment": float((p / (1 + difference**2)).sum()),
-        "inverse_difference_moment_normalized": float((p / (1 + (difference / span) ** 2)).sum()),
+        "inverse_difference_moment_normalized": float((p / (1 + (difference / highest) ** 2)).sum()),
         "inverse_variance": float((p * inverse_squares).sum()),
         "correlation": covariance / variance if variance > 0 else 1.0,
         "autocorrelation": float((p * row * column).sum()),
@@ -246,11 +244,11 @@ def _glcm_features(p: np.ndarray, levels: np.ndarray) -> dict[str, float]:
         "cluster_shade": float((p * deviation**3).sum()),
         "cluster_prominence": float((p * deviation**4).sum()),
         "information_correlation_1": (joint - 2 * own) / own if own > 0 else 0.0,
-        "information_correlation_2": float(np.sqrt(max(0.0, 1 - np.exp(-2 * (_entropy(apart) - joint))))),
+        "information_correlation_2": float(np.sqrt(max(0.0, 1 - np.exp(-2 * (_entropy(independent) - joint))))),
     }
 
 
 def _entropy(shares: np.ndarray) -> float:
     """Of shares that sum to 1, bits."""
     shares = shares[shares > 0]
-    return float(-(shares * np.log2(shares)).sum()) + 0.0
+    return float(-(shares * np.log2(shares)).sum()) + 0.0  # no -0
