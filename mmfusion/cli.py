@@ -245,17 +245,13 @@ def _add(parser: argparse.ArgumentParser, option: Option, required: bool, undo: 
     if option.kind is dict or option.each:
         parser.add_argument(option.flag, type=_table, required=required, help=text, metavar="YAML")
         return
-<<<<<<< HEAD
-    listed = option.choices and not option.point and option.count is None
-    more: dict[str, Any] = {"choices": option.choices} if listed else {}
-=======
     more: dict[str, Any] = {"metavar": option.name.upper() if option.kind is str else "N"}
     if option.choices and not option.point:
         none = () if "none" in option.choices else ("none",)
         more = {"choices": (*option.choices, *none), "metavar": "{" + ",".join(map(str, option.choices)) + "}"}
->>>>>>> main
     if option.count is not None:
         more["nargs"] = option.count or "+"
+        more.pop("choices", None)  # names may be joined by commas: the option itself checks them
     parser.add_argument(option.flag, type=_reader(option), required=required, help=text, **more)
 
 

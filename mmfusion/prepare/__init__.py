@@ -22,12 +22,9 @@ from mmfusion.prepare.folder import (
     write_case,
     write_cohort,
 )
-<<<<<<< HEAD
 from mmfusion.prepare.measuring import features_of
-from mmfusion.prepare.placing import check_reference, choose_reference
-=======
 from mmfusion.prepare.pair import pair_words, register_files
->>>>>>> main
+from mmfusion.prepare.placing import check_reference, choose_reference
 from mmfusion.prepare.scaling import check_pet
 from mmfusion.prepare.words import cohort_counts, cohort_warnings, kept_words
 
