@@ -268,6 +268,7 @@ def _add(parser: argparse.ArgumentParser, option: Option, required: bool, undo: 
         more = {"choices": (*option.choices, *none), "metavar": "{" + ",".join(map(str, option.choices)) + "}"}
     if option.count is not None:
         more["nargs"] = option.count or "+"
+        more.pop("choices", None)  # names may be joined by commas: the option itself checks them
     parser.add_argument(option.flag, type=_reader(option), required=required, help=text, **more)
 
 

@@ -130,6 +130,14 @@ _TABLE = (
     Option(
         "scheduler", str, None, "Let the workers of the Dask scheduler at this address do the work (extra: cluster)"
     ),
+    Option(
+        "features",
+        str,
+        None,
+        "Features of the mask in each scan: first order, shape, 3D co-occurrence, those of mirp (extra: radiomics)",
+        choices=("first", "shape", "glcm", "mirp"),
+        count=0,
+    ),
     Option("dtype", str, "float32", "Type of the stored tensors", choices=("float32", "float16")),
     Option("save_nifti", bool, False, "Also write the scans on the grid as NIfTI, in a BIDS derivative"),
     Option("keep_paths", bool, False, "Name original files in what is written (paths may hold a patient's name)"),
@@ -337,7 +345,7 @@ GROUPS["device"] = ("device",)
 GROUPS["out"] = ("out",)
 GROUPS["inference"] = ("run_dir", "manifest", "out", "batch_size", "workers", "threads", "loaders")
 GROUPS["bundle pack"] = ("dtype",)
-GROUPS["storage"] = ("dtype", "save_nifti", "keep_paths")  # what decides the files of a prepared case
+GROUPS["storage"] = ("features", "dtype", "save_nifti", "keep_paths")  # what decides the files of a prepared case
 GROUPS["prepare"] = (
     "out",
     *GROUPS["case"],

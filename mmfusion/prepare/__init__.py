@@ -4,9 +4,8 @@ from mmfusion.prepare.acceptance import accept_case
 from mmfusion.prepare.case import (
     CaseResult,
     Doubt,
-    check_reference,
-    choose_reference,
     load_case,
+    measure_case,
     prepare_case,
     prepare_volumes,
 )
@@ -23,7 +22,9 @@ from mmfusion.prepare.folder import (
     write_case,
     write_cohort,
 )
+from mmfusion.prepare.measuring import features_of
 from mmfusion.prepare.pair import pair_words, register_files
+from mmfusion.prepare.placing import check_reference, choose_reference
 from mmfusion.prepare.scaling import check_pet
 from mmfusion.prepare.words import cohort_counts, cohort_warnings, kept_words
 
@@ -36,6 +37,8 @@ __all__ = [
     "load_case",
     "check_pet",
     "prepare_case",
+    "measure_case",
+    "features_of",
     "prepare_volumes",
     "Cohort",
     "PreparedCase",
