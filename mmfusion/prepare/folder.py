@@ -314,7 +314,8 @@ def write_case(
         before = announce_files(out, case.id, checksums)
         for file in written:
             file.replace(final / file.name)
-        more = {**where, "stamp": stamp, "checksums": checksums, "looked_at": seen, "features": " ".join(features)}
+        more = {**where, "stamp": stamp, "checksums": checksums, "looked_at": seen}
+        more |= {"features": " ".join(features)} if features else {}
         write_json({**record, **more}, final / "case.json")
         to_disk(final / "case.json")
         _remove_files(out, before - checksums.keys())
