@@ -17,7 +17,7 @@ from mmfusion.bundle.given import check_overrides, pairs, refuse_unknown
 from mmfusion.cli import make_parser
 from mmfusion.demo import GRID
 from mmfusion.errors import CohortError, NetworkError, OptionError, OutputError
-from mmfusion.files import write_json
+from mmfusion.files import read_rows, write_json
 from mmfusion.options import OPTIONS, resolve
 from mmfusion.predict import load_model
 
@@ -213,7 +213,7 @@ def test_run_config_refuses_the_same(tmp_path):
         run_config("train", learning_rte=5)
     with pytest.raises(CohortError, match="no run folder is given"):
         run_config("train", **{"train#trainer#max_epochs": 1})
-    refuse_unknown(["out", "evaluator#amp"], {"out": None, "evaluator": {"amp": False}})
+    refuse_unknown({"out": "o", "evaluator#amp": True}, {"out": None, "evaluator": {"amp": False}})
 
 
 def test_errors_of_components_keep_their_one_sentence(tmp_path):
@@ -225,6 +225,31 @@ def test_errors_of_components_keep_their_one_sentence(tmp_path):
 def test_other_errors_are_not_hidden(train, tmp_path):
     with pytest.raises(RuntimeError, match="max_lr"):
         train(tmp_path, **{"train#scheduler#max_lr": "much"})
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ({"train#trainer#max_epochs": 3}, "max_epochs is 3, and the learning rate is planned for 2: give --epochs 3"),
+        ({"val_interval": 0}, "val_interval takes a whole number from 1, found 0"),
+        ({"train#inferer#_target_": "SlidingWindowInferer", "train#inferer#roi_size": 8}, "train#inferer is Sliding"),
+        ({"validate#key_metric#negative_loss#kind": "auk"}, "unknown validation score 'auk'; did you mean 'auc'"),
+        ({"settings#seed": 5}, "give --seed, --threads"),
+        ({"folds": 2}, "add --fold N, or train all by mmfusion train"),
+    ],
+)
+def test_overrides_without_their_effect_are_refused(train, tmp_path, override, words):
+    with pytest.raises(OptionError, match=words):
+        train(tmp_path, **override)
+
+
+def test_another_score_and_another_beginning_are_used_and_recorded(train, tmp_path):
+    score = {"auc": {"_target_": "mmfusion.training.ValidationScore", "kind": "auc"}}
+    train(tmp_path, **{"epochs": 1, "encoder": "cnn", "validate#key_metric": score, "initialize": ["$print('begins')"]})
+    (row,) = read_rows(tmp_path / "history.csv")
+    assert float(row["validation_loss"]) > 0 and 0 <= float(row["validation_auc"]) <= 1
+    recorded = json.loads((tmp_path / "configuration.json").read_text())
+    assert recorded["validate#key_metric#auc#kind"] == "auc" and recorded["initialize#0"] == "$print('begins')"
 
 
 def test_begin_sets_seed_and_threads_elsewhere():

@@ -166,7 +166,8 @@ def test_an_unfinished_training_goes_on_with_its_own_options_alone(train, tiny_c
     (tmp_path / "options.json").write_text(json.dumps(before | given))
     words = (
         r"holds an unfinished training with other options \(dropout was 0.3 and is 0.0, epochs was 4 and is 5\); start "
-        r"it as before to go on with it, choose another --run, or add --resume False to begin anew"
+        r"it as before to go on with it, choose another run folder, or begin anew without resuming "
+        r"\(--no-resume; of a bundle --resume False\)"
     )
     with pytest.raises(CohortError, match=words):
         train(tmp_path, **RANDOM | {"epochs": 5, "dropout": 0.0})
@@ -187,7 +188,7 @@ def test_a_damaged_checkpoint_is_refused(train, tiny_cohort, tmp_path):
     train_until(tiny_cohort, tmp_path, epoch=2, iteration=1)
     file = tmp_path / "checkpoints" / "resume.pt"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(MmfusionError, match="resume.pt is damaged, or was .* another version .* add --resume False"):
+    with pytest.raises(MmfusionError, match="resume.pt is damaged, or was .* another version .* --resume False"):
         train(tmp_path, **RANDOM)
 
 

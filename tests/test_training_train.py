@@ -33,6 +33,8 @@ def test_all_folds_are_trained_once(tiny_cohort, tmp_path, capsys):
     assert [weights(tmp_path / f"fold_{fold}") for fold in (0, 1)] == first
     with pytest.raises(CohortError, match=r"a finished training with other options \(dropout was 0.0 and is 0.5\)"):
         train(tiny_cohort, tmp_path, folds=2, **TINY, dropout=0.5)
+    train(tiny_cohort, tmp_path, folds=2, **TINY, dropout=0.5, resume=False)
+    assert [weights(tmp_path / f"fold_{fold}") == first[fold] for fold in (0, 1)] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,8 @@ def test_all_folds_are_trained_once(tiny_cohort, tmp_path, capsys):
         ({"precision": "fp16"}, "unknown precision 'fp16'. Known: float32, bfloat16"),
         ({"precision": "float16"}, "float16 needs a GPU"),
         ({"seed": "abc"}, "option seed takes a whole number, found 'abc'"),
+        ({"weight_decay": float("inf")}, "option weight_decay takes a finite number, found inf"),
+        ({"threads": 100_000}, "option threads must lie between 0 and 1024"),
         ({"learning_rte": 1.0}, "unknown option 'learning_rte'; did you mean 'learning_rate'"),
     ],
 )

@@ -33,6 +33,9 @@ def begin(seed: int | None = None, threads: int = 0, group: str = "") -> Setting
 
     Returns:
         The options of the group, see :func:`mmfusion.bundle.given.options`.
+
+    Raises:
+        OptionError: a value does not fit, or seed and threads are given beside a group.
     """
     if under_monai():
         sys.excepthook = _one_sentence
@@ -42,6 +45,8 @@ def begin(seed: int | None = None, threads: int = 0, group: str = "") -> Setting
         check_overrides(sys.argv[2:])
     settings = options(group) if group else None
     if settings is not None:
+        if seed is not None or threads:
+            raise OptionError("seed and threads are options of the configuration: give --seed, --threads")
         seed, threads = settings.used.get("seed"), settings.used["threads"]
     start(OPTIONS["seed"].check(seed), threads)
     return settings
@@ -53,7 +58,16 @@ def open_run(settings: Settings, device: Any) -> Study:
     Args:
         settings: of :func:`begin`.
         device: to train on.
+
+    Raises:
+        OptionError: ``folds`` without ``fold``; and as there.
     """
+    typed = [name for name, its in settings.given.items() if its["from"] == "command line"]
+    if settings.used["fold"] is None and "folds" in typed and "folds" in settings.chosen:
+        raise OptionError(
+            "folds says how many there are, and this is one training: add --fold N, or train all by "
+            "mmfusion train COHORT --out RUN --folds K"
+        )
     chosen = {name: value for name, value in settings.chosen.items() if name != "run_dir"}
     how = {"device": device, "configuration": configuration(), "given": settings.given}
     return open_study(settings.used["run_dir"], **chosen, **how)

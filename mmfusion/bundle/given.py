@@ -12,6 +12,7 @@ import inspect
 import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import deepcopy
 from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
@@ -23,14 +24,14 @@ from mmfusion.errors import OptionError
 from mmfusion.options import GROUPS, OPTIONS, Option, Settings, settle, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 TEMPLATE = Path(__file__).parent / "template"
 """The bundle that ships with the package; those in ``bundles/`` are written from it."""
 
 _OF_MONAI = ("config_file", "meta_file", "logging_file", "tracking", "args_file", "run_id", "init_id", "final_id",
              "workflow_name", "properties_path", "workflow_type")  # fmt: skip
-_PLACES = ("_meta_", "bundle_root", "dataset_dir", "output_dir", "initialize", "imports", "settings")
+_PLACES = ("_meta_", "bundle_root", "dataset_dir", "output_dir")
 _FOLLOWS = {"dataset_dir": ("cohort", "manifest"), "output_dir": ("run_dir", "out")}
 """What configurations say for MONAI's sake alone, by the options that it follows from: setting it changes nothing."""
 _CODE = ("$", "@", "%")  # with which text begins that MONAI executes
@@ -180,22 +181,24 @@ def check_overrides(arguments: list[str]) -> None:
         takes_it = before.startswith("--") and "=" not in before
         if not word.startswith("--") and not takes_it and word not in config:
             raise OptionError(f"{word!r} belongs to no option; a list is one word, as --modalities ct,pet,mr")
-    refuse_unknown([name for name in given if name not in _OF_MONAI], config, "--")
+    refuse_unknown({name: value for name, value in given.items() if name not in _OF_MONAI}, config, "--")
 
 
-def refuse_unknown(names: Iterable[str], config: Mapping[str, Any], dashes: str = "") -> None:
+def refuse_unknown(given: Mapping[str, Any], config: Mapping[str, Any], dashes: str = "") -> None:
     """Refuse a name (``epochs``, ``train#trainer#max_epochs``) that is not in a configuration, or has no effect there.
 
-    An argument of a component that its configuration leaves out may be given, as ``train#optimizer#betas``.
+    An argument of a component that its configuration leaves out may be given, as ``train#optimizer#betas``; of a
+    component that is given another ``_target_``, its arguments.
 
     Raises:
         OptionError: with the nearest option that exists, or those that have the effect.
     """
-    parser = ConfigParser(dict(config))
+    parser = ConfigParser(deepcopy(dict(config)))
+    parser.update({name: value for name, value in given.items() if name in parser and name.endswith("#_target_")})
     settings = config.get("settings")
     group = GROUPS.get(str(settings.get("group")), ()) if isinstance(settings, dict) else ()
     plain = list(dict.fromkeys([*(name for name in config if name in OPTIONS), *group]))
-    for name in names:
+    for name in given:
         if name == "run":
             raise OptionError("MONAI keeps the name run for what a configuration executes: give run_dir instead")
         if name in _FOLLOWS:

@@ -101,6 +101,8 @@ class Option:
         for one in value if self.kind is dict else [value]:
             if self.choices and one not in self.choices:
                 raise OptionError(unknown(self.name.replace("_", " "), one, self.choices))
+        if self.kind is float and not math.isfinite(value):
+            raise OptionError(f"option {self.name} takes a finite number, found {value}")
         if self.kind in (int, float) and not self.low <= value <= self.high:
             span = (
                 f"lie between {self.low:g} and {self.high:g}"

@@ -221,9 +221,9 @@ _TABLE = (
     ),
     Option("augment", bool, True, "Flip, move and change intensities at random in training"),
     Option("modality_drop", float, 0.1, "Probability to hide a modality in training (never all)", low=0, high=0.9),
-    Option("seed", int, 0, "Seed of everything random", low=0),
+    Option("seed", int, 0, "Seed of everything random", low=0, high=2**63 - 1),
     Option("resume", bool, True, "Go on with a training that was ended before its last epoch"),
-    Option("threads", int, 0, "CPU threads of torch; 0 leaves torch's own choice", low=0),
+    Option("threads", int, 0, "CPU threads of torch; 0 leaves torch's own choice", low=0, high=1024),
     Option("loaders", int, 0, "Processes that load batches", low=0),
     Option(
         "precision",

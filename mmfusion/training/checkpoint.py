@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _BEST, _FINAL, _RESUME = "best.pt", "final.pt", "resume.pt"  # as RunFolder has them
-_ANEW = "add --resume False to begin anew"
+_ANEW = "begin anew without resuming (--no-resume; of a bundle --resume False)"
 
 
 def keep_unfinished(run: RunFolder, options: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
@@ -84,7 +84,7 @@ def refuse_other_options(
         changes = ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in names[:5])
         raise CohortError(
             f"{run.path} holds {state} with other options ({changes}); start it as before to go on with "
-            "it, choose another --run, or add --resume False to begin anew"
+            f"it, choose another run folder, or {_ANEW}"
         )
 
 
@@ -152,7 +152,7 @@ class Checkpoints:
         if not problem and len(state["random"]) != len(gather(None)):
             problem = (
                 f"{file} was left by {len(state['random'])} processes, and this is a training by {len(gather(None))}; "
-                "start as many, choose another --run, or add --resume False to begin anew"
+                f"start as many, choose another run folder, or {_ANEW}"
             )
         refuse_together(problem)
         with interpreting(file, _ANEW):  # each process reads the same file, and finds the same

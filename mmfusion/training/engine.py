@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from mmfusion.errors import OptionError
 from mmfusion.files import write_csv
 from mmfusion.networks.statistics import settle_statistics
+from mmfusion.options import unknown
 from mmfusion.predict import inputs_of
 from mmfusion.training.distributed import gather, is_first, refuse_together
 
@@ -184,9 +185,16 @@ class ValidationScore(Metric):
         kind: ``negative_loss``: minus the class-balanced cross entropy, greater is better, a proper score that
             is less noisy than AUC on few subjects; ``auc``: area under the ROC curve (one class against the rest,
             averaged), 0.5 where only one class is there.
+
+    Raises:
+        OptionError: there is no such kind.
     """
 
+    KINDS = ("negative_loss", "auc")
+
     def __init__(self, kind: str = "negative_loss") -> None:
+        if kind not in self.KINDS:
+            raise OptionError(unknown("validation score", kind, self.KINDS))
         self.kind = kind
         super().__init__(output_transform=lambda output: (output["pred"], output["label"]))
 

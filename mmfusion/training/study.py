@@ -187,7 +187,8 @@ def open_study(
         configuration: what else decides the result, by path, see :func:`mmfusion.training.configuration`; a training
             that was ended is gone on with under the same configuration only.
         device: what the training will run on; one that is not there is refused before anything is touched.
-        keep_finished: a finished training with the same options is not moved away, but left as the result.
+        keep_finished: a finished training with the same options is not moved away, but left as the result, unless
+            option ``resume`` is off.
         given: who gave the options, as :class:`mmfusion.options.Settings` has it, if that was not this call; kept in
             ``options.json``, and nothing depends on it.
         options: group ``study`` of :mod:`mmfusion.options`; None means not given.
@@ -254,7 +255,7 @@ def open_study(
         "given": {k: v for k, v in (given or settings.given).items() if k in GROUPS["study"]},
     }
     files = RunFolder(run)
-    if keep_finished and files.model.is_file():
+    if keep_finished and chosen["resume"] and files.model.is_file():
         refuse_other_options(files, written, configuration or {}, "a finished training")
         return replace(study, finished=True)
     if number:
@@ -305,9 +306,9 @@ def _check_threshold_rule(study: Study) -> None:
 def _refuse_mixing(run: RunFolder, as_fold: bool) -> None:
     """A folder holds one training, or the folds of one cross-validation: their results have the same names."""
     if as_fold and run.holds_training():
-        raise OutputError(f"{run.path} holds a training without folds; choose another --run for the folds")
+        raise OutputError(f"{run.path} holds a training without folds; choose another folder for the folds")
     if not as_fold and any(fold.options.is_file() for fold in run.folds().values()):
-        raise OutputError(f"{run.path} holds the folds of a cross-validation; choose another --run, or add --fold")
+        raise OutputError(f"{run.path} holds the folds of a cross-validation; choose another run folder, or add --fold")
 
 
 def _parts(

@@ -60,7 +60,8 @@ def train(
         cohort: a folder that ``mmfusion prepare`` wrote.
         run: the folder to write.
         device: to train on; a GPU if there is one, else the CPU, if None.
-        keep_finished: a finished training with the same options is the result; nothing is trained.
+        keep_finished: a finished training with the same options is the result; nothing is trained, unless option
+            ``resume`` is off.
         options: group ``train`` of :mod:`mmfusion.options`; None means not given. With ``folds`` and without ``fold``,
             all folds of a cross-validation are trained, see :func:`train_folds`.
 
@@ -98,7 +99,8 @@ def train(
 def train_folds(cohort: str | Path, run: str | Path, *, device: Any = None, **options: Any) -> Run:
     """Train every fold of a cross-validation into ``run``/fold_<number>, and evaluate all of them together.
 
-    Folds that are finished are left as they are, so the same call goes on where it was stopped.
+    Folds that are finished are left as they are, so the same call goes on where it was stopped; with ``resume`` off
+    all are trained anew.
 
     Args:
         cohort, run, device, options: see :func:`train`.
@@ -220,14 +222,16 @@ def make_evaluator(
         share = DistributedSampler(loader.dataset, even_divisible=False, shuffle=False)
         loader = DataLoader(loader.dataset, loader.num_workers, batch_size=share_of_step(study), sampler=share)
         usual.append(FollowFirst(network))
+    chosen = score or {"negative_loss": ValidationScore("negative_loss")}
+    chosen = {one.kind if isinstance(one, ValidationScore) else name: one for name, one in chosen.items()}
     return SupervisedEvaluator(
         device=device,
         val_data_loader=loader,
         network=network,
         inferer=inferer or SimpleInferer(),
         prepare_batch=cast("Callable[..., Any]", PrepareFusionBatch()),
-        key_val_metric=score or {"negative_loss": ValidationScore("negative_loss")},
-        additional_metrics={"auc": ValidationScore("auc")},
+        key_val_metric=chosen,
+        additional_metrics={kind: ValidationScore(kind) for kind in ValidationScore.KINDS if kind not in chosen},
         val_handlers=usual,
         decollate=False,
     )
@@ -253,16 +257,25 @@ def make_trainer(
         optimizer: of the network's parameters.
         handlers: what happens beside the steps.
         device: to train on.
-        max_epochs: option ``epochs`` if None.
+        max_epochs: option ``epochs`` if None, and at most that, since the learning rate is planned over it.
         inferer: is kept for those who look at it; a training step calls the network itself.
+
+    Raises:
+        OptionError: ``max_epochs``, the interval of a ValidationHandler or the inferer cannot be used.
     """
+    max_epochs = _check_epochs(study.options["epochs"], max_epochs, handlers)
+    if inferer is not None and type(inferer) is not SimpleInferer:
+        raise OptionError(
+            f"train#inferer is {type(inferer).__name__}, which nothing would use: a training step calls the network "
+            "itself, with its losses. Leave it as it is; validate#inferer may be another"
+        )
     step: torch.nn.Module = TrainingStep(cast("Any", network), study.class_weight).to(device)
     if _several():
         step = DistributedDataParallel(step, device_ids=[device] if torch.device(device).type == "cuda" else None)
     precision = study.options["precision"]
     return SupervisedTrainer(
         device=device,
-        max_epochs=study.options["epochs"] if max_epochs is None else max_epochs,
+        max_epochs=max_epochs,
         train_data_loader=loader,
         network=step,
         optimizer=optimizer,
@@ -324,6 +337,19 @@ def _generator(seed: int) -> torch.Generator:
 def _given(options: Mapping[str, Any], name: str) -> Any:
     value = OPTIONS[name].check(options.get(name))
     return OPTIONS[name].default if value is None else value
+
+
+def _check_epochs(epochs: int, max_epochs: int | None, handlers: Sequence[Any]) -> int:
+    """The epochs to train; refuses what would end in an error of torch or ignite."""
+    last = epochs if max_epochs is None else OPTIONS["epochs"].check(max_epochs)
+    if last > epochs:
+        raise OptionError(
+            f"train#trainer#max_epochs is {last}, and the learning rate is planned for {epochs}: give --epochs {last}"
+        )
+    for one in handlers:
+        if isinstance(one, ValidationHandler) and not (type(one.interval) is int and one.interval > 0):
+            raise OptionError(f"val_interval takes a whole number from 1, found {one.interval!r}")
+    return last
 
 
 def _check_arguments(maker: Callable[..., Any], options: Mapping[str, Any]) -> None:
