@@ -118,6 +118,8 @@ LOSSES: dict[str, Part] = {
 HEADS: dict[str, Part] = {
     "linear": Part("torch.nn:Linear", "One linear layer"),
     "bayesian": Part(_NETWORKS + "heads:FlipoutLinear", "One linear layer whose weights are distributions (Flipout)"),
+    "logistic": Part(_NETWORKS + "heads:LogisticHead", "Logistic regression, fitted after training"),
+    "ridge": Part(_NETWORKS + "heads:RidgeHead", "Ridge regression, fitted after training"),
 }
 
 CONDITIONINGS: dict[str, Part] = {

@@ -83,8 +83,8 @@ def build(
         absent: what stands for an absent modality: ``zero``, or a ``learned`` vector, map or token, where an operator
             reads it (not ``input``, whose channel is zero, nor ``decision``, whose rule does not hear it).
         decision: rule of ``hybrid``, over the fused classifier and the modalities' own.
-        head: of each classifier: ``linear``, or ``bayesian`` (Flipout), which needs the loss ``kl``, weighted by 1 over
-            the number of training cases.
+        head: of each classifier: ``linear``; ``bayesian`` (Flipout), which needs the loss ``kl``, weighted by 1 over
+            the number of training cases; or fitted after training: ``logistic``, ``ridge``.
         covariates: numbers that each case brings beside its image.
         conditioning: how they act on the encoded features: ``film`` or ``daft``.
         losses: weight of each further loss by name. ``decision`` has ``unimodal`` 1 and ``hybrid`` ``unimodal`` 0.5

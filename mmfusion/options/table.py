@@ -168,7 +168,13 @@ _TABLE = (
     Option("shared", bool, False, "Use one encoder for all modalities"),
     Option("absent", str, "zero", "What stands for an absent modality", choices=("zero", "learned")),
     Option("decision", str, "mean", "Decision rule of strategy hybrid", choices=tuple(families.DECISION_RULES)),
-    Option("head", str, "linear", "Classifier: linear, or bayesian for uncertainty", choices=tuple(families.HEADS)),
+    Option(
+        "head",
+        str,
+        "linear",
+        "Classifier: linear, bayesian for uncertainty, or one that is fitted after training",
+        choices=tuple(families.HEADS),
+    ),
     Option("standardize", bool, True, "Standardize the encoded vectors over the cases"),
     Option(
         "losses",
