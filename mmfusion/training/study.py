@@ -5,7 +5,7 @@
     RUN/
       options.json     every option as it is used, the cohort's path and hash, versions; given: {option: {value, from}},
                        what was given and where (not in runs of earlier versions)
-      split.csv        case, subject, part
+      split.csv        case, subject, part: train, validation, test; head, see mmfusion.training.heads
       history.csv      a row an epoch
       checkpoints/     best.pt (by validation), final.pt: weights of the network
       configuration.json     every other value of the configuration that the training ran with
@@ -28,9 +28,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmfusion.cohort import doubtful_labels, fold_parts, folds, read_manifest, refuse_leakage, split_cases
+from mmfusion.cohort import (
+    doubtful_labels,
+    fold_parts,
+    folds,
+    keep_for_head,
+    read_manifest,
+    refuse_leakage,
+    split_cases,
+)
 from mmfusion.cohort.files import inputs_of
-from mmfusion.cohort.manifest import PARTS
 from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError, ReadError, printable
 from mmfusion.files import (
     FolderLock,
@@ -45,6 +52,7 @@ from mmfusion.files import (
     write_json,
 )
 from mmfusion.networks.build import build, default_losses
+from mmfusion.networks.trained import fitted_heads, freeze, learns
 from mmfusion.options import GROUPS, resolve, settle, unknown
 from mmfusion.predict import Model, dataset_items
 from mmfusion.prepare import (
@@ -66,6 +74,7 @@ from mmfusion.volume import check_device
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_PARTS = ("train", "head", "validation", "test")
 _LOG = logging.getLogger(__name__)
 _FEWEST_TO_CHOOSE = 100  # validation cases for a threshold: with fewer, the prevalence was better in simulation
 
@@ -79,7 +88,7 @@ class Study:
         cohort: the prepared cases.
         modalities: the network's channels, in order; some or all of the cohort's.
         classes: class labels, in the order of the outputs.
-        parts: case id to train, validation or test.
+        parts: case id to train, validation or test; or head, for training subjects that a head is fitted on afterwards.
         options: every option of the run.
         lock: of the run folder, see :func:`mmfusion.files.lock_for_process`; given back when the model is written.
         finished: the run folder holds the finished model of this very training, and was left as it is.
@@ -146,8 +155,10 @@ class Study:
     def summary(self, device: Any = "cpu") -> str:
         """The first line that a person reads."""
         parts = []
-        for part in ("train", "validation", "test"):
+        for part in _PARTS:
             count = Counter(one.case.label for one in self.cases(part))
+            if part == "head" and not count:
+                continue
             by_class = ", ".join(f"{name}: {count[name]}" for name in self.classes)
             parts.append(f"{part} {sum(count.values())} ({by_class})")
         fold = "" if self.options["fold"] is None else f"fold {self.options['fold']} of {self.options['folds']} | "
@@ -234,8 +245,13 @@ def open_study(
     if chosen["head"] == "bayesian" and chosen["losses"] is None:
         chosen["losses"] = {**default_losses(chosen["strategy"]), "kl": 1 / max(len(study.cases("train")), 1)}
     with torch.device("meta"):  # a network that cannot be is refused before an earlier run is touched
-        build(modalities=names, num_classes=len(study_classes), **{name: chosen[name] for name in GROUPS["network"]})
-    for part in ("train", "validation"):
+        how = {name: chosen[name] for name in GROUPS["network"]}
+        network = build(modalities=names, num_classes=len(study_classes), **how)
+    freeze(network, chosen["freeze_encoders"])
+    if fitted_heads(network) and learns(network):
+        parts = keep_for_head([one.case for one in opened.cases], parts, chosen["head_share"], chosen["seed"])
+        study = replace(study, parts=parts)
+    for part in [one for one in _PARTS if one != "test" and one in (*parts.values(), "train", "validation")]:
         found = {one.case.label for one in study.cases(part)}
         if lost := [name for name in study_classes if name not in found]:
             raise CohortError(
@@ -379,10 +395,10 @@ def evaluation_items(run: str | Path, model: Model, part: str) -> tuple[Cohort, 
         row["case"]: row["part"] for row in read_rows(run / "split.csv", "train again", ("case", "subject", "part"))
     }
     known = {one.case.id for one in cohort.cases}
-    if strange := [case for case, where in parts.items() if case not in known or where not in PARTS]:
+    if strange := [case for case, where in parts.items() if case not in known or where not in _PARTS]:
         raise ReadError(
             f"{run / 'split.csv'} is damaged: case {strange[0]!r:.60} is not in the cohort, or its part "
-            f"{parts[strange[0]]!r:.20} not one of {', '.join(PARTS)}; put back the file as it was, or train again"
+            f"{parts[strange[0]]!r:.20} not one of {', '.join(_PARTS)}; put back the file as it was, or train again"
         )
     cases = [one for one in cohort.cases if parts.get(one.case.id) == part]
     if others := [one.case for one in cases if one.case.label not in model.classes]:
