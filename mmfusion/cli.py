@@ -120,7 +120,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "predict": Command(
         commands.predict,
-        "Turn raw scans into class probabilities, by a bundle or a run; nothing of it is executed, but with --trust",
+        "Turn raw scans into class probabilities, by a bundle or a run; nothing of it is executed",
         "mmfusion predict bundles/feature_fusion_classification manifest.csv --out predictions",
         {
             "model": "bundle, run folder, or folder of the folds of a cross-validation",
@@ -131,7 +131,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "export": Command(
         commands.export,
-        "Write a model as TorchScript or ONNX beside its weights",
+        "Write a model as ONNX beside its weights",
         "mmfusion export bundles/feature_fusion_classification --engine onnx",
         {"model": "bundle or run folder"},
         ("export",),

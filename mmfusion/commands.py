@@ -159,7 +159,7 @@ def export(model: str, engine: str = "eager") -> int:
     from mmfusion.predict import export_model
 
     if engine == "eager":
-        raise OptionError("say what to export to: --engine onnx or --engine torchscript")
+        raise OptionError("say what to export to: --engine onnx")
     say(export_model(model, engine))
     return 0
 

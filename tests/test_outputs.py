@@ -215,7 +215,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tiny_run, t
     (run / "options.json").write_text(json.dumps(options | {"cohort": str(tiny_cohort)}))
     scan = study / "tree" / "A" / "mr.nii.gz"
     commands = [["report", run], ["bundle", "new", study / "c"], ["bundle", "pack", made, run],
-                ["export", made, "--engine", "torchscript"]]  # fmt: skip
+                ["export", made, "--engine", "onnx"]]  # fmt: skip
     if size == 0:
         commands += [["index", study / "tree", "--out", study / "m.csv"],
                      ["register", scan, scan, "--kind", "none", "--out", study / "o.nii.gz"]]  # fmt: skip

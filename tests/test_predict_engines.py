@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,11 +37,10 @@ SUBJECTS = {"A": MODALITIES, "B": ("pet", "mr"), "C": ("ct",)}
 
 @pytest.fixture(scope="module")
 def bundle(tiny_run, tmp_path_factory):
-    """A bundle with a trained model and both exports; tests must not write into it."""
+    """A bundle with a trained model and its export; tests must not write into it."""
     folder = new_bundle(tmp_path_factory.mktemp("bundles") / "a bundle")
     pack_model(folder, tiny_run)
-    for engine in ("onnx", "torchscript"):
-        export_model(folder, engine)
+    export_model(folder)
     return folder
 
 
@@ -61,9 +59,8 @@ def shares_of(path):
     return np.array([[float(row["p_benign"]), float(row["p_malignant"])] for row in Predictions.read(path)])
 
 
-@pytest.mark.parametrize("engine", ["torchscript", "onnx"])
-def test_every_engine_predicts_the_same(bundle, scans, predicted, tmp_path, engine):
-    path = predict_manifest(bundle, scans, tmp_path, engine=engine, workers=1, batch_size=2, trust=True)
+def test_onnx_predicts_the_same(bundle, scans, predicted, tmp_path):
+    path = predict_manifest(bundle, scans, tmp_path, engine="onnx", workers=1, batch_size=2)
     np.testing.assert_allclose(shares_of(path), shares_of(predicted), atol=1e-5)
 
 
@@ -128,9 +125,8 @@ def test_exports_of_monai_are_understood(bundle, scans, predicted, tmp_path):
         warnings.simplefilter("ignore")  # a trace says of each size that it is a constant, which it shall be
         onnx_export(filepath=str(mine / "models" / "model.onnx"), **config, **shape)
         gc.collect()  # MONAI leaves a temporary file open
-    for engine in ("torchscript", "onnx"):
-        path = predict_manifest(mine, scans, tmp_path / engine, engine=engine, workers=1, trust=True)
-        np.testing.assert_allclose(shares_of(path), shares_of(predicted), atol=1e-5)
+    path = predict_manifest(mine, scans, tmp_path / "onnx", engine="onnx", workers=1)
+    np.testing.assert_allclose(shares_of(path), shares_of(predicted), atol=1e-5)
 
 
 def test_load_engine_says_what_is_missing(tiny_run, bundle, tmp_path):
@@ -180,26 +176,6 @@ def test_nothing_of_a_bundle_is_executed(bundle, scans, tmp_path):
     assert len(Predictions.read(tmp_path / "out" / "predictions.csv")) == 3 and not (tmp_path / "pwned").exists()
 
 
-class Writes(torch.nn.Module):
-    """What a stranger's TorchScript may do before it answers."""
-
-    def forward(self, image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        torch.save(image, "pwned")
-        return image.flatten(1)[:, :2]
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.\\w+. is deprecated")
-def test_a_program_runs_only_if_it_is_trusted(bundle, scans, tmp_path, monkeypatch, capsys):
-    mine = shutil.copytree(bundle, tmp_path / "b")
-    monkeypatch.chdir(tmp_path)
-    torch.jit.script(Writes()).save(mine / "models" / "model.ts")
-    given = ["predict", str(mine), str(scans), "--out", "out", "--workers", "1", "--engine", "torchscript"]
-    assert main(given) == 1 and not Path("out").exists()
-    words = "model.ts, a program that can do anything on this machine: use --engine eager or onnx, or add --trust"
-    assert words in capsys.readouterr().err and not Path("pwned").exists()
-    assert main([*given, "--trust"]) == 0 and Path("pwned").exists()  # so it would have
-
-
 def test_where_the_network_runs_and_how_long_a_case_may_take(bundle, scans, tmp_path, capsys):
     given = ["predict", str(bundle), str(scans), "--out", str(tmp_path / "out")]
     assert main([*given, "--device", "cuda:99"]) == 1
@@ -208,11 +184,10 @@ def test_where_the_network_runs_and_how_long_a_case_may_take(bundle, scans, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["onnx", "torchscript"])
-def test_exported_networks_answer_without_monai(bundle, scans, tmp_path, engine):
+def test_exported_networks_answer_without_monai(bundle, scans, tmp_path):
     code = (
         "import sys; from mmfusion.cli import main\n"
-        f"given = ['predict', {str(bundle)!r}, {str(scans)!r}, '--out', 'out', '--engine', {engine!r}, '--trust']\n"
+        f"given = ['predict', {str(bundle)!r}, {str(scans)!r}, '--out', 'out', '--engine', 'onnx']\n"
         "status = main(given)\n"
         "print(status, [name for name in ('monai', 'monai.bundle', 'ignite') if name in sys.modules])"
     )

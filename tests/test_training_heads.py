@@ -13,6 +13,7 @@ from mmfusion.networks import FusionOutput, build
 from mmfusion.networks.heads import FittedHead, LogisticHead
 from mmfusion.networks.statistics import settle_statistics
 from mmfusion.networks.trained import freeze, learns
+from mmfusion.predict.preparing import _warn_of_training_subjects
 from mmfusion.training import open_study, train, validation_transform
 from mmfusion.training.heads import case_weights, fit_heads
 
@@ -55,7 +56,9 @@ def test_the_bundle_does_the_same(tiny_cohort, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["decision", pytest.param("single_level", marks=pytest.mark.slow)])
-def test_a_head_behind_trained_layers_is_fitted_on_subjects_that_they_have_not_seen(strategy, tmp_path, fits, capsys):
+def test_a_head_behind_trained_layers_is_fitted_on_subjects_that_they_have_not_seen(
+    strategy, tmp_path, fits, capsys, caplog
+):
     subject, session = [f"S{n // 2:02d}" for n in range(48)], ["1", "2"] * 24
     labels = [label for label in ["benign", "malignant"] * 12 for _ in "12"]
     cohort = write_tiny_cohort(tmp_path / "cohort", labels, {5: ["pet"]}, subject=subject, session=session)
@@ -66,6 +69,8 @@ def test_a_head_behind_trained_layers_is_fitted_on_subjects_that_they_have_not_s
     assert "train 20 (benign: 8, malignant: 12), head 8 (benign: 4, malignant: 4), " in capsys.readouterr().out
     assert len(fits) == {"decision": 3, "single_level": 1}[strategy]
     assert all(len(label) == 8 for _, label, _ in fits)  # and the training saw the others: its cases are its part
+    _warn_of_training_subjects(parts["head"], run)
+    assert "4 of 4 subjects were in the training or validation of this model" in caplog.text
 
 
 class Memory(torch.nn.Module):

@@ -39,7 +39,6 @@ class FlipoutLinear(nn.Linear):
         signs_out = 1 - 2 * torch.randint_like(mean, 2)
         return mean + F.linear(input * signs_in, delta) * signs_out
 
-    @torch.jit.unused
     def kl(self) -> Tensor:
         """Kullback-Leibler divergence of the posterior from the prior, summed over the weights, in nats."""
         sigma = F.softplus(self.rho)
@@ -60,7 +59,6 @@ class FittedHead(nn.Linear):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
-    @torch.jit.unused
     @torch.no_grad()
     def fit(self, features: Tensor, label: Tensor, weight: Tensor | None = None) -> None:
         """Learn from cases whose labels nothing before the head has seen.
@@ -96,7 +94,6 @@ class FittedHead(nn.Linear):
 class LogisticHead(FittedHead):
     """Multinomial logistic regression: minimizes ``sum_i w_i nll_i + |W|^2 / 2``, over weights without the bias."""
 
-    @torch.jit.unused
     def solve(self, features: Tensor, label: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         return logistic_regression(features.numpy(), label.numpy(), weight.numpy(), tol=1e-8, max_iter=10_000)
 
@@ -108,7 +105,6 @@ class RidgeHead(FittedHead):
     a closed form, too: the logits of a linear discriminant analysis, if the classes are normal with one covariance.
     """
 
-    @torch.jit.unused
     def solve(self, features: Tensor, label: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         target = F.one_hot(label, self.out_features).double()
         share = (weight / weight.sum()).unsqueeze(1)

@@ -84,7 +84,7 @@ def _warn_of_training_subjects(subjects: set[str], folder: str | Path) -> None:
     A run says who these are in its ``split.csv``; a bundle names nobody.
     """
     rows = [row for member in member_folders(folder) for row in read_rows(model_folder(member) / "split.csv")]
-    known = {folded(str(row.get("subject"))) for row in rows if row.get("part") in ("train", "validation")}
+    known = {folded(str(row.get("subject"))) for row in rows if row.get("part") in ("train", "head", "validation")}
     if both := sorted(one for one in subjects if folded(one) in known):
         _LOG.warning(
             "%d of %d subjects were in the training or validation of this model (%s%s): what it predicts for them does "

@@ -1,7 +1,7 @@
 """``mmfusion predict``: from raw scans to ``predictions.csv``, with nothing of the bundle executed.
 
 Of a bundle only ``models/model.json`` and the weights are read, or ``model.onnx`` by its runtime: its YAML files can
-run any code, and are never opened here. So can ``model.ts``, which runs only where the caller trusts it.
+run any code, and are never opened here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ def predict_manifest(
     batch_size: int = 8,
     workers: int = 0,
     device: Any = "cpu",
-    trust: bool = False,
     time_limit: int = OPTIONS["time_limit"].default,
     progress: Progress | None = None,
 ) -> Path:
@@ -42,11 +41,10 @@ def predict_manifest(
         folder: a bundle, a run folder, or a folder of ``fold_*`` runs, whose probabilities are averaged.
         manifest: table of the cases, see :func:`mmfusion.cohort.read_manifest`; or a folder of DICOM studies.
         out: the folder to write: ``predictions.csv``, ``predictions/<case>.json``, ``cohort/`` with ``qc.html``.
-        engine: ``eager``, ``torchscript`` or ``onnx``, see :func:`~mmfusion.predict.load_engine`.
+        engine: ``eager`` or ``onnx``, see :func:`~mmfusion.predict.load_engine`.
         batch_size: cases that the network sees at once.
         workers: processes that prepare cases; 0 means one a core.
         device: of the network, as ``cuda``; with engine ``onnx`` it is the CPU.
-        trust: execute the model's ``model.ts``, see :func:`~mmfusion.predict.load_engine`.
         time_limit: seconds for preparing one case; 0 means none.
         progress: called with (done, all, words) after each batch.
 
@@ -60,7 +58,7 @@ def predict_manifest(
     """
     folders = member_folders(folder)
     check_folder(out, "prediction", reads=folders)
-    members = [load_engine(one, engine, device, trust=trust) for one in folders]
+    members = [load_engine(one, engine, device) for one in folders]
     model = joint_model([one for one, _ in members])
     cohort = prepare_for(model, manifest, out, workers=workers, time_limit=time_limit, folder=folder)
     path = Path(out) / "predictions.csv"
