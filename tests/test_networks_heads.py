@@ -91,11 +91,9 @@ def test_the_order_of_the_rows_and_of_the_units_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", FITTED)
-def test_before_the_fit_all_classes_are_equal_and_after_it_a_file_holds_tensors(name, tmp_path):
+def test_a_file_holds_it_as_tensors(name, tmp_path):
     values, label, _ = features()
-    head = HEADS[name](7, 2)
-    assert head(values).softmax(1).eq(0.5).all()
-    head.fit(values, label)
+    head = fitted(name, values, label)
     torch.save(head.state_dict(), tmp_path / "head.pt")
     again = HEADS[name](7, 2)
     again.load_state_dict(torch.load(tmp_path / "head.pt", weights_only=True))
@@ -116,11 +114,7 @@ def test_a_network_learns_through_it_and_is_exported(name, tmp_path):
     torch.manual_seed(0)
     network = build("single_level", "cnn", width=0.06, head=name)
     image, label = torch.randn(8, 3, 17, 19, 18), torch.arange(8) % 2
-    optimizer = torch.optim.Adam(network.parameters())
-    for _ in range(2):  # in the first step only the head moves from 0
-        optimizer.zero_grad()
-        sum(network.losses(network.outputs(image), label).values()).backward()
-        optimizer.step()
+    sum(network.losses(network.outputs(image), label).values()).backward()
     assert all(any(p.grad.any() for p in encoder.parameters()) for encoder in network.encoders)
     with torch.no_grad():
         network.classifier[-1].fit(network.eval().outputs(image).features, label)

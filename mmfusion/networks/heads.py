@@ -48,16 +48,10 @@ class FlipoutLinear(nn.Linear):
 class FittedHead(nn.Linear):
     """Base of the heads that are fitted after training: ``[B, in_features]`` to ``[B, out_features]``.
 
-    Where layers before it are trained, it is the linear classifier through which they learn; then :meth:`fit` replaces
-    its weights. Where nothing is trained before it, it starts and stays at 0, equal probabilities, until it is fitted.
-    The deviations by which the features are scaled are part of the weights, so that a file of weights, an export and
-    a trace see one linear layer.
+    Until then it is the linear classifier that the layers before it are trained through, as they are through any other;
+    :meth:`fit` replaces its weights. The deviations by which the features are scaled are part of the weights, so that a
+    file of weights, an export and a trace see one linear layer.
     """
-
-    def reset_parameters(self) -> None:
-        """All 0: equal probabilities (called by torch)."""
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
 
     @torch.no_grad()
     def fit(self, features: Tensor, label: Tensor, weight: Tensor | None = None) -> None:
