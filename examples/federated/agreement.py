@@ -45,7 +45,7 @@ class Agreement:
         network = self.model().build()
         if heads := fitted_heads(network):
             raise OptionError(
-                f"the head {type(heads[0][0]).__name__} is fitted on the cases of all sites at once, which no site has; "
+                f"the head {type(heads[0][0]).__name__} is fitted on cases of all sites at once, which no site has; "
                 "agree on linear"
             )
         rule = getattr(network, "rule", None)
