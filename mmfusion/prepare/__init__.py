@@ -11,6 +11,7 @@ from mmfusion.prepare.case import (
     prepare_volumes,
 )
 from mmfusion.prepare.cohort import prepare_cohort
+from mmfusion.prepare.covariates import choose_covariates, covariates_hash, read_tables
 from mmfusion.prepare.folder import (
     Cohort,
     PreparedCase,
@@ -27,6 +28,9 @@ from mmfusion.prepare.scaling import check_pet
 
 __all__ = [
     "CaseResult",
+    "choose_covariates",
+    "covariates_hash",
+    "read_tables",
     "Doubt",
     "accept_case",
     "check_reference",
