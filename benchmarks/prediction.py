@@ -47,12 +47,14 @@ import torch
 tell("import torch")
 from mmfusion.predict import load_engine, prepare_for
 tell("import mmfusion.predict")
-about, answer = load_engine(model, engine, trust=True)
+about, answer = load_engine(model, engine)
 tell("load the network" + (", import MONAI" if engine == "eager" else ""))
 cohort = prepare_for(about, manifest, out, workers=1)
 tell("prepare: read, register, resample, write, qc.html")
-from mmfusion.predict.run import _rows
-list(_rows([(about, answer)], about, cohort, 1, None))
+from torch.utils.data import DataLoader
+from mmfusion.predict import CaseImages, inference_items, predict_rows
+cases = CaseImages(inference_items(about, cohort), about.modalities, cohort.modalities)
+list(predict_rows([(about, answer)], about, DataLoader(cases, 1)))
 tell("network")
 """
 
@@ -68,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         copies = [Path(shutil.copytree(one, Path(scratch) / one.name)) for one in bundles]
         for one in copies:
-            for engine in ("onnx", "torchscript"):
+            for engine in ("onnx",):
                 export_model(one, engine)
         first = [cold(one, Path(scratch), given) for one in copies if given.testdata.is_dir()]
         shapes = [formats(one, Path(scratch)) for one in copies]
@@ -91,7 +93,7 @@ def cold(bundle: Path, scratch: Path, given: argparse.Namespace) -> dict[str, An
     command = [sys.executable, "-m", "mmfusion"]
     subprocess.run([*command, "index", study, "--out", manifest, "--overwrite"], check=True, stdout=subprocess.DEVNULL)
     row: dict[str, Any] = {"bundle": bundle.name, "case": study.name, "seconds": {}, "where": {}}
-    for engine in ("onnx", "torchscript", "eager"):
+    for engine in ("onnx", "eager"):
         took = []
         for _ in range(given.repeats):
             shutil.rmtree(out, ignore_errors=True)
@@ -105,7 +107,6 @@ def cold(bundle: Path, scratch: Path, given: argparse.Namespace) -> dict[str, An
                 out,
                 "--engine",
                 engine,
-                "--trust",
                 "--workers",
                 "1",
             ]

@@ -112,7 +112,6 @@ def commands() -> dict[str, Writing]:
         "bundle new": Writing(lambda _, d: typed("bundle", "new", d / "out", "--modalities", "ct", "mr")),
         "bundle pack": Writing(lambda s, d: typed("bundle", "pack", d / "plain_bundle", s / "run"), ("plain_bundle",)),
         "export --engine onnx": Writing(export("onnx"), ("run",)),
-        "export --engine torchscript": Writing(export("torchscript"), ("run",)),
         "simulate": Writing(lambda _, d: quietly(lambda: small_simulation(d / "out"))),
     }
 

@@ -171,7 +171,7 @@ def _into_folders() -> Iterator[Fields]:
     evaluate: Run = lambda _, run: configured("evaluate", run_dir=run, resamples=100, device="cpu")
     folds: Run = lambda _, run: configured("evaluate_folds", run_dir=run, resamples=100, device="cpu")
     report: Run = lambda _, run: typed("report", run)
-    export: Run = lambda _, model: typed("export", model, "--engine", "torchscript")
+    export: Run = lambda _, model: typed("export", model, "--engine", "onnx")
     onnx: Run = lambda _, model: typed("export", model, "--engine", "onnx")
     pack: Run = lambda box, bundle: typed("bundle", "pack", bundle, box / "run")
     pages = ("predictions.csv", "metrics.json", "report.html", ".mmfusion.json")

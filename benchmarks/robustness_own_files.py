@@ -63,7 +63,7 @@ def make(study: Path) -> None:
     unfinished(study)
     new_bundle(study / "bundle", modalities=["ct", "pet", "mr"], classes=["benign", "malignant"])
     assert main(["bundle", "pack", str(study / "bundle"), str(study / "run")]) == 0
-    for engine in ("onnx", "torchscript"):
+    for engine in ("onnx",):
         assert main(["export", str(study / "bundle"), "--engine", engine]) == 0
     lines = manifest.read_text().splitlines()
     (study / "scans" / "one.csv").write_text("\n".join(lines[:2]) + "\n")
@@ -127,8 +127,7 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {
     "prepare": prepare,
     "predict": predict,
     "predict by onnx": lambda study: predict(study, "onnx"),
-    "predict by torchscript": lambda study: predict(study, "torchscript"),
-    "export": lambda study: main(["export", str(study / "bundle"), "--engine", "torchscript"]),
+    "export": lambda study: main(["export", str(study / "bundle"), "--engine", "onnx"]),
     "pack": lambda study: main(["bundle", "pack", str(study / "bundle"), str(study / "run")]),
     "model card": lambda study: write_model_card(study / "bundle"),
     "evaluate": lambda study: run_config("evaluate", run_dir=str(study / "run"), **EVALUATION),
@@ -168,7 +167,6 @@ READERS: dict[str, tuple[str, ...]] = {
     "bundle/models/model.json": ("predict", "inference", "export"),
     "bundle/models/model.pt": ("predict", "inference"),
     "bundle/models/model.onnx": ("predict by onnx",),
-    "bundle/models/model.ts": ("predict by torchscript",),
     "bundle/configs/metadata.json": ("pack", "model card"),
     "unfinished/options.json": ("resume",),
     "unfinished/checkpoints/resume.pt": ("resume",),

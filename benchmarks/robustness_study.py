@@ -181,7 +181,7 @@ def add_variants(box: Path) -> None:
     typed("prepare", box / "scans" / "two.csv", "--out", box / "small_nifti", *GRID, "--save-nifti")
     train = {**TRAINING, **PREPARING, "manifest": box / "scans" / "manifest.csv"}
     configured("train", run_dir=box / "manifest_run", **train)
-    begun = {**SMALL_DEMO, **DEMO_TRAINING, "epochs": 1, "seed": 0}
+    begun = {"subjects": 4, "train": 20, "test": 10, **DEMO_TRAINING, "epochs": 1, "seed": 0}
     (box / "demo").mkdir()
     (box / "demo" / "demo.json").write_text(json.dumps(begun))
     if (box / "run" / ".mmfusion.json").exists():
@@ -189,7 +189,7 @@ def add_variants(box: Path) -> None:
     shutil.copytree(box / "run", box / "demo" / "run")
 
 
-SMALL_DEMO = {"subjects": 4, "train": 20, "test": 10}
+SMALL_DEMO = {"subjects": 4, "train_subjects": 20, "test_subjects": 10}
 
 
 def small_demo(out: Path) -> int:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfusion.bundle import TEMPLATE, run_config
 from mmfusion.cohort import build_index, check_manifest, format_problems
 from mmfusion.cohort.simulate import (
     MODALITIES,
@@ -26,14 +25,14 @@ from mmfusion.cohort.simulate import (
 )
 from mmfusion.errors import CohortError, printable
 from mmfusion.evaluation import classification_metrics
-from mmfusion.files import RunFolder, check_folder, claim, clear_if_free, optional_fields, write_json
+from mmfusion.files import Predictions, RunFolder, check_folder, claim, clear_if_free, optional_fields, write_json
 from mmfusion.io import load_transform
-from mmfusion.predict import read_predictions
+from mmfusion.predict import predict_manifest
 from mmfusion.prepare import Cohort, prepare_cohort, write_cohort
 from mmfusion.prepare.simulated import GRID, simulate_study, study_subjects
 from mmfusion.progress import progress_line
 from mmfusion.report import write_report
-from mmfusion.training import write_metrics
+from mmfusion.training import evaluate, train, write_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +52,13 @@ TRAINING: dict[str, Any] = {
 
 
 def run_demo(
-    out: str | Path, *, subjects: int = 40, seed: int = 0, train: int = TRAIN, test: int = TEST, **training: Any
+    out: str | Path,
+    *,
+    subjects: int = 40,
+    seed: int = 0,
+    train_subjects: int = TRAIN,
+    test_subjects: int = TEST,
+    **training: Any,
 ) -> int:
     """Simulate, index, check, prepare, train, evaluate, report; prints a table and where the pages are.
 
@@ -61,24 +66,27 @@ def run_demo(
         out: the folder to write; a second call with the same arguments goes on where the first stopped.
         subjects: how many go the whole way as raw scans.
         seed: of everything random.
-        train, test: subjects simulated straight onto the prepared grid.
-        training: overrides of the bundle's ``train.yaml``, beside :data:`TRAINING`.
+        train_subjects, test_subjects: simulated straight onto the prepared grid.
+        training: options of :func:`mmfusion.train`, in place of :data:`TRAINING`.
 
     Returns:
         Exit status.
     """
     started, out = time.perf_counter(), Path(out)
     chosen = {**TRAINING, **training, "seed": seed}
-    _refuse_another(out, {"subjects": subjects, "train": train, "test": test, **chosen})
+    _refuse_another(out, {"subjects": subjects, "train": train_subjects, "test": test_subjects, **chosen})
     where = printable(out)
-    print(f"SIMULATED DATA, seed {seed} | {subjects} subjects as raw scans, {train} + {test} on the grid | {where}")
+    print(
+        f"SIMULATED DATA, seed {seed} | {subjects} subjects as raw scans, {train_subjects} + {test_subjects} on the "
+        f"grid | {where}"
+    )
 
     raw = draw_subjects(subjects, seed * 3 + 1, prefix="RAW", missing=0.08)
     prediction = out / "prediction"
     raw_cohort = _step("raw scans: simulate, index, check, prepare", lambda: _prepare_raw(out / "raw", prediction, raw))
     cohort = _step(
         "grid: simulate",
-        lambda: simulate_study(out / "cohort", train_subjects=train, test_subjects=test, seed=seed),
+        lambda: simulate_study(out / "cohort", train_subjects=train_subjects, test_subjects=test_subjects, seed=seed),
     )
 
     run = out / "run"
@@ -88,15 +96,13 @@ def run_demo(
         _step(f"train and evaluate {name} alone", lambda n=name, to=alone: _train(cohort, to, chosen, [n]))
     _step(
         "predict on the raw scans",
-        lambda: run_config(
-            "inference", run_dir=str(run), manifest=str(out / "raw" / "manifest.csv"), out=str(prediction)
-        ),
+        lambda: predict_manifest(run, out / "raw" / "manifest.csv", prediction),
     )
     raw_cohort = write_cohort(raw_cohort.folder, {**raw_cohort.options, "simulated": True}, raw_cohort.rows)
-    facts = _facts(out, raw, study_subjects(train, test, seed)[1], raw_cohort)
+    facts = _facts(out, raw, study_subjects(train_subjects, test_subjects, seed)[1], raw_cohort)
     metrics = write_metrics(run, seed=seed, simulated=True, **facts)
     page = write_report(run)
-    print(_table(metrics, facts, train, test, subjects))
+    print(_table(metrics, facts, train_subjects, test_subjects, subjects))
     print(f"took {time.perf_counter() - started:.0f} s | SIMULATED DATA: these numbers say nothing about any disease")
     print(printable(f"registration of the raw scans: {prediction / 'cohort' / 'qc.html'}"))
     print(printable(f"report: {page}"))
@@ -137,17 +143,16 @@ def _prepare_raw(folder: Path, prediction: Path, subjects: Sequence[SimulatedSub
 
 
 def _train(cohort: Cohort, run: Path, training: dict[str, Any], modalities: list[str] | None = None) -> None:
-    """``train.yaml`` and ``evaluate.yaml`` of the bundle, as ``python -m monai.bundle run`` would."""
     if not RunFolder(run).model.is_file():
-        run_config("train", TEMPLATE, cohort=str(cohort.folder), run_dir=str(run), modalities=modalities, **training)
-    run_config("evaluate", TEMPLATE, run_dir=str(run), seed=training["seed"])
+        train(cohort.folder, run, modalities=modalities, **training)
+    evaluate(run, seed=training["seed"])
 
 
 def _facts(
     out: Path, raw: Sequence[SimulatedSubject], fresh: Sequence[SimulatedSubject], cohort: Cohort
 ) -> dict[str, Any]:
     """What only a simulation can know: ceilings, and how far registration missed; and the AUC on the raw scans."""
-    rows = read_predictions(out / "prediction" / "predictions.csv")
+    rows = Predictions.read(out / "prediction" / "predictions.csv")
     truth = {subject.subject: subject for subject in raw}
     label = np.array([truth[row["subject"]].label for row in rows])
     shares = np.array([float(row["p_1"]) for row in rows])

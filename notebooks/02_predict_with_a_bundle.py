@@ -39,7 +39,8 @@ warnings.filterwarnings("ignore", "IProgress not found")  # a library's bar for 
 import mmfusion
 from mmfusion.cohort import build_index, read_manifest, write_manifest
 from mmfusion.cohort.simulate import draw_subjects, write_raw_study
-from mmfusion.predict import load_engine, predict_manifest, probabilities, read_model, read_predictions
+from mmfusion.files import Predictions
+from mmfusion.predict import load_engine, predict_manifest, probabilities, read_model
 from mmfusion.prepare import load_image, open_cohort
 from mmfusion.prepare.simulated import simulate_study
 from mmfusion.report import figure_map
@@ -89,7 +90,7 @@ with redirect_stderr(sys.stdout):  # it tells there how far it is
 
 # %%
 truth = {subject.subject: subject.label for subject in subjects}
-complete = {row["subject"]: row for row in read_predictions(table)}
+complete = {row["subject"]: row for row in Predictions.read(table)}
 print("case       p_0    p_1  predicted  entropy  modalities  status  | truth")
 for name, row in complete.items():
     print(
@@ -124,7 +125,7 @@ fewer = [
 ]
 write_manifest(fewer, work / "fewer.csv", model.modalities)
 with redirect_stderr(sys.stdout):
-    rows = read_predictions(predict_manifest(bundle, work / "fewer.csv", work / "fewer", workers=1))
+    rows = Predictions.read(predict_manifest(bundle, work / "fewer.csv", work / "fewer", workers=1))
 
 # %%
 print("p_1       complete  without PET  without MR  | truth")

@@ -19,7 +19,8 @@ import yaml
 from tiny_cohort import FAST, MODALITIES, write_scans
 
 from mmfusion.bundle import new_bundle, pack_model
-from mmfusion.predict import load_model, read_predictions
+from mmfusion.files import Predictions
+from mmfusion.predict import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # MONAI: configurations are code
 
@@ -79,7 +80,7 @@ def test_inference_finds_its_bundle(bundle, scans, typed, relative):
     given = ["--manifest", place(scans), "--out", "my predictions", "--workers=1", "--device=cpu"]
     status, said = typed("--config_file", place(bundle / "configs" / "inference.yaml"), *given)
     assert status == 0 and "error" not in said
-    rows = read_predictions("my predictions/predictions.csv")
+    rows = Predictions.read("my predictions/predictions.csv")
     assert [row["modalities"] for row in rows] == ["ct pet mr", "pet mr"]
     assert [path.name for path in Path().iterdir()] == ["my predictions"]
 
@@ -147,7 +148,7 @@ def test_train_evaluate_and_predict_from_another_folder(bundle, tiny_cohort, sca
     given = ["--run_dir", "my runs/a", "--manifest", scans, "--workers", "1"]
     done = monai_bundle(tmp_path, "--config_file", configs / "inference.yaml", *given)
     assert done.returncode == 0, done.stderr
-    assert len(read_predictions(run / "inference" / "predictions.csv")) == 2
+    assert len(Predictions.read(run / "inference" / "predictions.csv")) == 2
 
 
 # what fails ends with one sentence

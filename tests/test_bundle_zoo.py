@@ -147,7 +147,7 @@ def test_checkpoint_becomes_torchscript_with_the_same_logits(trained):
     scripted, metadata, others = load_net_with_metadata(str(script), more_extra_files=("inference.json",))
     assert "network_data_format" in metadata and "bundle_root" in json.loads(others["inference.json"])
     model, eager = load_model(bundle)
-    image = torch.rand(3, len(model.modalities), 17, 19, 18, generator=torch.Generator().manual_seed(2))
+    image = torch.rand(3, len(model.modalities), *model.case["size"], generator=torch.Generator().manual_seed(2))
     image[1, 0] = 0  # without presence a channel of zeros is absent
     present = (image != 0).flatten(2).any(2)
     with torch.no_grad(), torch.jit.optimized_execution(False):  # for two answers that takes longer than all else

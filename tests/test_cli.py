@@ -6,10 +6,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import yaml
 from registration_heads import error_mm
 from registration_heads import scan as scan_head
 from scipy.ndimage import gaussian_filter
@@ -20,12 +22,14 @@ from mmfusion import __version__, cli
 from mmfusion.cli import main
 from mmfusion.cohort import misplaced, read_manifest
 from mmfusion.errors import CohortError, MmfusionError
+from mmfusion.families import FAMILIES
 from mmfusion.files import claim
 from mmfusion.io import load_transform, load_volume, save_transform, save_volume
 from mmfusion.io.dicom_write import save_dicom_series
 from mmfusion.prepare import open_cohort
 from mmfusion.progress import progress_line
 from mmfusion.registration import template
+from mmfusion.systems import SYSTEMS
 from mmfusion.volume import Displacement, Grid, Transform, Volume, resample
 
 SHIFT = np.array([9.0, -6.0, 4.0])  # mm, from a point of the fixed scan to the same tissue in the moving one
@@ -60,9 +64,8 @@ def manifest(tmp_path):
 def test_no_arguments_show_each_command_with_an_example(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
-    for name, example in cli.EXAMPLES.items():
-        assert example in text and cli.HELP[name] in text
-    assert "python -m monai.bundle run --config_file BUNDLE/configs/train.yaml" in text
+    for command in cli.COMMANDS.values():
+        assert command.example in text and command.help in text
     assert "Research use only" in text and max(map(len, text.splitlines())) <= 120
 
 
@@ -71,15 +74,15 @@ def test_help_of_a_command_has_its_example_and_defaults(name, capsys):
     with pytest.raises(SystemExit) as end:
         main([*name.split(), "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert end.value.code == 0 and f"example: {cli.EXAMPLES[name]}" in text
+    assert end.value.code == 0 and f"example: {cli.COMMANDS[name].example}" in text
     assert "None" not in text and (name != "prepare" or "(mm, default: 2.0 2.0 2.0)" in text)
 
 
 def test_examples_are_commands_that_parse():
-    for name, example in cli.EXAMPLES.items():
-        given = vars(cli.make_parser().parse_args(shlex.split(example)[1:]))
+    for name, command in cli.COMMANDS.items():
+        given = vars(cli.make_parser().parse_args(shlex.split(command.example)[1:]))
         assert " ".join(filter(None, (given["command"], given.get("action")))) == name
-    assert set(cli.EXAMPLES) == set(cli.COMMANDS) == set(cli.HELP) == set(cli.POSITIONALS)
+        assert command.help[0].isupper() and command.help[-1] != "."
 
 
 def test_version(capsys):
@@ -99,7 +102,9 @@ def test_version(capsys):
         (["prepare", "m.csv"], "the following arguments are required: --out"),
         (["prepare", "m.csv", "--out", "c", "--register", "rigd"], "invalid choice: 'rigd'"),
         (["prepare", "m.csv", "--out", "c", "--spacing", "2", "2"], "expected 3 arguments"),
-        (["demonstrate"], "invalid choice: 'demonstrate'"),
+        (["prepair", "m.csv"], "unknown command 'prepair'; did you mean 'prepare'? Known: index, check, prepare"),
+        (["bundle", "pck"], "unknown command bundle 'pck'; did you mean 'pack'? Known: new, pack"),
+        (["prepare", "m.csv", "--out", "none"], "the following arguments are required: --out"),
     ],
 )
 def test_a_command_line_that_does_not_parse_exits_with_2(given, words, capsys):
@@ -108,11 +113,65 @@ def test_a_command_line_that_does_not_parse_exits_with_2(given, words, capsys):
     assert end.value.code == 2 and words in capsys.readouterr().err
 
 
-def test_help_imports_nothing_heavy():
-    heavy = ["torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel", "pydicom", "matplotlib"]
-    code = f"import sys, mmfusion.cli; mmfusion.cli.main([]); print([n for n in {heavy} if n in sys.modules])"
+def test_help_and_lists_import_nothing_heavy():
+    heavy = ["torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel", "pydicom", "matplotlib", "yaml"]
+    code = (
+        "import sys, mmfusion.cli as cli\n"
+        "for given in ([], ['systems'], ['networks'], ['prepare', '--help']):\n"
+        "    try:\n        cli.main(given)\n    except SystemExit:\n        pass\n"
+        f"print([n for n in {heavy} if n in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_systems_and_networks_are_listed(capsys):
+    assert main(["systems"]) == main(["networks"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text and system.help in text for name, system in SYSTEMS.items())
+    assert "paper: Jang and Hwang" in text and "reconstructed: the way from 32 channels" in text
+    assert all(part.help in text for family in FAMILIES.values() for part in family.values())
+    assert max(map(len, text.splitlines())) <= 120
+
+
+# who gave what
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What ``prepare`` is called with."""
+    given = {}
+    monkeypatch.setitem(
+        cli.COMMANDS,
+        "prepare",
+        replace(cli.COMMANDS["prepare"], run=lambda **how: given.update(how) or 0, keeps_given=True),
+    )
+    return given
+
+
+def test_what_is_typed_comes_before_the_file(called, tmp_path):
+    (tmp_path / "study.yaml").write_text("spacing: [3, 3, 4]\nregister: affine\nstrict: true\nsize: [9, 9, 9]\n")
+    given = ["--options", str(tmp_path / "study.yaml"), "--register", "none", "--size", "none", "--no-strict"]
+    assert main(["prepare", "m.csv", "--out", "c", *given]) == 0
+    where = called.pop("given")
+    assert called == {"manifest": "m.csv", "out": "c", "spacing": [3.0, 3.0, 4.0], "register": "none", "strict": False}
+    assert where["spacing"] == {"value": [3, 3, 4], "from": "file"}
+    assert where["size"] == {"value": "none", "from": "command line"} and where["register"]["value"] == "none"
+
+
+def test_a_file_of_options_with_a_mistake_is_one_sentence(called, tmp_path, capsys):
+    (tmp_path / "study.yaml").write_text("spaceing: [3, 3, 4]\n")
+    assert main(["prepare", "m.csv", "--out", "c", "--options", str(tmp_path / "study.yaml")]) == 1
+    assert "study.yaml: unknown option 'spaceing'; did you mean 'spacing'?" in capsys.readouterr().err and not called
+
+
+def test_a_bundle_of_a_system(tmp_path, capsys):
+    given = ["--system", "m3t_joint", "--encoder-options", "{layers: 0, dim: 64, heads: 8}", "--fusion-options", "none"]
+    assert main(["bundle", "new", str(tmp_path / "b"), *given]) == 0
+    text = (tmp_path / "b" / "configs" / "train.yaml").read_text()
+    options = yaml.safe_load(text[: text.index("# Pieces")])
+    assert (options["strategy"], options["fusion"], options["norm"]) == ("attention", "joint", "batch")
+    assert options["encoder_options"] == {"layers": 0, "dim": 64, "heads": 8} and "fusion_options" not in options
 
 
 def test_checking_and_opening_a_cohort_need_neither_torch_nor_monai():
@@ -134,7 +193,7 @@ def test_stopping_says_that_work_is_kept(monkeypatch, capsys):
     def stopped(**_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "report", stopped)
+    monkeypatch.setitem(cli.COMMANDS, "report", replace(cli.COMMANDS["report"], run=stopped))
     assert main(["report", "runs/a"]) == 130
     assert "stopped; the same command goes on from here" in capsys.readouterr().err
 

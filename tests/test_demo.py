@@ -14,7 +14,7 @@ from mmfusion.prepare import open_cohort
 from mmfusion.prepare.simulated import simulate_onto_grid
 
 OPTIONS = resolve({**demo.GRID, "modalities": list(demo.MODALITIES)}, "case")
-TINY = {"subjects": 4, "train": 40, "test": 16, "epochs": 1, "threads": 1}
+TINY = {"subjects": 4, "train_subjects": 40, "test_subjects": 16, "epochs": 1, "threads": 1}
 
 
 def _end(text):

@@ -23,9 +23,10 @@ from tiny_cohort import write_scans
 from mmfusion.bundle import run_config, write_model_card
 from mmfusion.cohort import Case
 from mmfusion.errors import CohortError, VoxelError
+from mmfusion.files import Predictions
 from mmfusion.io import load_volume
 from mmfusion.io.dicom_write import save_dicom_series
-from mmfusion.predict import load_model, predict_case, read_predictions
+from mmfusion.predict import load_model, predict_case
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "bundles" / "feature_fusion_classification"
@@ -124,7 +125,7 @@ def test_one_case_in_memory_is_the_case_of_the_inference_bundle(tiny_run, tmp_pa
     manifest = write_scans(tmp_path, subjects)
     run_config("inference", run_dir=str(tiny_run), manifest=str(manifest), out=str(tmp_path / "out"), device="cpu")
     model, network = load_model(tiny_run)
-    for row in read_predictions(tmp_path / "out" / "predictions.csv"):
+    for row in Predictions.read(tmp_path / "out" / "predictions.csv"):
         one = predict_case(case_of(tmp_path, row["subject"], *subjects[row["subject"]]), model, network)
         assert one.probabilities == {name: pytest.approx(float(row[f"p_{name}"]), abs=1e-5) for name in model.classes}
         assert (one.predicted, " ".join(one.modalities)) == (row["predicted"], row["modalities"])

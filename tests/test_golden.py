@@ -15,8 +15,8 @@ import torch
 import mmfusion.training
 from mmfusion.bundle import run_config
 from mmfusion.errors import CohortError
-from mmfusion.files import RunFolder
-from mmfusion.predict import load_model, read_predictions
+from mmfusion.files import Predictions, RunFolder
+from mmfusion.predict import load_model
 from mmfusion.prepare import open_cohort, versions
 
 HERE = Path(__file__).parent / "golden"
@@ -108,4 +108,4 @@ def test_an_earlier_bundle_has_the_weights_of_its_run(golden):
     with torch.no_grad():
         answers = network(image, present).softmax(1), trained(image, present).softmax(1)
     assert torch.equal(*answers)
-    assert len(read_predictions(golden / "run" / "predictions.csv")) == 4
+    assert len(Predictions.read(golden / "run" / "predictions.csv")) == 4

@@ -147,7 +147,6 @@ def test_public_surface():
         "Uncertainty",
         "export_onnx",
         "export_program",
-        "export_torchscript",
         "for_inference",
         "load_medicalnet",
         "m3t",

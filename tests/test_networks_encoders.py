@@ -142,25 +142,6 @@ def test_pyramids_are_as_announced_finest_first(name, dims):
     torch.testing.assert_close(encoder(image), levels[-1].flatten(2).mean(2))
 
 
-@jit_is_old
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("resnet50", {}),
-        ("resnet50", {"dilated": True, "shortcut": "A"}),
-        pytest.param("se_resnet50", {}, marks=pytest.mark.slow),
-        pytest.param("efficientnet_b0", {}, marks=pytest.mark.slow),
-        ("cnn", {}),
-    ],
-)
-def test_scripted_encoders_take_other_sizes_and_empty_batches(name, options):
-    encoder = build_encoder(name, 1, 0.06, spatial_dims=2, options=options).eval()
-    scripted = torch.jit.script(encoder)
-    for shape in ((2, 1, 17, 24), (1, 1, 30, 9), (0, 1, 9, 9)):
-        image = torch.randn(shape)
-        assert torch.equal(scripted(image), encoder(image))
-
-
 def test_drop_connect_acts_in_training_only():
     encoder, image = build_encoder("efficientnet_b0", 1, 0.06, spatial_dims=2), torch.randn(8, 1, 32, 32)
     assert not torch.equal(encoder(image), encoder(image))

@@ -89,15 +89,6 @@ def test_absent_modalities_do_not_matter_and_every_parameter_learns(form):
     assert network(image[:0]).shape == (0, 2)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
-def test_scripted_forms_say_the_same(form):
-    network, image = small(form).eval(), volumes(cases=3)
-    present = torch.tensor([[True, False, True], [True, True, False], [False, False, False]])
-    with torch.jit.optimized_execution(False):  # for one answer that takes longer than all else
-        torch.testing.assert_close(torch.jit.script(network)(image, present), network(image, present))
-
-
 @pytest.mark.parametrize(
     ("strategy", "fusion"), [("single_level", "gated"), ("attention", "cross"), ("decision", "max")]
 )

@@ -1,6 +1,5 @@
 """The Bayesian head against a literal one, and what predict_with_uncertainty promises of every kind of network."""
 
-import io
 import math
 
 import pytest
@@ -95,20 +94,6 @@ def test_every_classifier_is_bayesian_and_learns(strategy):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
     expected = {"input": 1, "decision": 2}.get(strategy, 3)  # the fused one and one a modality
     assert len(flipouts(net)) == expected
-
-
-@jit_is_old
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_scripted_and_saved_it_answers_with_the_mean_weights(strategy):
-    net, image = bayesian(strategy), batch()
-    buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(net), buffer)
-    buffer.seek(0)
-    loaded = torch.jit.load(buffer)
-    with torch.jit.optimized_execution(False):  # for three answers that takes longer than all else
-        torch.testing.assert_close(loaded(image), net(image))
-        assert torch.equal(net(image), net(image))
-        assert not torch.equal(loaded.train()(image), loaded(image))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -16,7 +16,7 @@ from mmfusion.cohort import check_manifest, read_manifest
 from mmfusion.cohort.simulate.study import read_truth
 from mmfusion.demo import _refuse_another
 from mmfusion.errors import CohortError, ManifestError, MmfusionError, ReadError
-from mmfusion.files import claim, read_fields, read_rows
+from mmfusion.files import Predictions, claim, read_fields, read_rows
 from mmfusion.predict import Model, load_model, read_model, save_model
 from mmfusion.prepare import damaged_files, load_image, open_cohort
 from mmfusion.prepare.folder import read_case
@@ -293,6 +293,4 @@ def test_what_is_too_long_or_no_name_is_a_problem_of_the_manifest(tmp_path, head
 def test_predictions_saved_by_a_spreadsheet_are_read(tmp_path):
     text = "case;subject;session;part;label;p_no;p_yes;predicted\r\nA;A;;test;no;0.25;0.75;yes\r\n"
     (tmp_path / "predictions.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    from mmfusion.predict import read_predictions
-
-    assert read_predictions(tmp_path / "predictions.csv")[0]["p_yes"] == "0.75"
+    assert Predictions.read(tmp_path / "predictions.csv")[0]["p_yes"] == "0.75"

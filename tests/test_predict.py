@@ -12,6 +12,7 @@ from tiny_cohort import GRID, MODALITIES, OPTIONS, write_scans, write_tiny_cohor
 
 from mmfusion.bundle import run_config
 from mmfusion.errors import CohortError, ManifestError, OptionError, VoxelError
+from mmfusion.files import Predictions
 from mmfusion.predict import (
     Model,
     PrepareFusionBatch,
@@ -22,7 +23,6 @@ from mmfusion.predict import (
     prepare_for,
     probabilities,
     read_model,
-    read_predictions,
     save_model,
     weights_hash,
     write_predictions,
@@ -178,12 +178,12 @@ def test_predictions_list_every_case_of_the_cohort(tmp_path):
     assert found["S00"]["label"] == "no" and found["S02"]["label"] == ""
     assert (found["S01"]["reasons"], found["S01"]["p_yes"]) == ("has none of ct, mr", "")
     assert (found["S03"]["reasons"], found["S03"]["part"]) == ("broken file", "inference")
-    assert [row["case"] for row in read_predictions(tmp_path / "predictions.csv")] == ["S00", "S02"]
+    assert [row["case"] for row in Predictions.read(tmp_path / "predictions.csv")] == ["S00", "S02"]
 
 
-def test_read_predictions_asks_for_the_step_before(tmp_path):
-    with pytest.raises(CohortError, match="has no predictions.csv: run evaluate.yaml or inference.yaml first"):
-        read_predictions(tmp_path / "predictions.csv")
+def test_a_table_that_is_not_there_asks_for_the_step_before(tmp_path):
+    with pytest.raises(CohortError, match="has no predictions.csv: run mmfusion evaluate, or mmfusion predict, first"):
+        Predictions.read(tmp_path / "predictions.csv")
 
 
 def test_prepare_for_refuses_what_cannot_be_predicted(tmp_path):
@@ -240,7 +240,7 @@ def test_inference_predicts_what_the_network_says(inference, tiny_run):
         present = torch.tensor([[name in one.modalities for name in about.modalities]])
         with torch.no_grad():
             wanted = probabilities(network(image, present), about)[0, 1]
-        row = next(row for row in read_predictions(inference / "predictions.csv") if row["case"] == one.case.id)
+        row = next(row for row in Predictions.read(inference / "predictions.csv") if row["case"] == one.case.id)
         assert float(row["p_malignant"]) == pytest.approx(wanted, abs=1e-5)
 
 
@@ -250,7 +250,7 @@ def test_inference_without_the_reference_column(tiny_run, tmp_path):
     run_config(
         "inference", run_dir=str(tiny_run), manifest=str(manifest), out=str(tmp_path / "out"), workers=1, device="cpu"
     )
-    rows = read_predictions(tmp_path / "out" / "predictions.csv")
+    rows = Predictions.read(tmp_path / "out" / "predictions.csv")
     assert [row["modalities"] for row in rows] == ["pet mr", "mr"]
 
 

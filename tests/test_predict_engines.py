@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from mmfusion.bundle import TEMPLATE, new_bundle, pack_model, run_config
 from mmfusion.cli import main
 from mmfusion.cohort.simulate import draw_subjects, write_raw_study
 from mmfusion.errors import CohortError, OptionError
+from mmfusion.files import Predictions
 from mmfusion.predict import (
     export_model,
     joint_model,
@@ -28,7 +28,6 @@ from mmfusion.predict import (
     load_model,
     member_folders,
     predict_manifest,
-    read_predictions,
     save_model,
     uncertainty,
 )
@@ -38,11 +37,10 @@ SUBJECTS = {"A": MODALITIES, "B": ("pet", "mr"), "C": ("ct",)}
 
 @pytest.fixture(scope="module")
 def bundle(tiny_run, tmp_path_factory):
-    """A bundle with a trained model and both exports; tests must not write into it."""
+    """A bundle with a trained model and its export; tests must not write into it."""
     folder = new_bundle(tmp_path_factory.mktemp("bundles") / "a bundle")
     pack_model(folder, tiny_run)
-    for engine in ("onnx", "torchscript"):
-        export_model(folder, engine)
+    export_model(folder)
     return folder
 
 
@@ -58,12 +56,11 @@ def predicted(bundle, scans, tmp_path_factory):
 
 
 def shares_of(path):
-    return np.array([[float(row["p_benign"]), float(row["p_malignant"])] for row in read_predictions(path)])
+    return np.array([[float(row["p_benign"]), float(row["p_malignant"])] for row in Predictions.read(path)])
 
 
-@pytest.mark.parametrize("engine", ["torchscript", "onnx"])
-def test_every_engine_predicts_the_same(bundle, scans, predicted, tmp_path, engine):
-    path = predict_manifest(bundle, scans, tmp_path, engine=engine, workers=1, batch_size=2, trust=True)
+def test_onnx_predicts_the_same(bundle, scans, predicted, tmp_path):
+    path = predict_manifest(bundle, scans, tmp_path, engine="onnx", workers=1, batch_size=2)
     np.testing.assert_allclose(shares_of(path), shares_of(predicted), atol=1e-5)
 
 
@@ -93,7 +90,7 @@ def test_cases_are_prepared_as_those_of_the_training_were(train, tmp_path):
 
 def test_a_case_has_its_own_file(bundle, predicted):
     facts = json.loads((predicted.parent / "predictions" / "B.json").read_text())
-    row = read_predictions(predicted)[1]
+    row = Predictions.read(predicted)[1]
     assert facts["modalities_used"] == ["pet", "mr"] and facts["modalities_absent"] == ["ct"]
     assert facts["probabilities"] == {name: float(row[f"p_{name}"]) for name in ("benign", "malignant")}
     assert facts["uncertainty"]["entropy"] == pytest.approx(entropy(shares_of(predicted)[1]), abs=1e-5)
@@ -128,9 +125,8 @@ def test_exports_of_monai_are_understood(bundle, scans, predicted, tmp_path):
         warnings.simplefilter("ignore")  # a trace says of each size that it is a constant, which it shall be
         onnx_export(filepath=str(mine / "models" / "model.onnx"), **config, **shape)
         gc.collect()  # MONAI leaves a temporary file open
-    for engine in ("torchscript", "onnx"):
-        path = predict_manifest(mine, scans, tmp_path / engine, engine=engine, workers=1, trust=True)
-        np.testing.assert_allclose(shares_of(path), shares_of(predicted), atol=1e-5)
+    path = predict_manifest(mine, scans, tmp_path / "onnx", engine="onnx", workers=1)
+    np.testing.assert_allclose(shares_of(path), shares_of(predicted), atol=1e-5)
 
 
 def test_load_engine_says_what_is_missing(tiny_run, bundle, tmp_path):
@@ -177,27 +173,7 @@ def test_nothing_of_a_bundle_is_executed(bundle, scans, tmp_path):
     (mine / "configs" / "metadata.json").write_text(json.dumps({"name": evil}))
     (mine / "sitecustomize.py").write_text(evil[1:])
     assert main(["predict", str(mine), str(scans), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
-    assert len(read_predictions(tmp_path / "out" / "predictions.csv")) == 3 and not (tmp_path / "pwned").exists()
-
-
-class Writes(torch.nn.Module):
-    """What a stranger's TorchScript may do before it answers."""
-
-    def forward(self, image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        torch.save(image, "pwned")
-        return image.flatten(1)[:, :2]
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.\\w+. is deprecated")
-def test_a_program_runs_only_if_it_is_trusted(bundle, scans, tmp_path, monkeypatch, capsys):
-    mine = shutil.copytree(bundle, tmp_path / "b")
-    monkeypatch.chdir(tmp_path)
-    torch.jit.script(Writes()).save(mine / "models" / "model.ts")
-    given = ["predict", str(mine), str(scans), "--out", "out", "--workers", "1", "--engine", "torchscript"]
-    assert main(given) == 1 and not Path("out").exists()
-    words = "model.ts, a program that can do anything on this machine: use --engine eager or onnx, or add --trust"
-    assert words in capsys.readouterr().err and not Path("pwned").exists()
-    assert main([*given, "--trust"]) == 0 and Path("pwned").exists()  # so it would have
+    assert len(Predictions.read(tmp_path / "out" / "predictions.csv")) == 3 and not (tmp_path / "pwned").exists()
 
 
 def test_where_the_network_runs_and_how_long_a_case_may_take(bundle, scans, tmp_path, capsys):
@@ -208,11 +184,10 @@ def test_where_the_network_runs_and_how_long_a_case_may_take(bundle, scans, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["onnx", "torchscript"])
-def test_exported_networks_answer_without_monai(bundle, scans, tmp_path, engine):
+def test_exported_networks_answer_without_monai(bundle, scans, tmp_path):
     code = (
         "import sys; from mmfusion.cli import main\n"
-        f"given = ['predict', {str(bundle)!r}, {str(scans)!r}, '--out', 'out', '--engine', {engine!r}, '--trust']\n"
+        f"given = ['predict', {str(bundle)!r}, {str(scans)!r}, '--out', 'out', '--engine', 'onnx']\n"
         "status = main(given)\n"
         "print(status, [name for name in ('monai', 'monai.bundle', 'ignite') if name in sys.modules])"
     )
@@ -225,7 +200,7 @@ def test_a_folder_of_studies_will_do(bundle, tmp_path):
     given = [str(bundle), str(tmp_path / "studies"), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert main(["predict", *given]) == 0
     assert (tmp_path / "out" / "manifest.csv").is_file()
-    assert len(read_predictions(tmp_path / "out" / "predictions.csv")) == 1
+    assert len(Predictions.read(tmp_path / "out" / "predictions.csv")) == 1
 
 
 # ensembles
@@ -276,7 +251,7 @@ def test_commands_from_a_bundle_to_predictions(tiny_run, scans, tmp_path, monkey
     assert main(["export", "mine", "--engine", "onnx"]) == 0
     assert main(["predict", "mine", str(scans), "--out", "out", "--engine", "onnx", "--workers", "1"]) == 0
     assert "3 of 3 cases predicted | out/predictions.csv | look at out/cohort/qc.html" in capsys.readouterr().out
-    rows = read_predictions("out/predictions.csv")
+    rows = Predictions.read("out/predictions.csv")
     assert [row["modalities"] for row in rows] == ["ct pet mr", "pet mr", "ct"]
 
 

@@ -181,7 +181,7 @@ def test_folders_that_are_not_ready(tmp_path):
     ("metrics.json", '{"part": "train2"}', "no rows of part 'train2' with a label"),
     ("predictions.csv", "case,part,label\n1,test,0\n", "columns case, part, label; expected p_<class>"),
     ("predictions.csv", "case,part,label,p_0,p_1\n7,test,x,0.5,0.5\n", "case 7: found 'x', expected a label of 0, 1"),
-    ("predictions.csv", "case,part,label,p_0,p_1\n7,test,1,0.5,\n", r"case 7: found \[0.5, None\]"),
+    ("predictions.csv", "case,part,label,p_0,p_1\n7,test,1,0.5,\n", r"case 7: found \['0.5', ''\]"),
     ("predictions.csv", b"\xff\xfe\x00", "is not text in UTF-8"),
 ])  # fmt: skip
 def test_files_that_are_broken(tmp_path, name, content, message):

@@ -17,10 +17,10 @@ from tiny_cohort import GRID, MODALITIES, evaluate, write_scans, write_tiny_coho
 from mmfusion.bundle import run_config
 from mmfusion.errors import CohortError, LeakageError, ManifestError, MmfusionError, NetworkError, OptionError
 from mmfusion.evaluation import choose_threshold
-from mmfusion.files import write_csv
+from mmfusion.files import Predictions, write_csv
 from mmfusion.networks import build
 from mmfusion.options import GROUPS, settle
-from mmfusion.predict import PrepareFusionBatch, infer, load_model, probabilities, read_predictions
+from mmfusion.predict import PrepareFusionBatch, infer, load_model, probabilities
 from mmfusion.training import (
     TrainingStep,
     ValidationScore,
@@ -91,7 +91,7 @@ def test_predictions_of_the_test_part(tiny_run):
 
 def test_metrics_hold_values_with_intervals(tiny_run):
     metrics = json.loads((tiny_run / "metrics.json").read_text())
-    rows = read_predictions(tiny_run / "predictions.csv")
+    rows = Predictions.read(tiny_run / "predictions.csv")
     label = [row["label"] == "malignant" for row in rows]
     auc = metrics["metrics"]["auc"]
     assert auc["value"] == pytest.approx(roc_auc_score(label, [float(row["p_malignant"]) for row in rows]))
@@ -478,7 +478,7 @@ def test_metrics_compare_with_single_modalities(tiny_run, tmp_path):
 
 def test_metrics_with_and_without_the_doubtful_cases(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    rows = read_predictions(run / "predictions.csv")
+    rows = Predictions.read(run / "predictions.csv")
 
     def measured(statuses):
         write_csv([row | {"status": one} for row, one in zip(rows, statuses, strict=True)], run / "predictions.csv")
@@ -516,6 +516,14 @@ def test_options_say_what_was_given_and_where(tiny_cohort, tmp_path):
         "width": {"value": 0.06, "from": "file"},
         "epochs": {"value": 2, "from": "command line"},
     }
+
+
+def test_a_study_takes_a_system(tiny_cohort, tmp_path):
+    study = open_study(tmp_path / "run", cohort=tiny_cohort, system="decision_fusion", width=0.06)
+    options = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert study.options["fusion"] == options["fusion"] == "product" and study.model().network["width"] == 0.06
+    assert options["given"]["fusion"] == {"value": "product", "from": "system decision_fusion"}
+    assert options["given"]["width"] == {"value": 0.06, "from": "call"}
 
 
 # what is refused

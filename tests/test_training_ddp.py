@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmfusion.bundle import TEMPLATE, run_config
 from mmfusion.errors import CohortError, MmfusionError, OptionError
+from mmfusion.files import Predictions
 from mmfusion.networks import build
-from mmfusion.predict import load_model, read_predictions
+from mmfusion.predict import load_model
 from mmfusion.training import TrainingStep, connect, open_study, share_of_step, total_loss
 from mmfusion.training.distributed import by_first, gather, refuse_together
 
@@ -141,7 +142,7 @@ def test_two_processes_do_what_one_does_with_the_same_batches(tiny_cohort, tmp_p
         torch.testing.assert_close(two.state_dict()[name], value, rtol=1e-3, atol=1e-4)
     assert about.threshold == pytest.approx(same.threshold, abs=1e-4)
     run_config("evaluate", run_dir=str(tmp_path / "two"), resamples=100, device="cpu")
-    assert len(read_predictions(tmp_path / "two" / "predictions.csv")) == 5
+    assert len(Predictions.read(tmp_path / "two" / "predictions.csv")) == 5
 
 
 @pytest.mark.slow

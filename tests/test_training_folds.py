@@ -17,6 +17,7 @@ from tiny_cohort import FAST, GRID, MODALITIES, write_scans, write_tiny_cohort
 
 from mmfusion.bundle import TEMPLATE, run_config
 from mmfusion.errors import CohortError, LeakageError, OptionError
+from mmfusion.files import Predictions
 from mmfusion.options import OPTIONS
 from mmfusion.predict import (
     fold_runs,
@@ -25,7 +26,6 @@ from mmfusion.predict import (
     load_model,
     predict_manifest,
     probabilities,
-    read_predictions,
 )
 from mmfusion.prepare import open_cohort
 from mmfusion.training import open_study, write_metrics
@@ -138,7 +138,7 @@ def test_every_case_is_predicted_once_by_the_model_without_it(cross_validation):
 
 
 def test_metrics_are_means_over_folds_and_keep_each_folds_threshold(cross_validation):
-    rows = read_predictions(cross_validation / "predictions.csv")
+    rows = Predictions.read(cross_validation / "predictions.csv")
     metrics = json.loads((cross_validation / "metrics.json").read_text())
     label = np.array([row["label"] == "malignant" for row in rows])
     share, fold = np.array([float(row["p_malignant"]) for row in rows]), np.array([row["fold"] for row in rows])
@@ -160,7 +160,7 @@ def test_metrics_are_means_over_folds_and_keep_each_folds_threshold(cross_valida
 
 
 def test_report_counts_what_was_predicted(cross_validation):
-    page, rows = (cross_validation / "report.html").read_text(), read_predictions(cross_validation / "predictions.csv")
+    page, rows = (cross_validation / "report.html").read_text(), Predictions.read(cross_validation / "predictions.csv")
     right = sum(row["predicted"] == row["label"] for row in rows)
     assert f"Confusion matrix: {right} of 24 cases are right" in page
     assert "each case was predicted by the one of 3 models that was trained without it" in page
@@ -258,7 +258,7 @@ def members_of(folder):
 
 
 def test_the_ensemble_is_the_mean_of_its_members(ensemble, cross_validation):
-    rows = read_predictions(ensemble[1] / "predictions.csv")
+    rows = Predictions.read(ensemble[1] / "predictions.csv")
     members = [load_model(cross_validation / f"fold_{fold}") for fold in range(FOLDS)]
     level = np.mean([model.threshold for model, _ in members])
     cases = {one.case.id: one for one in open_cohort(ensemble[1] / "cohort").cases}
@@ -346,4 +346,4 @@ def test_all_of_it_from_another_folder(tiny_cohort, tmp_path):
     assert done.returncode == 0 and "report: runs of mine/cv/report.html" in done.stdout, done.stderr
     manifest = write_scans(tmp_path, {"A": ("ct", "pet"), "B": ("mr",)})
     done = monai_bundle("ensemble", run_dir="runs of mine/cv", manifest=manifest, out="out", workers=1, device="cpu")
-    assert done.returncode == 0 and len(read_predictions(tmp_path / "out" / "predictions.csv")) == 2, done.stderr
+    assert done.returncode == 0 and len(Predictions.read(tmp_path / "out" / "predictions.csv")) == 2, done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_cohort import FAST, MODALITIES, write_scans
 
-from mmfusion.predict import read_predictions
+from mmfusion.files import Predictions
 
 PROJECT = Path(__file__).parents[1]
 
@@ -69,6 +69,6 @@ def test_a_wheel_does_the_whole_job(installed, tmp_path):
     run("mmfusion", "export", "my study", "--engine", "onnx")
     for engine in ("eager", "onnx"):
         run("mmfusion", "predict", "my study", scans, "--out", engine, "--engine", engine, "--workers", 1)
-        rows = read_predictions(folder / engine / "predictions.csv")
+        rows = Predictions.read(folder / engine / "predictions.csv")
         assert [row["modalities"] for row in rows] == ["ct pet mr", "pet mr", "ct"]
     assert json.loads((folder / "onnx" / "predictions" / "C.json").read_text())["modalities_used"] == ["ct"]

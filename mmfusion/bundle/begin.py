@@ -54,7 +54,7 @@ def open_run(settings: Settings, device: Any) -> Study:
         settings: of :func:`begin`.
         device: to train on.
     """
-    chosen = {name: value for name, value in settings.chosen.items() if name not in ("run_dir", "system")}
+    chosen = {name: value for name, value in settings.chosen.items() if name != "run_dir"}
     how = {"device": device, "configuration": configuration(), "given": settings.given}
     return open_study(settings.used["run_dir"], **chosen, **how)
 

@@ -51,7 +51,7 @@ def new_bundle(folder: str | Path, **options: Any) -> Path:
             be.
     """
     folder, settings = Path(folder), settle("bundle new", ("call", options))
-    chosen, given = settings.used, [name for name in settings.chosen if name != "system"]  # the row is written out
+    chosen, given = settings.used, settings.chosen
     name = folder.resolve().name
     _refuse_code({"the name of the bundle": name} | {f"option {key}": value for key, value in chosen.items()})
     modalities, classes = chosen["modalities"] or list(_MODALITIES), chosen["classes"] or list(_CLASSES)

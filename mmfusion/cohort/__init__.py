@@ -2,7 +2,7 @@
 
 from mmfusion.cohort.check import check_manifest, format_problems
 from mmfusion.cohort.found import Index, Unused
-from mmfusion.cohort.index import build_index, is_input
+from mmfusion.cohort.index import build_index, write_index
 from mmfusion.cohort.inputs import misplaced
 from mmfusion.cohort.labels import doubtful_labels, join_labels
 from mmfusion.cohort.manifest import (
@@ -26,7 +26,7 @@ __all__ = [
     "Index",
     "Unused",
     "build_index",
-    "is_input",
+    "write_index",
     "misplaced",
     "Problem",
     "check_manifest",

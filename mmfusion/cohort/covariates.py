@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -125,9 +125,10 @@ def as_layout(value: Any) -> tuple[Covariate, ...]:
         ValueError: with what is expected.
     """
     try:
-        layout = tuple(
-            Covariate(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}) for one in value
-        )
+        plain: list[dict[str, Any]] = [
+            {name: tuple(part) if isinstance(part, list) else part for name, part in one.items()} for one in value
+        ]
+        layout = tuple(Covariate(**one) for one in plain)
         for one in layout:
             width = {"number": 1, "category": _width(one.levels), "table": math.prod(one.shape)}[one.kind]
             fits = isinstance(one.name, str) and len(one.mean) == len(one.sd) == width > 0
@@ -169,7 +170,7 @@ def _fit(name: str, values: Mapping[str, Any], subjects: Mapping[str, str]) -> C
                 f"{MOST_LEVELS} can be told apart; leave it out, or write numbers or fewer words"
             )
     blank = Covariate(name, kind, (0.0,) * width, (0.0,) * width, levels, shape or ())
-    raw = np.stack([blank.raw(value) for value in values.values()])  # [N, W]: nothing is strange to itself
+    raw = np.stack([cast("np.ndarray", blank.raw(value)) for value in values.values()])  # [N, W]
     owners = np.array([subjects[case] for case in values])
     voices = np.stack([_mean(raw[owners == one]) for one in dict.fromkeys(owners)])  # [S, W]
     mean = _mean(voices)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmfusion.cohort.bids import index_bids, is_bids
 from mmfusion.cohort.inputs import misplaced
@@ -12,7 +12,7 @@ from mmfusion.cohort.pseudonyms import read_pseudonyms
 from mmfusion.cohort.tree import index_tree
 from mmfusion.cohort.visits import SESSION_DAYS
 from mmfusion.errors import OptionError, ReadError
-from mmfusion.files import is_there
+from mmfusion.files import check_output_file, is_there
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +74,27 @@ def build_index(
         index.cases, found = join_labels(index.cases, labels, label or "label", named=named)
         index.notes += found
     index.notes += [one.problem for one in doubtful_labels(case.label for case in index.cases)]
+    return index
+
+
+def write_index(root: str | Path, out: str | Path, *, overwrite: bool = False, **options: Any) -> Index:
+    """Index a folder, and write the manifest.
+
+    Args:
+        root: the folder to walk.
+        out: the manifest to write.
+        overwrite: replace it if it is there; never a file that is read.
+        options: of :func:`build_index`.
+
+    Raises:
+        OutputError: the manifest is there already, is read, or cannot be written; known before the folder is walked.
+        ReadError, ManifestError, OptionError: see :func:`build_index`.
+    """
+    reads = [options.get("labels"), options.get("pseudonymize"), out if is_input(out, root) else None]
+    check_output_file(out, overwrite=overwrite, reads=reads)
+    index = build_index(root, **options)
+    check_output_file(out, overwrite=overwrite, reads=reads)  # walking takes its time
+    index.write(out)
     return index
 
 

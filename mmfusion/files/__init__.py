@@ -22,9 +22,10 @@ from mmfusion.files.folders import (
     folder_kind,
     is_bundle,
 )
-from mmfusion.files.layout import EXPORTS, CohortFolder, RunFolder
+from mmfusion.files.layout import EXPORTS, ONNX, CohortFolder, RunFolder
 from mmfusion.files.locks import FolderLock, clear_if_free, lock_folder, lock_for_process
 from mmfusion.files.options_file import read_options
+from mmfusion.files.predictions import Predictions
 from mmfusion.files.reading import (
     interpreting,
     is_special,
@@ -66,6 +67,7 @@ __all__ = [
     "CohortFolder",
     "RunFolder",
     "EXPORTS",
+    "ONNX",
     "FolderLock",
     "lock_folder",
     "lock_for_process",
@@ -93,6 +95,7 @@ __all__ = [
     "read_cells",
     "read_options",
     "read_rows",
+    "Predictions",
     "interpreting",
     "Check",
     "check_fields",

@@ -150,7 +150,7 @@ class RunFolder:
             OutputError: it cannot be moved.
         """
         made = [self.best, self.final, self.resume, self.weights, self.model, self.history]
-        made += [self.path / name for name in EXPORTS.values()] + [self.predictions, self.metrics, self.page]
+        made += [self.path / name for name in EXPORTS] + [self.predictions, self.metrics, self.page]
         if not any(file.exists() for file in made):
             return None
         numbers = [int(folder.name) for folder in self.path.glob("earlier/*") if folder.name.isdecimal()]
@@ -171,5 +171,7 @@ class RunFolder:
         return place
 
 
-EXPORTS = {"torchscript": "model.ts", "onnx": "model.onnx"}
-"""Files beside the weights that answer without this package, by the engine that runs them."""
+ONNX = "model.onnx"
+EXPORTS = (ONNX, "model.ts")
+"""Files beside the weights that answer without this package: what ``mmfusion export`` and MONAI's ``ckpt_export``
+write. They go where the weights go."""

@@ -1,7 +1,7 @@
 """Networks (``torch.nn`` only): encoders, fusion operators and strategies, assembled by name."""
 
 from mmfusion.networks.build import build, combinations
-from mmfusion.networks.export import export_onnx, export_program, export_torchscript
+from mmfusion.networks.export import export_onnx, export_program
 from mmfusion.networks.inference import for_inference
 from mmfusion.networks.m3t import MultiPlaneSliceEncoder
 from mmfusion.networks.medicalnet import load_medicalnet
@@ -18,7 +18,6 @@ __all__ = [
     "Uncertainty",
     "export_onnx",
     "export_program",
-    "export_torchscript",
     "for_inference",
     "load_medicalnet",
     "m3t",

@@ -29,8 +29,8 @@ _DENSENET_BLOCKS = {"densenet121": (6, 12, 24, 16)}
 class PaddedShortcut(nn.Module):
     """Shortcut without parameters (type A of He et al., CVPR 2016): ``[B, C, *spatial]`` to ``[B, C + extra, *]``.
 
-    Every ``stride``-th voxel, with channels of zeros behind. MONAI's and MedicalNet's own cut the gradient here and
-    cannot be scripted; this one does neither.
+    Every ``stride``-th voxel, with channels of zeros behind. MONAI's and MedicalNet's own cut the gradient here;
+    this one does not.
     """
 
     def __init__(self, extra: int, stride: int, spatial_dims: int) -> None:
@@ -104,7 +104,6 @@ class ResNetEncoder(PyramidEncoder, ResNet):
         self.pyramid_channels = tuple(expansion * channels for channels in planes)
         self.out_features = self.in_planes
 
-    @torch.jit.unused
     def check_size(self, size: Sequence[int]) -> None:
         """Refuse a size that cannot be normalized (NetworkError)."""
         check_last_map(size, self.norm, self.last_stride)
@@ -168,7 +167,6 @@ class DenseNetEncoder(PyramidEncoder, DenseNet):
         self.depth = depth
         self.norm = norm
 
-    @torch.jit.unused
     def check_size(self, size: Sequence[int]) -> None:
         """Refuse a volume that the poolings would empty (NetworkError)."""
         if min(size) < _DENSENET_MIN:

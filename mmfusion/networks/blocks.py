@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,8 +46,6 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
         if not torch.jit.is_tracing() and not torch.compiler.is_exporting():
             return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
         size = [input.shape[0]] + fixed_sizes(input)
@@ -68,10 +64,6 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            mean, variance, momentum = self.running_mean, self.running_var, self.momentum
-            assert momentum is not None
-            return F.batch_norm(input, mean, variance, self.weight, self.bias, self.training, momentum, self.eps)
         if self.training or not torch.compiler.is_exporting():
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None
@@ -214,7 +206,7 @@ class TransformerBlock(nn.Module):
         self.mlp = MLP(dim, mlp_dim, dim, dropout=dropout)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, visible: Optional[Tensor] = None, bias: Optional[Tensor] = None) -> Tensor:
+    def forward(self, tokens: Tensor, visible: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """``[B, N, dim]``; where bool ``visible [B, N]`` is False a token is not attended to (each row needs one).
 
         ``bias [B, heads, N, N]``, in place of ``visible``, is added to the scores of the attention.
@@ -230,7 +222,7 @@ class TransformerBlock(nn.Module):
         tokens = tokens + self.drop(self.project(mixed.transpose(1, 2).reshape(batch, count, dim)))
         return tokens + self.drop(self.mlp(self.norm2(tokens)))
 
-    def attention(self, tokens: Tensor, queries: int, visible: Optional[Tensor] = None) -> Tensor:
+    def attention(self, tokens: Tensor, queries: int, visible: Tensor | None = None) -> Tensor:
         """What the first ``queries`` tokens attend to: ``[B, queries, N]``, the mean over heads; each row sums to 1."""
         width = tokens.shape[2]
         qkv = self.qkv(self.norm1(tokens)).unflatten(2, (3, self.heads, width // self.heads))

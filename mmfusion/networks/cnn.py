@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
@@ -62,7 +61,6 @@ class PlainEncoder(PyramidEncoder):
         self.pyramid_channels = tuple(widths)
         self.out_features = widths[-1]
 
-    @torch.jit.unused
     def check_size(self, size: Sequence[int]) -> None:
         """Refuse a size that cannot be normalized (NetworkError)."""
         check_last_map(size, self.norm, 2 ** (len(self.blocks) - 1))

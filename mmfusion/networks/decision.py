@@ -12,7 +12,6 @@ the weights on disk hold it. Until then they answer like a mean.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 import torch
@@ -40,10 +39,9 @@ class DecisionRule(nn.Module):
         self.modalities = modalities
         self.num_classes = num_classes
 
-    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
 
-    @torch.jit.unused
     def fit(
         self, modality_logits: Tensor, present: Tensor, label: Tensor, class_weight: Sequence[float] | None = None
     ) -> None:
@@ -59,7 +57,6 @@ class DecisionRule(nn.Module):
             NetworkError: a class has no case.
         """
 
-    @torch.jit.unused
     def set_prior(self, shares: Sequence[float]) -> None:
         """Tell the class shares ``[K]`` that the modalities' classifiers learned from; most rules do not need them."""
 
@@ -67,7 +64,7 @@ class DecisionRule(nn.Module):
 class MeanRule(DecisionRule):
     """Mean of the class probabilities of the present modalities."""
 
-    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         weights = present / present.sum(1, keepdim=True).clamp_min(1)
         return _weighted_mean(modality_logits, present, weights), weights
 
@@ -75,7 +72,7 @@ class MeanRule(DecisionRule):
 class MaxRule(DecisionRule):
     """The greatest probability that any present modality gives each class, scaled to a sum of 1."""
 
-    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         used = counted(present).unsqueeze(2)
         greatest = torch.log_softmax(modality_logits, 2).masked_fill(~used, float("-inf")).amax(1)
         return torch.log_softmax(greatest, 1), None
@@ -89,7 +86,7 @@ class MajorityRule(DecisionRule):
     their own loss.
     """
 
-    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         best = (modality_logits == modality_logits.amax(2, keepdim=True)).to(modality_logits.dtype)
         votes = (best / best.sum(2, keepdim=True) * present.unsqueeze(2)).sum(1)
         voters = present.sum(1, keepdim=True)
@@ -105,20 +102,18 @@ class WeightedRule(DecisionRule):
     """
 
     learns = True
-    if TYPE_CHECKING:  # TorchScript cannot read the postponed annotation of a buffer
-        shares: Tensor
+    shares: Tensor
 
     def __init__(self, modalities: int, num_classes: int) -> None:
         super().__init__(modalities, num_classes)
         self.register_buffer("shares", torch.full((modalities,), 1.0 / modalities))
 
-    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         # where only modalities of weight 0 are left, they count the same
         raw = (self.shares + 1e-6) * present
         weights = raw / raw.sum(1, keepdim=True).clamp_min(1e-12)
         return _weighted_mean(modality_logits, present, weights), weights
 
-    @torch.jit.unused
     def fit(
         self, modality_logits: Tensor, present: Tensor, label: Tensor, class_weight: Sequence[float] | None = None
     ) -> None:
@@ -151,18 +146,16 @@ class ProductRule(DecisionRule):
     uniform until :meth:`set_prior`. Modalities that repeat each other make the answer over-confident.
     """
 
-    if TYPE_CHECKING:
-        log_prior: Tensor
+    log_prior: Tensor
 
     def __init__(self, modalities: int, num_classes: int) -> None:
         super().__init__(modalities, num_classes)
         self.register_buffer("log_prior", torch.full((num_classes,), 1.0 / num_classes).log())
 
-    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         each = torch.log_softmax(modality_logits, 2) - self.log_prior
         return torch.log_softmax((each * present.unsqueeze(2)).sum(1) + self.log_prior, 1), None
 
-    @torch.jit.unused
     def set_prior(self, shares: Sequence[float]) -> None:
         prior = torch.tensor([float(share) for share in shares])
         if len(prior) != self.num_classes or not bool((prior > 0).all()):
@@ -180,9 +173,8 @@ class StackingRule(DecisionRule):
     """
 
     learns = True
-    if TYPE_CHECKING:
-        weight: Tensor
-        bias: Tensor
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, modalities: int, num_classes: int) -> None:
         super().__init__(modalities, num_classes)
@@ -196,12 +188,11 @@ class StackingRule(DecisionRule):
         each = torch.log_softmax(modality_logits, 2) * present.unsqueeze(2)
         return torch.cat([each.flatten(1), (~present).to(each.dtype)], 1)
 
-    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, modality_logits: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         scores = self.columns(modality_logits, present) @ self.weight.t() + self.bias
         some = present.any(1, keepdim=True)
         return torch.log_softmax(scores * some, 1), None
 
-    @torch.jit.unused
     def fit(
         self, modality_logits: Tensor, present: Tensor, label: Tensor, class_weight: Sequence[float] | None = None
     ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from monai.networks.nets.efficientnet import EfficientNet
 from torch import Tensor, nn
@@ -47,7 +46,7 @@ class EfficientNetEncoder(PyramidEncoder, EfficientNet):
     """EfficientNet-B0 (Tan & Le, ICML 2019) in 2D or 3D: ``[B, C, *spatial]`` to ``[B, F]``, for any spatial size.
 
     MONAI's inverted residual blocks; its padding is replaced by one for any size, its swish by torch's, which can be
-    scripted. Levels of the pyramid are the last maps of 1/4, 1/8, 1/16 and 1/32 of the resolution.
+    exported. Levels of the pyramid are the last maps of 1/4, 1/8, 1/16 and 1/32 of the resolution.
 
     Args:
         in_channels: C.
@@ -86,12 +85,10 @@ class EfficientNetEncoder(PyramidEncoder, EfficientNet):
         self.norm = norm
         self.pyramid_channels = (*(self._blocks_args[i].output_filters for i in (1, 2, 4)), self.out_features)
 
-    @torch.jit.unused
     def blocks(self) -> list[nn.Module]:
         """All inverted residual blocks, first to last."""
         return [block for stage in self._blocks for block in cast(nn.Sequential, stage)]
 
-    @torch.jit.unused
     def check_size(self, size: Sequence[int]) -> None:
         """Refuse a size that cannot be normalized (NetworkError)."""
         check_last_map(size, self.norm, 32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
@@ -21,10 +20,9 @@ class Encoder(nn.Module):
         pyramid_channels: C_l of each level of the pyramid, finest first; empty without a pyramid.
     """
 
-    # types in comments: TorchScript cannot read postponed annotations
-    out_features = 0
-    views = ("vector",)  # type: tuple[str, ...]
-    pyramid_channels = ()  # type: tuple[int, ...]
+    out_features: int = 0
+    views: tuple[str, ...] = ("vector",)
+    pyramid_channels: tuple[int, ...] = ()
 
     def forward(self, image: Tensor) -> Tensor:
         """Vectors ``[B, F]``."""
@@ -38,7 +36,6 @@ class Encoder(nn.Module):
         """Maps ``[B, C_l, *spatial_l]``, finest first."""
         raise NotImplementedError
 
-    @torch.jit.unused
     def check_size(self, size: Sequence[int]) -> None:
         """Refuse an image of that many voxels that this encoder cannot take, before any work (NetworkError)."""
 

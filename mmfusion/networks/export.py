@@ -1,17 +1,17 @@
-"""Networks in files that answer without this package: TorchScript, ONNX, and programs of ``torch.export``."""
+"""Networks in files that answer without this package: ONNX, programs of ``torch.export``, and what MONAI scripts."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
-import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
 from mmfusion.files import atomic_path
@@ -22,25 +22,44 @@ _OPSET = 18
 _Inputs = tuple[Tensor, ...]
 
 
-def export_torchscript(network: FusionNetwork, path: str | Path, size: Sequence[int]) -> None:
-    """Write the scripted network; ``torch.jit.load(path)(image, present, covariates)`` gives the logits ``[B, K]``.
+class Scriptable(nn.Module):
+    """What ``torch.jit.script`` makes of a network, as MONAI's ``ckpt_export`` calls it: a trace, and a missing input.
+
+    A trace holds for any number of cases, any modalities that are missing, and the size of image that it was made for.
+    Built by :meth:`FusionNetwork.__prepare_scriptable__`.
 
     Args:
-        network: stays as it is; the file holds it in evaluation mode.
-        path: of the file, which appears only after it has answered as the network does.
-        size: of an image that the answers are compared on, one number an axis.
-
-    Raises:
-        NetworkError: the file answers otherwise than the network, by more than 1e-4.
+        network: stays as it is; the trace holds it in evaluation mode.
+        size: of the image, one number an axis.
     """
-    network = _evaluated(network)
-    with atomic_path(path) as part, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        content = io.BytesIO()  # onto a full disk, torch's own writer ends the process
-        torch.jit.save(torch.jit.script(network), content)
-        part.write_bytes(content.getvalue())
-        scripted = torch.jit.load(str(part))
-        _check(network, lambda *given: scripted(*given), size, True, f"TorchScript file {path}")
+
+    def __init__(self, network: FusionNetwork, size: Sequence[int]) -> None:
+        super().__init__()
+        self.covariates = network.covariates
+        image, present, *rest = _example(network, size, True)
+        covariates = rest[0] if rest else image.new_zeros(len(image), 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of constants such as sizes, and that torch.jit grows old
+            self.trace = torch.jit.trace(_Traced(_evaluated(network)), (image, present, covariates), check_trace=False)
+
+    def forward(self, image: Tensor, present: Optional[Tensor] = None, covariates: Optional[Tensor] = None) -> Tensor:
+        """Logits ``[B, K]``; without ``present`` a channel of zeros is absent, without covariates all are unknown."""
+        if present is None:
+            present = (image != 0).flatten(2).any(2)
+        if covariates is None:
+            covariates = torch.full([image.shape[0], self.covariates], float("nan"), device=image.device)
+        return self.trace(image, present.to(image.dtype), covariates)
+
+
+class _Traced(nn.Module):
+    """A network that is given all its inputs, as tensors."""
+
+    def __init__(self, network: FusionNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor, present: Tensor, covariates: Tensor) -> Tensor:
+        return self.network(image, present, covariates if self.network.covariates else None)
 
 
 def export_onnx(network: FusionNetwork, path: str | Path, size: Sequence[int], *, with_present: bool = True) -> None:
@@ -139,7 +158,6 @@ def _check(
     for cases in (1, 2, 5):
         given = _example(network, size, with_present, cases)
         with torch.no_grad():
-            # TorchScript takes its arguments by place, so that a missing one is never followed by another
             expected = network(**dict(zip(names, given, strict=True)))
             off = float((answer(*given) - expected).abs().max())
         if not off <= TOLERANCE:

@@ -35,7 +35,6 @@ class FlipoutLinear(nn.Linear):
         signs_out = 1 - 2 * torch.randint_like(mean, 2)
         return mean + F.linear(input * signs_in, delta) * signs_out
 
-    @torch.jit.unused
     def kl(self) -> Tensor:
         """Kullback-Leibler divergence of the posterior from the prior, summed over the weights, in nats."""
         sigma = F.softplus(self.rho)

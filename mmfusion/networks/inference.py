@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ class Prepared(nn.Module):
         self.network = network
         self.dtype = dtype
 
-    def forward(self, image: Tensor, present: Optional[Tensor] = None, covariates: Optional[Tensor] = None) -> Tensor:
+    def forward(self, image: Tensor, present: Tensor | None = None, covariates: Tensor | None = None) -> Tensor:
         """Logits ``[B, K]`` in float32, see :meth:`~mmfusion.networks.FusionNetwork.outputs`."""
         if present is None:
             present = seen_channels(image)  # before small numbers become zero

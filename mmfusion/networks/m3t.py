@@ -133,7 +133,6 @@ class MultiPlaneSliceEncoder(Encoder):
         self.checkpoint = checkpoint
         self.out_features = dim
 
-    @torch.jit.unused
     def check_size(self, size: Sequence[int]) -> None:
         """Refuse slices that cannot be normalized one by one (NetworkError)."""
         if self.norm == "instance":
@@ -150,7 +149,7 @@ class MultiPlaneSliceEncoder(Encoder):
 
     def encode_slices(self, slices: Tensor) -> Tensor:
         """The 2D CNN on ``[B, slices, C, height, width]``, recomputed in the backward pass if so chosen."""
-        if not torch.jit.is_scripting() and self.checkpoint and self.training:
+        if self.checkpoint and self.training:
             # slices is a view: it is copied inside, so that between the passes nothing but the stem's map is kept
             keep = partial(_forward_and_again, self.slice_cnn)
             return checkpoint(self.read_slices, slices, use_reentrant=False, context_fn=keep)

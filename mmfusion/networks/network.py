@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Optional, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +34,12 @@ class FusionOutput(NamedTuple):
 
     logits: Tensor
     present: Tensor
-    modality_logits: Optional[Tensor] = None
-    modality_features: Optional[Tensor] = None
-    fused_logits: Optional[Tensor] = None
-    features: Optional[Tensor] = None
-    weights: Optional[Tensor] = None
-    attention: Optional[Tensor] = None
+    modality_logits: Tensor | None = None
+    modality_features: Tensor | None = None
+    fused_logits: Tensor | None = None
+    features: Tensor | None = None
+    weights: Tensor | None = None
+    attention: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ class FusionNetwork(nn.Module):
         covariates: C, numbers that each case brings beside its image.
         strategy: name of the strategy.
         loss_weights: weight of each further loss, by name.
+        image_size: voxels along each axis that a model's cases are prepared to, where the network belongs to a model.
     """
 
     strategy = ""
@@ -126,13 +127,26 @@ class FusionNetwork(nn.Module):
         self.spatial_dims = plan.spatial_dims
         self.covariates = plan.covariates
         self.loss_weights = dict(plan.losses)
+        self.image_size: tuple[int, ...] = ()
         self.encoders = nn.ModuleList()
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` takes in place of this network: MONAI's ``ckpt_export`` calls it.
+
+        Raises:
+            NetworkError: ``image_size`` is not set.
+        """
+        from mmfusion.networks.export import Scriptable  # late, as it imports this file
+
+        if not self.image_size:
+            raise NetworkError("to script a network, set its image_size to the voxels along each axis: it is traced")
+        return Scriptable(self, self.image_size)
 
     def forward(
         self,
         image: Tensor,
-        present: Optional[Tensor] = None,
-        covariates: Optional[Tensor] = None,
+        present: Tensor | None = None,
+        covariates: Tensor | None = None,
     ) -> Tensor:
         """Logits ``[B, K]``; see :meth:`outputs`."""
         return self.outputs(image, present, covariates).logits
@@ -140,8 +154,8 @@ class FusionNetwork(nn.Module):
     def outputs(
         self,
         image: Tensor,
-        present: Optional[Tensor] = None,
-        covariates: Optional[Tensor] = None,
+        present: Tensor | None = None,
+        covariates: Tensor | None = None,
     ) -> FusionOutput:
         """All that the network says about a batch.
 
@@ -154,7 +168,7 @@ class FusionNetwork(nn.Module):
         Raises:
             NetworkError: a shape does not fit, or the image is too small for the encoder.
         """
-        if not torch.jit.is_scripting() and not torch.jit.is_tracing():
+        if not torch.jit.is_tracing():
             self.check_input(image, present, covariates)
         if present is None:
             present = seen_channels(image)
@@ -166,7 +180,6 @@ class FusionNetwork(nn.Module):
         """The strategy: ``image [B, M, *spatial]``, bool ``present [B, M]``, ``covariates [B, C]`` to all outputs."""
         raise NotImplementedError
 
-    @torch.jit.unused
     def check_input(self, image: Tensor, present: Tensor | None, covariates: Tensor | None) -> None:
         """Refuse tensors that do not fit this network (NetworkError)."""
         count = len(self.modalities)
@@ -192,7 +205,6 @@ class FusionNetwork(nn.Module):
         for encoder in self.encoders:
             cast(Encoder, encoder).check_size([int(n) for n in image.shape[2:]])
 
-    @torch.jit.unused
     def losses(
         self,
         output: FusionOutput,
@@ -252,7 +264,7 @@ class PerModalityNetwork(FusionNetwork):
 
     Only rows in which a modality is present pass its encoder. An encoder that is left without a row still runs, on an
     empty batch, so that every parameter has a gradient (of zero), which distributed training needs. Gathering by
-    ``index_select`` and scattering by ``index_copy`` is the form that can be scripted, traced and exported.
+    ``index_select`` and scattering by ``index_copy`` is the form that can be traced and exported.
 
     Attributes:
         view: what the strategy takes from its encoders: ``vector``, ``tokens`` or ``pyramid``.
@@ -275,7 +287,6 @@ class PerModalityNetwork(FusionNetwork):
                 "Take resnet10, resnet18 and resnet34 together, or one encoder for all"
             )
         self.shared = plan.shared
-        self.view = type(self).view  # TorchScript sees no attributes of the class
         self.encoders = nn.ModuleList(encoders)
         self.encoded_features = width
         self.level_channels = tuple(encoders[0].pyramid_channels) if self.view == "pyramid" else (width,)
@@ -296,26 +307,17 @@ class PerModalityNetwork(FusionNetwork):
         Vectors: one ``[B, F]``. Tokens: one ``[B, N, F]``. Pyramid: the maps ``[B, C_l, *spatial_l]`` and, last, the
         vector ``[B, F]``. Vectors are standardized over the cases; the last level is conditioned on the covariates.
         """
-        given: list[Tensor] = []
         flags = present.t().flatten()
         if self.shared:  # all present images in one batch
             images = image.transpose(0, 1).flatten(0, 1).unsqueeze(1)
-            given.append(images.index_select(0, torch.nonzero(flags).squeeze(1)))
+            given = [images.index_select(0, torch.nonzero(flags).squeeze(1))]
         else:
-            for m in range(image.shape[1]):
-                rows = torch.nonzero(present[:, m]).squeeze(1)
-                given.append(image[:, m : m + 1].index_select(0, rows))
-        seen: list[list[Tensor]] = []
-        for i, encoder in enumerate(self.encoders):
-            if self.view == "vector":
-                seen.append([encoder(given[i])])
-            elif self.view == "tokens":
-                seen.append([encoder.tokens(given[i])])  # type: ignore[operator]
-            else:
-                seen.append(encoder.pyramid(given[i]))  # type: ignore[operator]
+            rows_of = [torch.nonzero(present[:, m]).squeeze(1) for m in range(image.shape[1])]
+            given = [image[:, m : m + 1].index_select(0, rows) for m, rows in enumerate(rows_of)]
+        seen = [self._look(cast(Encoder, encoder), rows) for encoder, rows in zip(self.encoders, given, strict=True)]
         order = (torch.cumsum(flags.to(torch.int64), 0) - 1).reshape(image.shape[1], image.shape[0])
         out: list[list[Tensor]] = []
-        layers = zip(self.standardize, self.widen, self.condition)  # noqa: B905 (not scriptable)
+        layers = zip(self.standardize, self.widen, self.condition, strict=True)
         for m, (standardize, widen, condition) in enumerate(layers):
             rows = torch.nonzero(present[:, m]).squeeze(1)
             levels = seen[0] if self.shared else seen[m]
@@ -332,29 +334,30 @@ class PerModalityNetwork(FusionNetwork):
                 voxels = condition(voxels_last(last), known)
                 last = voxels.transpose(1, 2).reshape([last.shape[0]] + fixed_sizes(last))
                 levels = levels[:-1] + [last, standardize(voxels.mean(1))]
-            placed: list[Tensor] = []
-            for i, place in enumerate(self.place):
-                placed.append(place(levels[i], rows, present[:, m], m))
+            placed = [place(levels[i], rows, present[:, m], m) for i, place in enumerate(self.place)]
             out.append(placed)
         return out
+
+    def _look(self, encoder: Encoder, image: Tensor) -> list[Tensor]:
+        """What an encoder says, as the strategy takes it."""
+        if self.view == "pyramid":
+            return encoder.pyramid(image)
+        return [encoder(image) if self.view == "vector" else encoder.tokens(image)]
 
     def encode_vectors(self, image: Tensor, present: Tensor, covariates: Tensor) -> Tensor:
         """Vectors ``[B, M, F]``, see :meth:`encode`."""
         return torch.stack([levels[0] for levels in self.encode(image, present, covariates)], 1)
 
-    @torch.jit.unused
     def add_classifiers(self, plan: Plan, features: int) -> None:
         """A classifier a modality, for vectors of that width."""
         self.classifiers.extend(plan.classifier(features) for _ in plan.modalities)
 
     def alone_logits(self, features: Tensor, present: Tensor) -> Tensor:
         """Each modality's own logits ``[B, M, K]`` from ``features [B, M, F]``, 0 where absent."""
-        each: list[Tensor] = []
-        for m, classifier in enumerate(self.classifiers):
-            each.append(classifier(features[:, m]))
+        each = [classifier(features[:, m]) for m, classifier in enumerate(self.classifiers)]
         return torch.stack(each, 1) * present.unsqueeze(2)
 
-    def alone(self, features: Tensor, present: Tensor) -> Optional[Tensor]:
+    def alone(self, features: Tensor, present: Tensor) -> Tensor | None:
         """:meth:`alone_logits`, or None in a network whose modalities have no classifiers."""
         if len(self.classifiers) == 0:
             return None

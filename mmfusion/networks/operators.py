@@ -30,7 +30,6 @@ alone answers it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -55,12 +54,12 @@ class FeatureOperator(nn.Module):
         out_features: width of the fused result.
     """
 
-    out_features = 0  # no annotation: TorchScript cannot read a postponed one
+    out_features: int = 0
 
     def __init__(self, modalities: int, features: int) -> None:
         super().__init__()
 
-    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
 
 
@@ -71,7 +70,7 @@ class ConcatFusion(FeatureOperator):
         super().__init__(modalities, features)
         self.out_features = modalities * features
 
-    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         return values.transpose(1, 2).flatten(2), None
 
 
@@ -90,9 +89,9 @@ class GatedFusion(FeatureOperator):
         self.scores = nn.ModuleList(nn.Linear(hidden, 1) for _ in range(modalities))
         self.out_features = features
 
-    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         scored: list[Tensor] = []
-        for m, (gate, score) in enumerate(zip(self.gates, self.scores)):  # noqa: B905 (not scriptable)
+        for m, (gate, score) in enumerate(zip(self.gates, self.scores, strict=True)):
             value, opening = gate(values[:, m].mean(1)).chunk(2, 1)
             scored.append(score(torch.tanh(value) * torch.sigmoid(opening)))
         scores = torch.cat(scored, 1).masked_fill(~counted(present), float("-inf"))
@@ -119,11 +118,10 @@ class AddFusion(FeatureOperator):
         self.maps = nn.ModuleList(nn.Linear(features, self.out_features, bias=False) for _ in range(modalities))
         self.relu = activation == "relu"
 
-    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         total = torch.zeros_like(values[:, 0, :, :1])
         for m, linear in enumerate(self.maps):
             total = total + linear(values[:, m]) * present[:, m, None, None]
-        # a number over a tensor is rounded in another way by TorchScript
         scale = torch.reciprocal(present.sum(1).clamp_min(1).to(total.dtype)) * present.shape[1]
         total = total * scale[:, None, None]
         return torch.relu(total) if self.relu else total, None
@@ -156,7 +154,7 @@ class TensorFusion(FeatureOperator):
             nn.Identity() if out is None else nn.Linear(features, width, bias=False) for _ in range(modalities)
         )
 
-    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         product = torch.ones_like(values[:, 0, :, :1])
         for m, project in enumerate(self.project):
             extended = F.pad(project(values[:, m]), [0, 1], value=1.0)  # [B, N, F + 1]
@@ -187,7 +185,7 @@ class LowRankFusion(FeatureOperator):
             nn.init.xavier_normal_(factor)
         nn.init.xavier_normal_(self.rank_weight)
 
-    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         extended = F.pad(values, [0, 1], value=1.0)  # [B, M, N, F + 1]
         # einsum, as matmul would copy the factors for each case
         terms = torch.einsum("bmnf,mrfd->bmrnd", extended, self.factors).prod(1)  # [B, R, N, out]
@@ -215,10 +213,8 @@ class BilinearFusion(FeatureOperator):
         self.project = nn.ModuleList(nn.Linear(features, rank) for _ in range(modalities))
         self.out_features = modalities * (modalities - 1) // 2 * rank**2
 
-    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
-        projected: list[Tensor] = []
-        for m, project in enumerate(self.project):
-            projected.append(project(values[:, m]))
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
+        projected = [project(values[:, m]) for m, project in enumerate(self.project)]
         pairs: list[Tensor] = []
         for i in range(len(projected)):
             for j in range(i + 1, len(projected)):
@@ -247,12 +243,10 @@ class SqueezeExcitationFusion(FeatureOperator):
         self.excite = nn.ModuleList(nn.Linear(joint, features) for _ in range(modalities))
         self.out_features = modalities * features
 
-    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         values = values * present[:, :, None, None]
         joint = torch.relu(self.squeeze(values.mean(2).flatten(1)))
-        gated: list[Tensor] = []
-        for m, excite in enumerate(self.excite):
-            gated.append(values[:, m] * (2 * torch.sigmoid(excite(joint))).unsqueeze(1))
+        gated = [values[:, m] * (2 * torch.sigmoid(excite(joint))).unsqueeze(1) for m, excite in enumerate(self.excite)]
         return torch.cat(gated, 2), None
 
 
@@ -267,7 +261,7 @@ class MomentFusion(FeatureOperator):
         super().__init__(modalities, features)
         self.out_features = 2 * features
 
-    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         there = present[:, :, None, None]
         count = present.sum(1)[:, None, None]
         mean = (values * there).sum(1) / count.clamp_min(1)
@@ -294,18 +288,15 @@ class SharedSpecificFusion(FeatureOperator):
 
     def parts(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, M, N, F]`` to the shared and the specific parts, each ``[B, M, N, F]``."""
-        specific: list[Tensor] = []
-        for m, layer in enumerate(self.specific):
-            specific.append(layer(values[:, m]))
+        specific = [layer(values[:, m]) for m, layer in enumerate(self.specific)]
         return self.shared(values), torch.stack(specific, 1)
 
-    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, values: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         shared, specific = self.parts(values)
         there = present[:, :, None, None]
         mean = (shared * there).sum(1) / present.sum(1).clamp_min(1)[:, None, None]
         return torch.cat([mean, (specific * there).transpose(1, 2).flatten(2)], 2), None
 
-    @torch.jit.unused
     def separation(self, vectors: Tensor, present: Tensor) -> Tensor:
         """How far the parts are from what they should be, for ``vectors [B, M, F]``: a number, 0 at best.
 

@@ -74,7 +74,6 @@ class SEResNetEncoder(PyramidEncoder):
         self.pyramid_channels = tuple(into[1:])
         self.out_features = into[-1]
 
-    @torch.jit.unused
     def check_size(self, size: Sequence[int]) -> None:
         """Refuse an image that the pooling would empty, or that cannot be normalized (NetworkError)."""
         if min(size) < _MIN:

@@ -86,7 +86,6 @@ class SliceEncoder(Encoder):
         self.chunk = chunk
         self.out_features = self.slice_encoder.out_features
 
-    @torch.jit.unused
     def check_size(self, size: Sequence[int]) -> None:
         """Refuse slices that the 2D encoder cannot take (NetworkError)."""
         self.slice_encoder.check_size([n for i, n in enumerate(size, start=2) if i != self.axis])

@@ -101,7 +101,6 @@ class HierarchicalFusion(PerModalityNetwork):
         if plan.alone:
             self.add_classifiers(plan, self.encoded_features)
 
-    @torch.jit.unused
     def check_sizes(self, maps: list[Tensor]) -> None:
         """Refuse maps of one level that differ in size, as encoders of different strides make them (NetworkError)."""
         sizes = {m: list(one.shape[2:]) for m, one in zip(self.modalities, maps, strict=True)}
@@ -114,8 +113,8 @@ class HierarchicalFusion(PerModalityNetwork):
     def fuse(self, image: Tensor, present: Tensor, covariates: Tensor) -> FusionOutput:
         encoded = self.encode(image, present, covariates)
         streams: list[Tensor] = []
-        for i, (operator, mixer) in enumerate(zip(self.operator, self.mixers)):  # noqa: B905 (not scriptable)
-            if not torch.jit.is_scripting() and not torch.jit.is_tracing():
+        for i, (operator, mixer) in enumerate(zip(self.operator, self.mixers, strict=True)):
+            if not torch.jit.is_tracing():
                 self.check_sizes([levels[i] for levels in encoded])
             maps = torch.stack([levels[i] for levels in encoded], 1)  # [B, M, C, *spatial]
             fused, _ = operator(maps.flatten(3).transpose(2, 3), present)

@@ -44,7 +44,7 @@ def from_windows(windows: Tensor, window: list[int], size: list[int]) -> Tensor:
 
 def rolled_by(maps: Tensor, shifts: list[int], dims: list[int]) -> Tensor:
     """``torch.roll``, in cuts: torch's own asks whether there are rows, which an exported program cannot know."""
-    for shift, dim in zip(shifts, dims):  # noqa: B905 (TorchScript)
+    for shift, dim in zip(shifts, dims, strict=True):
         count = int(maps.shape[dim])
         first = (count - shift) % count
         if first > 0:
@@ -74,7 +74,7 @@ class WindowBlock(nn.Module):
         size = [int(maps.shape[1 + axis]) for axis in range(axes)]
         window = [min(n, self.window) for n in size]
         shift = [self.shift if n > self.window else 0 for n in size]
-        whole = [(n + w - 1) // w * w for n, w in zip(size, window)]  # noqa: B905 (TorchScript)
+        whole = [(n + w - 1) // w * w for n, w in zip(size, window, strict=True)]
         pad = [0, 0]
         for axis in range(axes - 1, -1, -1):
             pad += [0, whole[axis] - size[axis]]
@@ -148,8 +148,7 @@ class SwinEncoder(PyramidEncoder):
     From the paper: all of that; its Swin-T is 2D with ``dim=96, depths=(2, 2, 6, 2), window=7``. The defaults are made
     for volumes of some 32 to 96 voxels. Not taken over: stochastic depth, and the LayerNorm behind the patch
     embedding. The paper's code pads maps with zeros that are attended to; here padding is not seen. MONAI's Swin
-    (``monai.networks.nets.swin_unetr``) is the same function on maps that need no padding, but needs einops and cannot
-    be scripted.
+    (``monai.networks.nets.swin_unetr``) is the same function on maps that need no padding, but needs einops.
 
     Args:
         in_channels: C.

@@ -45,7 +45,7 @@ class TokenOperator(nn.Module):
         dim: width of ``modality_features``.
     """
 
-    out_features = 0  # no annotation: TorchScript cannot read a postponed one
+    out_features: int = 0
     dim = 0
 
     def __init__(self, modalities: int, features: int, learned: bool, dim: int | None, heads: int, layers: int) -> None:
@@ -106,9 +106,7 @@ def visible_mean(values: Tensor, visible: Tensor) -> Tensor:
 
 def modality_means(parts: list[Tensor], seen: list[Tensor]) -> Tensor:
     """:func:`visible_mean` of each modality's sequence: ``[B, M, dim]``."""
-    means: list[Tensor] = []
-    for part, visible in zip(parts, seen):  # noqa: B905 (not scriptable)
-        means.append(visible_mean(part, visible))
+    means = [visible_mean(part, visible) for part, visible in zip(parts, seen, strict=True)]
     return torch.stack(means, 1)
 
 

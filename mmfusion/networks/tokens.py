@@ -90,7 +90,7 @@ class CascadeBlock(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """``own [B, N, dim]`` after it, and where ``weigh`` its attention ``[B, N, N_n]`` to each other modality."""
         weights: list[Tensor] = []
-        for n, (norm, attention) in enumerate(zip(self.norms, self.attentions)):  # noqa: B905 (not scriptable)
+        for n, (norm, attention) in enumerate(zip(self.norms, self.attentions, strict=True)):
             query, context = norm(own), norm(others[n])
             if weigh:
                 weights.append(attention.weights(query, context, seen[n]))  # type: ignore[operator]
@@ -218,7 +218,7 @@ class IntraInterFusion(TokenOperator):
                     asking = visible & present[:, m : m + 1]
                     received[m] = received[m] + visible_mean(block.intra.weights(own, own, visible), asking)
                     inter = pieces(visible_mean(block.inter.weights(own, context, others), asking), parts)
-                    received = [before + more for before, more in zip(received, inter)]  # noqa: B905 (not scriptable)
+                    received = [before + more for before, more in zip(received, inter, strict=True)]
             parts = made
         means = modality_means(parts, seen)
         shares = modality_shares(received, tokens, present)

@@ -61,7 +61,8 @@ class Option:
         """
         if self.each and value == {}:
             return True
-        return NONE not in self.choices and (value == NONE or (self.count is not None and value == [NONE]))
+        words = value if self.count is not None and isinstance(value, (list, tuple)) and value else [value]
+        return NONE not in self.choices and all(isinstance(word, str) and word == NONE for word in words)
 
     def check(self, value: Any) -> Any:
         """``value`` in this option's type.
@@ -76,6 +77,8 @@ class Option:
         if self.count is None:
             return self._check_one(value)
         values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if self.choices:  # also as a,b
+            values = [part for one in values for part in (one.split(",") if isinstance(one, str) else [one])]
         if not values or (self.count and len(values) != self.count):
             wanted = f"{self.count} values" if self.count else "at least one value"
             raise OptionError(f"option {self.name} takes {wanted}, found {value!r}")

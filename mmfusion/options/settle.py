@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmfusion.errors import OptionError
-from mmfusion.options.option import unknown
+from mmfusion.options.option import NONE, unknown
 from mmfusion.options.table import GROUPS, OPTIONS
 from mmfusion.systems import SYSTEMS, System
 
@@ -18,7 +18,8 @@ class Settings:
 
     Attributes:
         used: the value of every option of the group: what was chosen, or the built-in default.
-        chosen: the values that were given and not taken away again; for functions that have defaults of their own.
+        chosen: the values that were given and not taken away again, for functions that have defaults of their own; what
+            a system settles is among them, its name is not.
         given: for each option that was given, ``{"value": ..., "from": ...}``: as the highest place that names it has
             it, and that place. What takes away (``none``) stands here, too.
     """
@@ -59,12 +60,14 @@ def settle(
             if value is None:
                 continue
             option = OPTIONS[name]
-            given[name] = {"value": value, "from": place}
             if option.takes_away(value):
+                value = NONE
                 chosen.pop(name, None)
             else:
-                chosen[name] = value if name == "system" else option.check(value)
+                chosen[name] = option.check(value)
+            given[name] = {"value": value, "from": place}
     used = {name: chosen.get(name, OPTIONS[name].default) for name in names}
+    chosen.pop("system", None)
     return Settings(used, chosen, {name: given[name] for name in names if name in given})
 
 

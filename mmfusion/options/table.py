@@ -130,6 +130,14 @@ _TABLE = (
     Option(
         "scheduler", str, None, "Let the workers of the Dask scheduler at this address do the work (extra: cluster)"
     ),
+    Option(
+        "features",
+        str,
+        None,
+        "Features of the mask in each scan: first order, shape, 3D co-occurrence, those of mirp (extra: radiomics)",
+        choices=("first", "shape", "glcm", "mirp"),
+        count=0,
+    ),
     Option("dtype", str, "float32", "Type of the stored tensors", choices=("float32", "float16")),
     Option("save_nifti", bool, False, "Also write the scans on the grid as NIfTI, in a BIDS derivative"),
     Option("keep_paths", bool, False, "Name original files in what is written (paths may hold a patient's name)"),
@@ -236,10 +244,9 @@ _TABLE = (
         "engine",
         str,
         "eager",
-        "What runs the network: PyTorch, or its export as TorchScript or ONNX",
-        choices=("eager", "torchscript", "onnx"),
+        "What runs the network: PyTorch, or its export as ONNX",
+        choices=("eager", "onnx"),
     ),
-    Option("trust", bool, False, "Run model.ts (engine torchscript), a program that can do anything on this computer"),
     Option("part", str, "test", "Part of the split that is evaluated", choices=("train", "validation", "test")),
     Option("resamples", int, 2000, "Bootstrap resamples for the intervals", low=100),
     Option("case_control", bool, False, "Subjects were chosen by their label: the number of each class is fixed"),
@@ -312,7 +319,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "accept": ("note", "undo"),
     "demo": ("out", "subjects", "seed"),
     "simulate": ("out", "train_subjects", "test_subjects", "seed", "suv_max", "to", "with_covariates", "measure"),
-    "predict": ("out", "engine", "trust", "batch_size", "workers", "time_limit", "device"),
+    "predict": ("out", "engine", "batch_size", "workers", "time_limit", "device"),
     "export": ("engine",),
     "report": (),
 }
@@ -321,7 +328,8 @@ LATER = {name: OPTIONS[name].default for name in ("suvr", "weight_unit", "pet_ma
 """Options of a case that files of earlier versions do not name, with the values that say what these did."""
 GROUPS["bundle new"] = ("system", "modalities", "classes", *GROUPS["geometry"], *GROUPS["network"])
 GROUPS["bundle new"] += tuple(name for name in GROUPS["training"] if name != "fold")  # it is of a run, not of a study
-GROUPS["study"] = (
+GROUPS["study"] = (  # what decides a training
+    "system",
     "modalities",
     "classes",
     *GROUPS["case"],
@@ -329,11 +337,14 @@ GROUPS["study"] = (
     *GROUPS["training"],
     *GROUPS["machine"],
 )
-GROUPS["train"] = ("cohort", "manifest", "run_dir", "workers", "system", *GROUPS["study"])
-GROUPS["evaluate"] = ("run_dir", "part", "batch_size", "resamples", "case_control", "seed", "threads", "loaders")
+GROUPS["train"] = ("cohort", "manifest", "run_dir", "workers", *GROUPS["study"])
+GROUPS["evaluation"] = ("part", "batch_size", "resamples", "case_control", "seed", "threads", "loaders")
+GROUPS["evaluate"] = ("run_dir", *GROUPS["evaluation"])
+GROUPS["device"] = ("device",)
+GROUPS["out"] = ("out",)
 GROUPS["inference"] = ("run_dir", "manifest", "out", "batch_size", "workers", "threads", "loaders")
 GROUPS["bundle pack"] = ("dtype",)
-GROUPS["storage"] = ("dtype", "save_nifti", "keep_paths")  # what decides the files of a prepared case
+GROUPS["storage"] = ("features", "dtype", "save_nifti", "keep_paths")  # what decides the files of a prepared case
 GROUPS["prepare"] = (
     "out",
     *GROUPS["case"],

@@ -1,7 +1,16 @@
 """The one way from a trained network to probabilities: checked batches, calibrated answers, one prediction file."""
 
-from mmfusion.predict.batches import PrepareFusionBatch, check_batch, dataset_items, inference_items
-from mmfusion.predict.engines import export_model, load_engine
+from mmfusion.predict.batches import (
+    CaseImages,
+    Inputs,
+    PrepareFusionBatch,
+    check_batch,
+    dataset_items,
+    inference_items,
+    inputs_of,
+    run_cases,
+)
+from mmfusion.predict.engines import export_model, load_engine, module_engine
 from mmfusion.predict.ensemble import fold_runs, joint_model, load_members, member_folders
 from mmfusion.predict.model import (
     Model,
@@ -17,10 +26,10 @@ from mmfusion.predict.one_case import CasePrediction, predict_case
 from mmfusion.predict.predictions import (
     PredictionsHandler,
     infer,
+    predict_rows,
     prediction_rows,
     prior_shift,
     probabilities,
-    read_predictions,
     uncertainty,
     write_predictions,
 )
@@ -46,6 +55,12 @@ __all__ = [
     "fold_runs",
     "dataset_items",
     "inference_items",
+    "Inputs",
+    "inputs_of",
+    "run_cases",
+    "CaseImages",
+    "module_engine",
+    "predict_rows",
     "check_batch",
     "PrepareFusionBatch",
     "predict_case",
@@ -57,5 +72,4 @@ __all__ = [
     "prediction_rows",
     "PredictionsHandler",
     "write_predictions",
-    "read_predictions",
 ]

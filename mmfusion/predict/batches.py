@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
+from torch.utils.data import Dataset
 
 from mmfusion.errors import CohortError, VoxelError
-from mmfusion.prepare import open_image
+from mmfusion.prepare import load_image, open_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from mmfusion.predict.model import Model
     from mmfusion.prepare import Cohort, PreparedCase
+
+Answer = TypeVar("Answer")
+
+
+class Inputs(NamedTuple):
+    """What loaders give, networks take and engines run: ``network(*inputs)``.
+
+    Attributes:
+        image: ``[B, M, D, H, W]``, a channel for each modality.
+        present: ``[B, M]`` bool, the modalities that each case has.
+        covariates: ``[B, C]``, standardized, NaN where one is not known; None for a network that takes none.
+    """
+
+    image: torch.Tensor
+    present: torch.Tensor
+    covariates: torch.Tensor | None = None
 
 
 def dataset_items(
@@ -92,6 +109,25 @@ def check_batch(
         raise CohortError(f"{', '.join(endless)}: covariates hold infinite values; write NaN where one is not known")
 
 
+def inputs_of(batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **to: Any) -> Inputs:
+    """What a network takes of a batch, checked and on the device.
+
+    Args:
+        batch: of a loader: ``image``, ``present`` and, where the cases have them, ``covariates``.
+        device, non_blocking, to: as for :meth:`torch.Tensor.to`.
+
+    Raises:
+        VoxelError, CohortError: see :func:`check_batch`.
+    """
+    image, present, covariates = batch["image"], batch["present"], batch.get("covariates")
+    image = image.as_tensor() if hasattr(image, "as_tensor") else image
+    check_batch(image, present, batch.get("case", ()), covariates)
+    if covariates is not None:
+        covariates = covariates.to(device, dtype=image.dtype, non_blocking=non_blocking)
+    moved = image.to(device, non_blocking=non_blocking, **to)
+    return Inputs(moved, present.to(device, non_blocking=non_blocking), covariates)
+
+
 class PrepareFusionBatch:
     """MONAI's ``prepare_batch``: ``(image, label, (), {"present": ...})`` on the device, checked.
 
@@ -101,13 +137,46 @@ class PrepareFusionBatch:
     def __call__(
         self, batchdata: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **to: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[()], dict[str, torch.Tensor]]:
-        image, present, label = batchdata["image"], batchdata["present"], batchdata.get("label")
-        image = image.as_tensor() if hasattr(image, "as_tensor") else image
-        covariates = batchdata.get("covariates")
-        check_batch(image, present, batchdata.get("case", ()), covariates)
-        moved = image.to(device, non_blocking=non_blocking, **to)
+        image, present, covariates = inputs_of(batchdata, device, non_blocking, **to)
+        label = batchdata.get("label")
         label = None if label is None else label.to(device, non_blocking=non_blocking)
-        extra = {"present": present.to(device, non_blocking=non_blocking)}
-        if covariates is not None:
-            extra["covariates"] = covariates.to(device, dtype=image.dtype, non_blocking=non_blocking)
-        return moved, label, (), extra
+        return image, label, (), {"present": present} | ({} if covariates is None else {"covariates": covariates})
+
+
+class CaseImages(Dataset[dict[str, Any]]):
+    """The items of prepared cases with their images, for torch; without MONAI, which takes seconds to import.
+
+    Args:
+        items: of :func:`dataset_items`.
+        wanted: the network's modalities; one that is not stored becomes a zero channel.
+        stored: the cohort's modalities, the channels of the files.
+    """
+
+    def __init__(self, items: Sequence[Mapping[str, Any]], wanted: Sequence[str], stored: Sequence[str]) -> None:
+        self.items, self.wanted, self.stored = items, wanted, stored
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        item = self.items[number]
+        return {**item, "image": torch.from_numpy(load_image(item["image"], self.wanted, self.stored))}
+
+
+def run_cases(
+    answer: Callable[[Inputs], Answer], batches: Iterable[Mapping[str, Any]], device: Any = "cpu"
+) -> Iterator[tuple[Mapping[str, Any], Answer]]:
+    """The one loop over cases: each batch, and what is answered to its checked inputs; no gradient is kept.
+
+    Args:
+        answer: from :class:`Inputs` on the device to anything: logits, all outputs of a network, probabilities.
+        batches: of a loader.
+        device: where the inputs go.
+
+    Raises:
+        VoxelError, CohortError: see :func:`check_batch`.
+    """
+    for batch in batches:
+        with torch.no_grad():
+            result = answer(inputs_of(batch, device))
+        yield batch, result

@@ -1,69 +1,54 @@
-"""What answers for a trained model: PyTorch, TorchScript or ONNX Runtime; and the files of the latter two."""
+"""What answers for a trained model: PyTorch, or ONNX Runtime; and the file of the latter."""
 
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from mmfusion.errors import CohortError, MmfusionError, OptionError, OutputError, ReadError, first_line
-from mmfusion.files import EXPORTS, clear_if_free, folder_kind
+from mmfusion.files import ONNX, clear_if_free, folder_kind
 from mmfusion.options import unknown
-from mmfusion.predict.model import Model, load_model, model_folder, read_model, refuse_changed_parts
+from mmfusion.predict.model import Model, load_model, model_folder, read_model
 from mmfusion.volume import check_device
 
-Engine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From ``image [B, M, D, H, W]`` and ``present [B, M]`` to logits ``[B, K]`` on the CPU."""
+Engine = Callable[..., torch.Tensor]
+"""From :class:`mmfusion.predict.Inputs`, one by one, to logits ``[B, K]`` on the CPU."""
 
 
-def load_engine(
-    folder: str | Path, engine: str = "eager", device: Any = "cpu", *, trust: bool = False
-) -> tuple[Model, Engine]:
+def load_engine(folder: str | Path, engine: str = "eager", device: Any = "cpu") -> tuple[Model, Engine]:
     """The model of a run or bundle, ready to answer.
 
     Args:
         folder: a run folder or a bundle.
-        engine: ``eager`` runs the network in PyTorch; ``torchscript`` and ``onnx`` run ``model.ts`` and ``model.onnx``
-            that :func:`export_model`, or MONAI's ``ckpt_export`` and ``onnx_export``, wrote beside ``model.pt``.
-        device: of eager and TorchScript, as ``cuda``; ONNX runs on the CPU.
-        trust: run ``model.ts``, which is a program: it can read, write and remove files. The other engines compute
-            what is asked, and nothing else.
+        engine: ``eager`` runs the network in PyTorch; ``onnx`` runs ``model.onnx`` that :func:`export_model`, or
+            MONAI's ``onnx_export``, wrote beside ``model.pt``.
+        device: of eager, as ``cuda``; ONNX runs on the CPU.
 
     Raises:
-        OptionError: an unknown engine, TorchScript without ``trust``, or a device that cannot be used.
+        OptionError: an unknown engine, or a device that cannot be used.
         CohortError: no finished model, no such export, or one of other modalities.
     """
     check_device(str(device))
     if engine == "eager":
         model, network = load_model(folder)
-        return model, _module_answer(network.to(device), device)
-    if engine not in EXPORTS:
-        raise OptionError(unknown("engine", engine, ("eager", *EXPORTS)))
-    model, file = read_model(folder), model_folder(folder) / EXPORTS[engine]
+        return model, module_engine(network.to(device), device)
+    if engine != "onnx":
+        raise OptionError(unknown("engine", engine, ("eager", "onnx")))
+    model, file = read_model(folder), model_folder(folder) / ONNX
     if not file.is_file():
-        raise CohortError(f"{file.parent} has no {file.name}: run mmfusion export {folder} --engine {engine}")
-    if engine == "torchscript" and not trust:
-        raise OptionError(
-            f"engine torchscript runs {file}, a program that can do anything on this machine: "
-            "use --engine eager or onnx, or add --trust if you exported it yourself"
-        )
-    with warnings.catch_warnings(), _exported(file, engine):
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        if engine == "onnx":
-            answer = _onnx_answer(file, model)
-        else:
-            refuse_changed_parts(file)
-            answer = _module_answer(torch.jit.load(str(file), map_location=device).eval(), device)
+        raise CohortError(f"{file.parent} has no {file.name}: run mmfusion export {folder} --engine onnx")
+    with _exported(file):
+        answer = _onnx_answer(file, model)
 
-    def guarded(image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        with _exported(file, engine):
-            logits = answer(image, present)
-            if logits.shape != (len(image), len(model.classes)):
+    def guarded(*given: torch.Tensor | None) -> torch.Tensor:
+        with _exported(file):
+            logits = answer(*given)
+            if logits.shape != (len(cast(torch.Tensor, given[0])), len(model.classes)):
                 raise ValueError(f"it answers with shape {list(logits.shape)}")
         return logits
 
@@ -71,50 +56,49 @@ def load_engine(
 
 
 @contextmanager
-def _exported(file: Path, engine: str) -> Iterator[None]:
-    """Whatever a runtime says against an exported file, which it cannot read or run, as one sentence."""
+def _exported(file: Path) -> Iterator[None]:
+    """Whatever the runtime says against an exported file, which it cannot read or run, as one sentence."""
     try:
         yield
     except (MmfusionError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # each runtime has errors of its own
+    except Exception as error:  # the runtime has errors of its own
         raise ReadError(
             f"{file} cannot be used, it is damaged or no export of this model ({first_line(error)[:200]}); export it "
-            f"again: mmfusion export {file.parent} --engine {engine}"
+            f"again: mmfusion export {file.parent} --engine onnx"
         ) from error
 
 
-def export_model(folder: str | Path, engine: str) -> Path:
-    """Write ``model.ts`` or ``model.onnx`` beside a model's weights, compared with the network before it is kept.
+def export_model(folder: str | Path, engine: str = "onnx") -> Path:
+    """Write ``model.onnx`` beside a model's weights, compared with the network before it is kept.
 
-    The ONNX file takes ``image [B, M, *size]`` of the size that the model's cases are prepared to, and ``present
-    [B, M]``, both float32, and gives ``pred [B, K]``, the logits; B is free.
+    The file takes ``image [B, M, *size]`` of the size that the model's cases are prepared to, ``present [B, M]`` and,
+    where the model has them, ``covariates [B, C]``, all float32, and gives ``pred [B, K]``, the logits; B is free.
 
     Raises:
         OptionError: an unknown engine.
         NetworkError: the package onnx is missing, or the file answers otherwise than the network.
     """
-    from mmfusion.networks import export_onnx, export_torchscript  # late, as it takes MONAI
+    from mmfusion.networks import export_onnx  # late, as it takes MONAI
 
-    if engine not in EXPORTS:
-        raise OptionError(unknown("engine", engine, EXPORTS))
+    if engine != "onnx":
+        raise OptionError(unknown("export", engine, ("onnx",)))
     model, network = load_model(folder)
-    write = export_onnx if engine == "onnx" else export_torchscript
-    file = model_folder(folder) / EXPORTS[engine]
+    file = model_folder(folder) / ONNX
     place = file.parent.parent if (file.parent.parent / "configs").is_dir() else file.parent
     if folder_kind(place) not in ("run", "bundle"):
         raise OutputError(
             f"{place} is the bundle of another program, and nothing is written into it; copy {file.parent} elsewhere"
         )
     clear_if_free(file.parent)
-    write(network, file, model.case["size"])
+    export_onnx(network, file, model.case["size"])
     return file
 
 
-def _module_answer(module: torch.nn.Module, device: Any) -> Engine:
-    def answer(image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+def module_engine(module: torch.nn.Module, device: Any) -> Engine:
+    def answer(*given: torch.Tensor | None) -> torch.Tensor:
         with torch.inference_mode():
-            return module(image.to(device), present.to(device)).float().cpu()
+            return module(*(one.to(device) for one in given if one is not None)).float().cpu()
 
     return answer
 
@@ -136,9 +120,9 @@ def _onnx_answer(file: Path, model: Model) -> Engine:
             f"export it again: mmfusion export {file.parent} --engine onnx"
         )
 
-    def answer(image: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        given = {"image": image.float().numpy(), "present": present.float().numpy()}
-        feed = {name: value for name, value in given.items() if name in names}
+    def answer(*given: torch.Tensor | None) -> torch.Tensor:
+        pairs = zip(("image", "present", "covariates"), given, strict=False)
+        feed = {name: value.float().numpy() for name, value in pairs if value is not None and name in names}
         return torch.from_numpy(session.run(["pred"], feed)[0])
 
     return answer

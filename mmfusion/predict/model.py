@@ -103,6 +103,7 @@ class Model:
         network = build(modalities=self.modalities, num_classes=len(self.classes), **self.network)
         if isinstance(rule := getattr(network, "rule", None), DecisionRule):
             rule.set_prior(self.training_prior)
+        network.image_size = tuple(self.case["size"])
         return network
 
 
@@ -131,7 +132,7 @@ def save_model(folder: str | Path, network: torch.nn.Module, model: Model, *, dt
         description.write_text(json_text(about), encoding="utf-8")
         for file in (tensors, description):
             to_disk(file)
-        for name in ("model.json", *EXPORTS.values()):  # weights never lie beside what was said of others
+        for name in ("model.json", *EXPORTS):  # weights never lie beside what was said of others
             (folder / name).unlink(missing_ok=True)
 
 

@@ -1,14 +1,11 @@
 """Predictions: logits to calibrated probabilities, and the files that hold them.
 
-``predictions.csv`` has one row per case: case, subject, session, part, label, ``p_<class>`` for each class, predicted,
-entropy, epistemic, modalities (those that were used), status (of its preparation: done, doubtful, accepted or failed),
-reasons, and model (the hash of the weights that made it). A case without a prediction has empty cells and a reason.
-``predictions/<case>.json`` says the same of one case, and what preparing measured.
+``predictions.csv`` is :class:`mmfusion.files.Predictions`; ``predictions/<case>.json`` says the same of one case, and
+what preparing measured.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +14,15 @@ import numpy as np
 import torch
 from scipy.special import entr
 
-from mmfusion.errors import MmfusionError, ReadError
+from mmfusion.errors import MmfusionError
 from mmfusion.evaluation import prior_correction
-from mmfusion.files import read_fields, read_rows, write_csv, write_json
-from mmfusion.predict.batches import PrepareFusionBatch
+from mmfusion.files import Predictions, read_fields, write_json
+from mmfusion.predict.batches import Inputs, run_cases
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from mmfusion.predict.engines import Engine
     from mmfusion.predict.model import Model
     from mmfusion.prepare import Cohort
 
@@ -58,13 +56,26 @@ def uncertainty(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def infer(network: torch.nn.Module, loader: Iterable[Mapping[str, Any]], device: Any = "cpu") -> torch.Tensor:
     """``[N, K]`` logits of all cases of a loader, in its order."""
-    prepare, out = PrepareFusionBatch(), []
     network.eval()
-    with torch.inference_mode():
-        for batch in loader:
-            image, _, _, extra = prepare(batch, device)
-            out.append(network(image, **extra).float().cpu())
-    return torch.cat(out)
+    return torch.cat([logits.float().cpu() for _, logits in run_cases(lambda given: network(*given), loader, device)])
+
+
+def predict_rows(
+    members: Sequence[tuple[Model, Engine]], model: Model, loader: Iterable[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The rows of ``predictions.csv`` for the cases of a loader, in its order.
+
+    Args:
+        members: the models of an ensemble, or the one model, each with what answers for it.
+        model: what the members have in common.
+        loader: batches of cases, on the CPU.
+    """
+
+    def shares(given: Inputs) -> np.ndarray:
+        return np.stack([probabilities(answer(*given), about) for about, answer in members])
+
+    for batch, each in run_cases(shares, loader):
+        yield from prediction_rows(batch, each, model)
 
 
 class PredictionsHandler:
@@ -158,9 +169,6 @@ def write_predictions(
 
     With ``each``, also ``predictions/<case>.json`` beside it, in place of those of an earlier call.
     """
-    shares = [f"p_{name}" for name in model.classes]
-    columns = ["case", "subject", "session", "part", "label", *shares, "predicted", "entropy", "epistemic"]
-    columns += ["modalities", "status", "reasons", "model"]
     out = [{**row, "part": part} for row in rows]
     prepared: dict[str, Mapping[str, Any]] = {}
     if cohort is not None:
@@ -181,7 +189,7 @@ def write_predictions(
                 file.unlink()
         for row in out:
             write_json(_as_json(row, prepared.get(row["case"], {}), model), folder / f"{row['case']}.json")
-    write_csv(out, path, columns)  # last: it names the others
+    Predictions.write(path, out, model.classes)  # last: it names the others
 
 
 def _is_prediction_of(case: str, file: Path) -> bool:
@@ -220,18 +228,3 @@ def _as_json(row: Mapping[str, Any], prepared: Mapping[str, Any], model: Model) 
         "model": model.weights,
         "notice": model.notice,
     }
-
-
-def read_predictions(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a ``predictions.csv``, as text, without those that have no probability.
-
-    Raises:
-        CohortError: the file is not there.
-        ReadError: it is damaged.
-    """
-    columns = ("case", "subject", "session", "part", "label", "predicted")
-    rows = read_rows(Path(path), "run evaluate.yaml or inference.yaml first", columns)
-    cases = Counter(row["case"] for row in rows)
-    if twice := [case for case, times in cases.items() if times > 1]:
-        raise ReadError(f"{path} is damaged: {len(twice)} cases have several rows, as {twice[0]}; evaluate again")
-    return [row for row in rows if row["predicted"]]

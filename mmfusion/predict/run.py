@@ -1,27 +1,24 @@
 """``mmfusion predict``: from raw scans to ``predictions.csv``, with nothing of the bundle executed.
 
 Of a bundle only ``models/model.json`` and the weights are read, or ``model.onnx`` by its runtime: its YAML files can
-run any code, and are never opened here. So can ``model.ts``, which runs only where the caller trusts it.
+run any code, and are never opened here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from torch.utils.data import DataLoader
 
 from mmfusion.files import check_folder
 from mmfusion.options import OPTIONS
-from mmfusion.predict.batches import check_batch, inference_items
-from mmfusion.predict.engines import Engine, load_engine
+from mmfusion.predict.batches import CaseImages, inference_items
+from mmfusion.predict.engines import load_engine
 from mmfusion.predict.ensemble import joint_model, member_folders
-from mmfusion.predict.model import Model
-from mmfusion.predict.predictions import prediction_rows, probabilities, write_predictions
+from mmfusion.predict.predictions import predict_rows, write_predictions
 from mmfusion.predict.preparing import prepare_for
-from mmfusion.prepare import Cohort, load_image
 
 Progress = Callable[[int, int, str], None]
 
@@ -35,7 +32,6 @@ def predict_manifest(
     batch_size: int = 8,
     workers: int = 0,
     device: Any = "cpu",
-    trust: bool = False,
     time_limit: int = OPTIONS["time_limit"].default,
     progress: Progress | None = None,
 ) -> Path:
@@ -45,11 +41,10 @@ def predict_manifest(
         folder: a bundle, a run folder, or a folder of ``fold_*`` runs, whose probabilities are averaged.
         manifest: table of the cases, see :func:`mmfusion.cohort.read_manifest`; or a folder of DICOM studies.
         out: the folder to write: ``predictions.csv``, ``predictions/<case>.json``, ``cohort/`` with ``qc.html``.
-        engine: ``eager``, ``torchscript`` or ``onnx``, see :func:`~mmfusion.predict.load_engine`.
+        engine: ``eager`` or ``onnx``, see :func:`~mmfusion.predict.load_engine`.
         batch_size: cases that the network sees at once.
         workers: processes that prepare cases; 0 means one a core.
         device: of the network, as ``cuda``; with engine ``onnx`` it is the CPU.
-        trust: execute the model's ``model.ts``, see :func:`~mmfusion.predict.load_engine`.
         time_limit: seconds for preparing one case; 0 means none.
         progress: called with (done, all, words) after each batch.
 
@@ -63,27 +58,16 @@ def predict_manifest(
     """
     folders = member_folders(folder)
     check_folder(out, "prediction", reads=folders)
-    members = [load_engine(one, engine, device, trust=trust) for one in folders]
+    members = [load_engine(one, engine, device) for one in folders]
     model = joint_model([one for one, _ in members])
     cohort = prepare_for(model, manifest, out, workers=workers, time_limit=time_limit, folder=folder)
     path = Path(out) / "predictions.csv"
-    rows = list(_rows(members, model, cohort, batch_size, progress))
+    items = inference_items(model, cohort)
+    loader = DataLoader(CaseImages(items, model.modalities, cohort.modalities), batch_size)
+    rows = []
+    for row in predict_rows(members, model, loader):
+        rows.append(row)
+        if progress and (len(rows) % batch_size == 0 or len(rows) == len(items)):
+            progress(len(rows), len(items), "predicted")
     write_predictions(path, rows, model, "inference", cohort, each=True)
     return path
-
-
-def _rows(
-    members: Sequence[tuple[Model, Engine]], model: Model, cohort: Cohort, batch_size: int, progress: Progress | None
-) -> Iterator[Mapping[str, Any]]:
-    """The rows of all cases that have one of the model's modalities, a batch at a time."""
-    items = inference_items(model, cohort)
-    for start in range(0, len(items), batch_size):
-        part = items[start : start + batch_size]
-        batch = {name: [one[name] for one in part] for name in ("case", "subject", "session", "modalities")}
-        images = [load_image(one["image"], model.modalities, cohort.modalities) for one in part]
-        image, present = torch.from_numpy(np.stack(images)), torch.stack([one["present"] for one in part])
-        check_batch(image, present, batch["case"])
-        said = np.stack([probabilities(answer(image, present), about) for about, answer in members])
-        yield from prediction_rows(batch, said, model)
-        if progress:
-            progress(start + len(part), len(items), "predicted")

@@ -4,9 +4,8 @@ from mmfusion.prepare.acceptance import accept_case
 from mmfusion.prepare.case import (
     CaseResult,
     Doubt,
-    check_reference,
-    choose_reference,
     load_case,
+    measure_case,
     prepare_case,
     prepare_volumes,
 )
@@ -24,7 +23,11 @@ from mmfusion.prepare.folder import (
     write_case,
     write_cohort,
 )
+from mmfusion.prepare.measuring import features_of
+from mmfusion.prepare.pair import pair_words, register_files
+from mmfusion.prepare.placing import check_reference, choose_reference
 from mmfusion.prepare.scaling import check_pet
+from mmfusion.prepare.words import cohort_counts, cohort_warnings, kept_words
 
 __all__ = [
     "CaseResult",
@@ -38,6 +41,8 @@ __all__ = [
     "load_case",
     "check_pet",
     "prepare_case",
+    "measure_case",
+    "features_of",
     "prepare_volumes",
     "Cohort",
     "PreparedCase",
@@ -50,4 +55,9 @@ __all__ = [
     "write_case",
     "write_cohort",
     "versions",
+    "cohort_counts",
+    "cohort_warnings",
+    "kept_words",
+    "pair_words",
+    "register_files",
 ]

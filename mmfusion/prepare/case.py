@@ -12,9 +12,21 @@ import numpy as np
 from mmfusion.cohort.files import pet_details, region_of, with_region
 from mmfusion.errors import GeometryError, MmfusionError, OptionError, VoxelError
 from mmfusion.io import load_mask, load_volume
-from mmfusion.options import OPTIONS, nearest, resolve, unknown
+from mmfusion.options import resolve
+from mmfusion.prepare.measuring import mask_facts, region_facts, registration_facts, scan_facts
 from mmfusion.prepare.pictures import case_pictures
-from mmfusion.prepare.placing import BRAIN_OF, Region, brain_on, mask_and_owner, place_grid, registered
+from mmfusion.prepare.placing import (
+    BRAIN_OF,
+    Region,
+    brain_on,
+    check_crop,
+    check_reference,
+    choose_reference,
+    kept_voxels,
+    mask_and_owner,
+    place_grid,
+    registered,
+)
 from mmfusion.prepare.scaling import check_pet, scaling
 from mmfusion.volume import (
     Grid,
@@ -126,7 +138,13 @@ def load_case(case: Case, **options: Any) -> dict[str, Volume]:
 
 
 def prepare_case(
-    case: Case, *, pictures: bool = True, keep_volumes: bool = False, device: str = "cpu", **options: Any
+    case: Case,
+    *,
+    pictures: bool = True,
+    keep_volumes: bool = False,
+    features: Sequence[str] = (),
+    device: str = "cpu",
+    **options: Any,
 ) -> CaseResult:
     """Everything from the files of one case to its tensor.
 
@@ -134,6 +152,7 @@ def prepare_case(
         case: a row of the manifest.
         pictures: also make the arrays of the QC page.
         keep_volumes: also return the scans on the grid.
+        features: of the mask in each scan, values of the option ``features``; they go to the facts.
         device: where registration runs, ``cpu`` or a torch device; elsewhere than on a CPU, results differ by rounding.
         options: the group ``case`` of :mod:`mmfusion.options`.
 
@@ -150,33 +169,42 @@ def prepare_case(
             f"subject {case.subject}: none of the modalities {', '.join(options['modalities'])} is in the manifest row"
         )
     options["modalities"] = options["modalities"] or list(volumes)
-    mask = None
-    if case.mask is not None:
-        roi = case.roi or options["roi"]
-        mask = partial(load_mask, case.mask, roi=roi, assume_orientation=options["assume_orientation"])
-    return prepare_volumes(volumes, mask=mask, pictures=pictures, keep_volumes=keep_volumes, device=device, **options)
+    also: dict[str, Any] = {"pictures": pictures, "keep_volumes": keep_volumes, "features": features, "device": device}
+    return prepare_volumes(volumes, mask=_mask_reader(case, options), **also, **options)
 
 
-def check_reference(reference: Sequence[str], modalities: Sequence[str]) -> None:
-    """Refuse a reference that another modality would silently stand in for.
+def measure_case(
+    case: Case, transforms: Mapping[str, Transform], features: Sequence[str] = (), **options: Any
+) -> dict[str, Any]:
+    """The facts of the mask's region in a case that is prepared already: nothing is registered or resampled to a grid.
 
-    Some of a list may be missing (a study without MR); the default may name none of them.
+    Args:
+        case: a row of the manifest.
+        transforms: where a point of the reference lies in each other scan.
+        features: values of the option ``features``.
+        options: the group ``case`` of :mod:`mmfusion.options`, as the case was prepared.
+
+    Returns:
+        By column of ``cases.csv``; empty if the case has no mask.
 
     Raises:
-        OptionError: one is a misspelt modality, or none is a modality.
+        ReadError, VoxelError: see :func:`load_case`.
+        GeometryError: the mask is empty, or drawn on a scan that the case does not have.
     """
-    strange = [name for name in reference if name not in modalities]
-    if list(reference) == OPTIONS["reference"].default or not strange:
-        return
-    others = [name for name in modalities if name not in reference]
-    misspelt = [name for name in strange if nearest(name, others)]
-    if misspelt or len(strange) == len(reference):
-        raise OptionError(unknown("reference", [*misspelt, *strange][0], modalities))
+    options = resolve(options, "case")
+    read_mask = _mask_reader(case, options)
+    if read_mask is None:
+        return {}
+    volumes = {name: _bias_corrected(volume, options) for name, volume in load_case(case, **options).items()}
+    mask, owner = mask_and_owner(read_mask, volumes, choose_reference(list(volumes), options["reference"]))
+    return region_facts(volumes, transforms, mask, owner, features, cache(lambda name: foreground(volumes[name])))
 
 
-def choose_reference(available: Sequence[str], preferred: Sequence[str]) -> str:
-    """The first of ``preferred`` that is available; else the first available modality."""
-    return next((name for name in preferred if name in available), available[0])
+def _mask_reader(case: Case, options: Mapping[str, Any]) -> Callable[[Grid], Volume] | None:
+    if case.mask is None:
+        return None
+    roi = case.roi or options["roi"]
+    return partial(load_mask, case.mask, roi=roi, assume_orientation=options["assume_orientation"])
 
 
 def prepare_volumes(
@@ -186,6 +214,7 @@ def prepare_volumes(
     grid: Grid | None = None,
     pictures: bool = True,
     keep_volumes: bool = False,
+    features: Sequence[str] = (),
     device: str = "cpu",
     **options: Any,
 ) -> CaseResult:
@@ -193,11 +222,12 @@ def prepare_volumes(
 
     Args:
         volumes: by modality, in physical units (HU, SUV, a.u.); those absent become zero channels.
-        mask: reads the region of interest on a given grid; needed for ``center="mask"``, else only measured.
+        mask: reads the region of interest on a given grid; needed for ``center="mask"``, and measured.
         grid: the target grid in the world of the reference (with ``to``, of the template), instead of ``spacing``,
             ``size`` and ``center``.
         pictures: also make the arrays of the QC page.
         keep_volumes: also return the scans on the grid.
+        features: of the mask in each scan, values of the option ``features``; they go to the facts.
         device: where registration runs, ``cpu`` or a torch device.
         options: the group ``case`` of :mod:`mmfusion.options`; ``modalities`` orders the channels.
 
@@ -221,10 +251,11 @@ def prepare_volumes(
     head = options["to"] or (BRAIN_OF if options["brain_mask"] else None)
     registrations = registered(volumes, reference, head, options, device)
     # first within the patient, from the reference to each modality; then from the world of the grid
-    transforms = {name: one.fixed_to_moving for name, one in registrations.items() if name != head}
+    within = {name: one.fixed_to_moving for name, one in registrations.items() if name != head}
+    transforms = within
     to_reference = registrations[head].fixed_to_moving if head else Transform()
     if options["to"]:
-        transforms = {reference: to_reference} | {name: to_reference.compose(t) for name, t in transforms.items()}
+        transforms = {reference: to_reference} | {name: to_reference.compose(t) for name, t in within.items()}
     named = [("reading", name, volume.meta.get("doubts", ())) for name, volume in volumes.items()]
     named += [("registration", name, one.reasons) for name, one in registrations.items() if one.verdict != "ok"]
     doubts = [Doubt(cause, f"{name}: {sentence}") for cause, name, sentences in named for sentence in sentences]
@@ -243,7 +274,7 @@ def prepare_volumes(
         grid = place_grid(options, volumes, reference, body, lesion)
     to_head = Transform() if options["to"] else to_reference.inverse()
     brain = brain_on(grid, to_head, head) if head and options["brain_mask"] else None
-    kept = _kept(options, grid, body, lesion, brain)
+    kept = kept_voxels(options, grid, body, lesion, brain)
 
     image = np.zeros((len(modalities), *grid.shape), np.float32)
     valid = np.zeros(image.shape, bool)
@@ -271,13 +302,14 @@ def prepare_volumes(
         level = clip_level(volume.units, options["suv_max"], options["pet_max"])
         seen = valid[channel] if kept is None else valid[channel] & kept
         clipped = clipped_share(moved, level, None if masked is None else (masked.array > 0) & seen)
-        facts |= _facts(name, volume, share, clipped) | _registration_facts(name, registrations.get(name))
+        facts |= scan_facts(name, volume, share, clipped) | registration_facts(name, registrations.get(name))
         if keep_volumes:
             on_grid[name] = moved
     if head:
-        facts |= {"template": head} | _registration_facts(head, registrations[head])
+        facts |= {"template": head} | registration_facts(head, registrations[head])
     if drawn is not None:
-        facts |= _mask_facts(drawn)
+        facts |= mask_facts(drawn)
+        facts |= region_facts(volumes, within, drawn, owner, features, body_of)
     if brain is not None:
         facts["brain_ml"] = round(float(brain.sum() * np.prod(grid.spacing) / 1000), 1)
     if keep_volumes and masked is not None:
@@ -319,32 +351,6 @@ def _body(
         return None
 
 
-def check_crop(options: Mapping[str, Any]) -> None:
-    """Refuse a margin around nothing.
-
-    Raises:
-        OptionError: ``crop_margin`` with another ``center`` than a mask or the body.
-    """
-    if options["crop_margin"] is not None and options["center"] not in ("mask", "foreground"):
-        raise OptionError(
-            f"--crop-margin needs a box around something: --center foreground or mask, not {options['center']}"
-        )
-
-
-def _kept(
-    options: Mapping[str, Any], grid: Grid, body: Region | None, lesion: Region | None, brain: np.ndarray | None
-) -> np.ndarray | None:
-    """``[i, j, k]`` bool: where the grid is not to be emptied; None for everywhere."""
-    kept = brain
-    if options["crop_margin"] is not None:
-        region = lesion if options["center"] == "mask" else body
-        if region is None:
-            raise GeometryError("no body stands out in the reference to crop to; leave out --crop-margin")
-        box = region.box(grid, options["crop_margin"])
-        kept = box if brain is None else box & brain
-    return kept
-
-
 def _shares(grid: Grid, body: Region | None, lesion: Region | None, doubts: list[Doubt]) -> dict[str, Any]:
     """How much of the body and of the mask the grid misses, 0 to 1; a cut mask is a reason to doubt."""
     facts: dict[str, Any] = {}
@@ -356,31 +362,3 @@ def _shares(grid: Grid, body: Region | None, lesion: Region | None, doubts: list
             words = f"mask: {share:.0%} of it falls outside the grid; use --center mask, or a larger grid"
             doubts.append(Doubt("mask", words))
     return facts
-
-
-def _facts(name: str, volume: Volume, share: float, clipped: float | None) -> dict[str, Any]:
-    stored = volume.meta.get("stored_spacing", volume.spacing)
-    facts = {} if clipped is None else {f"{name}_clipped": round(clipped, 4)}
-    return facts | {
-        f"{name}_spacing": " ".join(f"{step:.3g}" for step in stored),
-        f"{name}_orientation": volume.meta.get("stored_orientation", volume.grid.orientation),
-        f"{name}_units": volume.units,
-        f"{name}_coverage": round(share, 4),
-        f"{name}_notes": "; ".join(volume.meta.get("notes", ())),
-    }
-
-
-def _mask_facts(mask: Volume) -> dict[str, Any]:
-    return {
-        "mask_roi": ", ".join(mask.meta.get("rois", ())),
-        "mask_others": ", ".join(mask.meta.get("others", ())),
-        "mask_notes": "; ".join(mask.meta.get("notes", ())),
-    }
-
-
-def _registration_facts(name: str, registration: Registration | None) -> dict[str, Any]:
-    if registration is None:
-        return {}
-    return {
-        f"{name}_{key}": value for key, value in registration.as_dict().items() if isinstance(value, str | float | int)
-    } | {f"{name}_alternative": registration.alternative.words if registration.alternative else ""}

@@ -22,12 +22,14 @@ from mmfusion.files import CohortFolder, optional_fields, read_fields, write_jso
 from mmfusion.io import check_frame
 from mmfusion.options import GROUPS, resolve, settle
 from mmfusion.prepare.acceptance import apply_acceptances, read_acceptances
-from mmfusion.prepare.case import check_crop, check_reference, prepare_case
+from mmfusion.prepare.case import measure_case, prepare_case
 from mmfusion.prepare.covariates import read_tables, write_covariates
 from mmfusion.prepare.derivatives import refuse_shared_names, write_dataset, write_derivative
 from mmfusion.prepare.exclusive import exclusive, refuse_other_run
-from mmfusion.prepare.folder import Cohort, read_case, remove_case, row_of, write_case, write_cohort
+from mmfusion.prepare.folder import Cohort, read_case, remove_case, row_of, transforms_of, write_case, write_cohort
+from mmfusion.prepare.placing import check_crop, check_reference
 from mmfusion.prepare.processes import Processes
+from mmfusion.prepare.radiomics import check_features
 from mmfusion.prepare.scaling import check_pet, is_suv, parse_standard
 from mmfusion.prepare.sources import case_key, case_stamp, source_digests
 from mmfusion.prepare.standard import LOADING, are_landmarks, fit_standard, landmarks_of, training_cases
@@ -63,8 +65,17 @@ class _Order:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What decides the files of a case, beside its sources and the code."""
-        return {**self.options, **self.storage}
+        """What decides the files of a case, beside its sources and the code; features are only added to its record."""
+        return {name: value for name, value in {**self.options, **self.storage}.items() if name != "features"}
+
+    @property
+    def features(self) -> list[str]:
+        """What is computed of each mask, beside the measurements."""
+        return self.storage["features"] or []
+
+    def is_measured(self, record: Mapping[str, Any]) -> bool:
+        """Whether the record of a case has all features that are wanted."""
+        return set(self.features) <= set(record["features"].split())
 
 
 def prepare_cohort(
@@ -102,7 +113,8 @@ def prepare_cohort(
 
     Raises:
         ManifestError: the manifest has problems (all are listed).
-        OptionError: an option does not fit, or ``reference`` is misspelt or names no modality.
+        OptionError: an option does not fit, ``reference`` is misspelt or names no modality, or ``features`` needs a
+            package that is not installed.
         OutputError: ``out`` is not a cohort folder, holds what is read, or cannot be written.
         CohortError: a case failed, and ``strict``; or another call is writing into the folder.
     """
@@ -112,6 +124,7 @@ def prepare_cohort(
     check_device(device)
     check_crop(options)
     check_pet(options)
+    check_features(storage["features"])
     check_frame(options["frame"])
     parse_standard(options["mr_standard"])
     cases, names = read_study(manifest, options["modalities"])
@@ -155,7 +168,7 @@ def prepare_cohort(
                     )
         write_covariates(folder, cases, tables)  # anew each time: no tensor depends on them
         rows = [row_of(case, records[case.id] or {}) for case in cases]
-        return write_cohort(Path(out), order.asked, apply_acceptances(folder, rows, accepted))
+        return write_cohort(Path(out), {**options, **storage}, apply_acceptances(folder, rows, accepted))
 
 
 def _options_before(out: Path) -> dict[str, Any]:
@@ -265,9 +278,11 @@ def _unchanged(case: Case, order: _Order) -> dict[str, Any] | None:
     """The record of a case that is there and whose files nobody has touched, or None."""
     record = read_case(order.out, case.id)
     try:
-        return record if record and record.get("stamp") == case_stamp(case, order.asked) else None
+        if record and record.get("stamp") == case_stamp(case, order.asked) and order.is_measured(record):
+            return record
     except MmfusionError:
-        return None  # found again, and told, where the case is prepared
+        pass  # found again, and told, where the case is prepared
+    return None
 
 
 def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
@@ -278,9 +293,12 @@ def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
         key = case_key(case, order.asked, digests)
         record = read_case(order.out, case.id)
         if record and record.get("key") == key:  # the files moved or were written again, and hold the same
+            if not order.is_measured(record):
+                record = _measured(record, case, order)
             write_json({**record, "stamp": stamp}, CohortFolder(order.out).record(case.id))
             return record
-        result = prepare_case(case, keep_volumes=order.storage["save_nifti"], device=order.device, **order.options)
+        how: dict[str, Any] = {"keep_volumes": order.storage["save_nifti"], "device": order.device}
+        result = prepare_case(case, features=order.features, **how, **order.options)
         if case_stamp(case, order.asked) != stamp:
             raise ReadError("its files changed while they were read; run the same command again")
         _check_range(result, order.storage["dtype"])
@@ -297,7 +315,7 @@ def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
             refuse_other_run(order.out, order.run)
             others = _write_nifti(case, result, digests, order)
             how = {"key": key, "stamp": stamp, "seconds": perf_counter() - start, "dtype": order.storage["dtype"]}
-            how["sources"] = digests
+            how |= {"sources": digests, "features": order.features}
             allowed = partial(refuse_other_run, order.out, order.run)
             return write_case(order.out, case, result, others=others, allowed=allowed, **how)
         except OutputError as error:
@@ -310,6 +328,20 @@ def _prepare_one(case: Case, order: _Order) -> dict[str, Any]:
     return _failed(case, order, message)
 
 
+def _measured(record: Mapping[str, Any], case: Case, order: _Order) -> dict[str, Any]:
+    """The record of a prepared case with the measurements and features of its mask; its tensor stays as it is."""
+    transforms = transforms_of(order.out, case.id, case.images)
+    try:
+        facts = measure_case(case, transforms, order.features, **order.options)
+    except MmfusionError as error:  # of the mask: the case is doubtful, and says why
+        facts = {"region_notes": str(error)}
+    return {**record, **_nameless(facts, case, order), "features": " ".join(order.features)}
+
+
+def _nameless(facts: Mapping[str, Any], case: Case, order: _Order) -> dict[str, Any]:
+    return {name: _named(value, case, order) if name.endswith("_notes") else value for name, value in facts.items()}
+
+
 def _check_range(result: CaseResult, dtype: str) -> None:
     largest = float(np.abs(result.image).max())
     if not largest <= float(np.finfo(dtype).max):
@@ -320,7 +352,7 @@ def _check_range(result: CaseResult, dtype: str) -> None:
 
 def _without_paths(result: CaseResult, case: Case, order: _Order) -> CaseResult:
     """The result with the reasons and notes as they may be written."""
-    facts = {n: _named(v, case, order) if n.endswith("_notes") else v for n, v in result.facts.items()}
+    facts = _nameless(result.facts, case, order)
     doubts = tuple(doubt._replace(sentence=_named(doubt.sentence, case, order)) for doubt in result.doubts)
     return replace(result, doubts=doubts, facts=facts)
 

@@ -4,7 +4,7 @@
 
     COHORT/
       options.json      what was asked for, and the versions that did it
-      cases.csv         one row a case: status, reasons, registration numbers (of good and bad cases alike)
+      cases.csv         one row per case: status, reasons, measurements, registration numbers (of good and bad cases)
       cases/<case>/     image.npy [M, D, H, W], qc.npz, case.json (with checksums); ITK transforms: <modality>.tfm
                         (reference to modality; .h5 if it bends) and mni152.tfm (template to reference)
       covariates.csv    the manifest's other columns, as text; those of tables in covariates.npz, see
@@ -47,7 +47,7 @@ from mmfusion.files import (
     write_csv,
     write_json,
 )
-from mmfusion.io import save_transform
+from mmfusion.io import load_transform, save_transform
 from mmfusion.options import GROUPS, LATER, OPTIONS, resolve
 from mmfusion.report import write_qc
 
@@ -55,12 +55,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from mmfusion.prepare.case import CaseResult
+    from mmfusion.volume import Transform
 
 _GIVEN = ("subject", "session", "label", "split", "fold", "site")
 _NEEDED = ("case", *_GIVEN, "status", "reasons", "reference", "modalities", "file", "key")
 _CASE_COLUMNS = (*_NEEDED, "seconds")
 _STATES = ("done", "doubtful", "accepted", "failed")
-_NO_COLUMNS = ("affine", "world", "stamp", "checksums", "looked_at")  # of case.json, for machines only
+_NO_COLUMNS = ("affine", "world", "stamp", "checksums", "looked_at", "features")  # of case.json, for machines only
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ def _again(folder: Path) -> str:
 def _read_options(folder: Path) -> tuple[dict[str, Any], bool]:
     """The group ``case`` of a cohort's ``options.json``, and whether it is simulated."""
     path = CohortFolder(folder).options
-    fields = {"save_nifti": False, "keep_paths": False, "dtype": "float32", "simulated": False, "versions": {}, **LATER}
+    fields: dict[str, Any] = {"save_nifti": False, "keep_paths": False, "dtype": "float32", "features": None}
+    fields |= {"simulated": False, "versions": {}, **LATER}
     fields |= optional_fields(path, _unfinished(folder))
     checks = dict.fromkeys((*GROUPS["case"], *GROUPS["storage"]), lambda value: value)
     checks |= {"simulated": a_flag, "versions": a_table}
@@ -274,15 +276,16 @@ def write_case(
     stamp: str = "",
     seconds: float = 0.0,
     dtype: str = "float32",
+    features: Sequence[str] = (),
     sources: Mapping[str, str] | None = None,
     others: Sequence[Path] = (),
     allowed: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Write one prepared case, and return its row of ``cases.csv``.
 
-    ``sources`` are the digests of what was read, by scan. ``others`` are files that belong to the case and lie
-    elsewhere in ``out``, already. ``allowed`` is asked at the last moment, and raises if the folder belongs to somebody
-    else by now.
+    ``features`` are those that were computed, if there was a mask. ``sources`` are the digests of what was read, by
+    scan. ``others`` are files that belong to the case and lie elsewhere in ``out``, already. ``allowed`` is asked at
+    the last moment, and raises if the folder belongs to somebody else by now.
 
     Whatever ends the process or the machine, a case is whole or counts as not prepared: ``case.json`` says so until all
     files are on the disk under their names. Files of an earlier preparation that the case no longer has are removed;
@@ -313,7 +316,9 @@ def write_case(
         before = announce_files(out, case.id, checksums)
         for file in written:
             file.replace(final / file.name)
-        write_json({**record, **where, "stamp": stamp, "checksums": checksums, "looked_at": seen}, final / "case.json")
+        more = {**where, "stamp": stamp, "checksums": checksums, "looked_at": seen}
+        more |= {"features": " ".join(features)} if features else {}
+        write_json({**record, **more}, final / "case.json")
         to_disk(final / "case.json")
         _remove_files(out, before - checksums.keys())
     finally:
@@ -406,12 +411,23 @@ def read_case(out: Path, case_id: str) -> dict[str, Any] | None:
     return record if all((out / name).is_file() for name in names) else None
 
 
+def transforms_of(out: Path, case_id: str, modalities: Iterable[str]) -> dict[str, Transform]:
+    """Where a point of a prepared case's reference lies in each other modality, as far as files say it.
+
+    Raises:
+        ReadError: a file is damaged.
+    """
+    folder = CohortFolder(out).cases / case_id
+    files = {name: folder / f"{name}.{ending}" for name in modalities for ending in ("tfm", "h5")}
+    return {name: load_transform(file) for name, file in files.items() if file.is_file()}
+
+
 _RECORD = {
     **dict.fromkeys(("key", "stamp", "status", "reasons", "causes"), a_text),
-    **dict.fromkeys(("reference", "modalities", "file", "world"), a_text),
+    **dict.fromkeys(("reference", "modalities", "file", "world", "features"), a_text),
     **dict.fromkeys(("checksums", "looked_at"), a_table),
 }
-_LATER: dict[str, Any] = {"causes": "", "looked_at": {}}  # what records of earlier versions do not have
+_LATER: dict[str, Any] = {"causes": "", "looked_at": {}, "features": ""}  # what records of earlier versions do not have
 
 
 def _record(out: Path, case_id: str) -> dict[str, Any] | None:

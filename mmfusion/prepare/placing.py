@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfusion.errors import GeometryError, OptionError
+from mmfusion.options import OPTIONS, nearest, unknown
 from mmfusion.volume import Grid, Transform, Volume, mask_center
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from mmfusion.registration import Registration
 
@@ -19,6 +20,28 @@ _POINTS = 200_000  # of a region, at most
 
 BRAIN_OF = "mni152"
 """The template whose brain masks where no template is asked for."""
+
+
+def check_reference(reference: Sequence[str], modalities: Sequence[str]) -> None:
+    """Refuse a reference that another modality would silently stand in for.
+
+    Some of a list may be missing (a study without MR); the default may name none of them.
+
+    Raises:
+        OptionError: one is a misspelt modality, or none is a modality.
+    """
+    strange = [name for name in reference if name not in modalities]
+    if list(reference) == OPTIONS["reference"].default or not strange:
+        return
+    others = [name for name in modalities if name not in reference]
+    misspelt = [name for name in strange if nearest(name, others)]
+    if misspelt or len(strange) == len(reference):
+        raise OptionError(unknown("reference", [*misspelt, *strange][0], modalities))
+
+
+def choose_reference(available: Sequence[str], preferred: Sequence[str]) -> str:
+    """The first of ``preferred`` that is available; else the first available modality."""
+    return next((name for name in preferred if name in available), available[0])
 
 
 def registered(
@@ -139,6 +162,32 @@ def place_grid(
     else:
         center = body.center if rule == "foreground" and body else volumes[reference].grid.center
     return Grid.around(center, options["spacing"], options["size"])
+
+
+def check_crop(options: Mapping[str, Any]) -> None:
+    """Refuse a margin around nothing.
+
+    Raises:
+        OptionError: ``crop_margin`` with another ``center`` than a mask or the body.
+    """
+    if options["crop_margin"] is not None and options["center"] not in ("mask", "foreground"):
+        raise OptionError(
+            f"--crop-margin needs a box around something: --center foreground or mask, not {options['center']}"
+        )
+
+
+def kept_voxels(
+    options: Mapping[str, Any], grid: Grid, body: Region | None, lesion: Region | None, brain: np.ndarray | None
+) -> np.ndarray | None:
+    """``[i, j, k]`` bool: where the grid is not to be emptied; None for everywhere."""
+    kept = brain
+    if options["crop_margin"] is not None:
+        region = lesion if options["center"] == "mask" else body
+        if region is None:
+            raise GeometryError("no body stands out in the reference to crop to; leave out --crop-margin")
+        box = region.box(grid, options["crop_margin"])
+        kept = box if brain is None else box & brain
+    return kept
 
 
 def mask_and_owner(

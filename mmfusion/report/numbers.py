@@ -10,6 +10,7 @@ from mmfusion.options import OPTIONS
 from mmfusion.report.files import modalities_of, number
 from mmfusion.volume import HOT_SUV
 
+_MISSED = 0.5  # of a body; more than that outside the grid is reported
 _CLIPPED = 0.05  # of a mask or hot volume; more than that above what becomes 1 is reported
 
 
@@ -72,6 +73,19 @@ NUMBERS = (
 )
 """In the order in which they are shown. A number that a cohort has no values of is not shown; a new column of
 ``cases.csv`` is one more line here."""
+
+
+def missed_words(rows: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> str:
+    """A sentence if the grid was to hold the body and misses much of it; empty if not."""
+    shares = {row.get("case", "?"): number(row.get("foreground_outside")) or 0.0 for row in rows}
+    bad = sum(share > _MISSED for share in shares.values())
+    if not bad or options["center"] != "foreground" or options["to"]:
+        return ""
+    worst = max(shares, key=lambda case: shares[case])
+    return (
+        f"in {bad} of {len(shares)} cases more than half of the body falls outside the grid "
+        f"({worst}: {shares[worst]:.0%}): larger --spacing or --size, or --center mask"
+    )
 
 
 def clipped_words(rows: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmfusion.errors import CohortError
-from mmfusion.files import RunFolder, is_there, optional_fields, read_rows
+from mmfusion.files import Predictions, RunFolder, is_there, optional_fields, read_rows
 from mmfusion.report.files import number
 
 
@@ -39,37 +39,15 @@ class Curve(NamedTuple):
         return bool(0 < np.sum(self.label) < len(self.label))
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """The rows of one part: ``label [N]``, ``probability [N, K]``, ``subject [N]``, and the rows themselves.
-
-    Of a cross-validation also ``fold [N]``; else it is None.
-    """
-
-    classes: list[str]
-    label: np.ndarray
-    probability: np.ndarray
-    subject: np.ndarray
-    rows: list[dict[str, str]]
-    fold: np.ndarray | None = None
-
-    def predicted(self, threshold: float | None) -> np.ndarray:
-        """``[N]`` class indices: at the threshold for two classes, the most probable one for more; without a threshold
-        what the rows say."""
-        if threshold is None:
-            return np.array([self.classes.index(row["predicted"]) for row in self.rows])
-        if len(self.classes) == 2:
-            return (self.probability[:, 1] >= threshold).astype(np.int64)
-        return np.argmax(self.probability, axis=1)
-
-    def curves(self) -> dict[str, Curve]:
-        """Each class against the rest (two classes: the positive one), where a test part has both."""
-        shown = [1] if len(self.classes) == 2 else range(len(self.classes))
-        curves = {
-            self.classes[k]: Curve((self.label == k).astype(np.int64), self.probability[:, k], self.subject, self.fold)
-            for k in shown
-        }
-        return {name: one for name, one in curves.items() if (one.has_both if one.fold is None else one.by_fold())}
+def curves_of(predictions: Predictions) -> dict[str, Curve]:
+    """Each class against the rest (two classes: the positive one), where a test part has both."""
+    classes, label, fold = predictions.classes, predictions.label, predictions.fold
+    shown = [1] if len(classes) == 2 else range(len(classes))
+    curves = {
+        classes[k]: Curve((label == k).astype(np.int64), predictions.probability[:, k], predictions.subject, fold)
+        for k in shown
+    }
+    return {name: one for name, one in curves.items() if (one.has_both if one.fold is None else one.by_fold())}
 
 
 @dataclass(frozen=True)
@@ -149,9 +127,9 @@ def read_result(run_dir: str | Path) -> Result:
     files = RunFolder(folder)
     options = optional_fields(files.options)
     metrics = optional_fields(files.metrics, remedy) if files.predictions.is_file() else {}
-    rows = read_rows(files.predictions, remedy)
-    predictions = read_predictions(files.predictions, rows, options, str(metrics.get("part", "test")))
-    _refuse_stale(folder, rows, metrics)
+    table = Predictions.read(files.predictions, remedy)
+    predictions = labelled_part(table, str(metrics.get("part", "test")))
+    _refuse_stale(folder, table, metrics)
     cohort = cohort_folder(folder, options.get("cohort"))
     return Result(
         folder=folder,
@@ -171,7 +149,7 @@ def models_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return sorted({str(row["model"]) for row in rows if row.get("model")})
 
 
-def _refuse_stale(folder: Path, rows: list[dict[str, str]], metrics: dict[str, Any]) -> None:
+def _refuse_stale(folder: Path, rows: Iterable[Mapping[str, str]], metrics: dict[str, Any]) -> None:
     """Refuse metrics of other predictions, and predictions of another model, than those in the folder.
 
     Raises:
@@ -197,37 +175,16 @@ def _refuse_stale(folder: Path, rows: list[dict[str, str]], metrics: dict[str, A
         )
 
 
-def read_predictions(path: Path, rows: list[dict[str, str]], options: dict[str, Any], part: str) -> Predictions:
-    """The labeled rows of one part of ``predictions.csv`` as arrays; labels are class names or class indices.
+def labelled_part(predictions: Predictions, part: str) -> Predictions:
+    """The rows of one part that have a label, of which there must be some.
 
     Raises:
-        CohortError: no rows of the part, no probability columns, or cells that are no numbers or no classes.
+        CohortError: there are none.
     """
-    chosen = [row for row in rows if row.get("part", part) == part and row.get("label")]
-    if not chosen:
-        raise CohortError(f"{path} has no rows of part '{part}' with a label: evaluate that part first")
-    classes = [name.removeprefix("p_") for name in chosen[0] if name.startswith("p_")]
-    if len(classes) < 2:
-        raise CohortError(f"{path} has columns {', '.join(chosen[0])}; expected p_<class> for 2 classes or more")
-    given = options.get("classes")
-    if isinstance(given, list) and sorted(map(str, given)) == sorted(classes):
-        classes = [str(name) for name in given]
-    index = {str(k): k for k in range(len(classes))} | {name: k for k, name in enumerate(classes)}
-    label, probability = [], []
-    for line, row in enumerate(chosen):
-        values = [number(row.get(f"p_{name}")) for name in classes]
-        if row.get("label") not in index or None in values:
-            found = row.get("label", "") if row.get("label") not in index else values
-            raise CohortError(
-                f"{path}, case {row.get('case', line)}: found {found!r}, expected a label of "
-                f"{', '.join(classes)} and a probability for each; evaluate the run again"
-            )
-        label.append(index[row["label"]])
-        probability.append(values)
-    subject = np.array([row.get("subject") or f"row {line}" for line, row in enumerate(chosen)])
-    fold = np.array([row.get("fold") or "" for row in chosen])
-    shares = np.array(probability, dtype=np.float64)
-    return Predictions(classes, np.array(label), shares, subject, chosen, fold if any(fold) else None)
+    chosen = predictions.labelled(part)
+    if not len(chosen):
+        raise CohortError(f"{chosen.path} has no rows of part '{part}' with a label: evaluate that part first")
+    return chosen
 
 
 def cohort_folder(run: Path, given: Any) -> Path | None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfusion.errors import CohortError
-from mmfusion.files import RunFolder, claim_place, interpreting, read_rows
+from mmfusion.errors import CohortError, ReadError
+from mmfusion.files import Predictions, RunFolder, claim_place, interpreting, read_rows
 from mmfusion.report import charts, page
 from mmfusion.report.cards import GOOD_AND_BAD, case_card
 from mmfusion.report.doubtful import doubtful_section
@@ -22,7 +22,7 @@ from mmfusion.report.files import (
 )
 from mmfusion.report.folds import folds_section
 from mmfusion.report.page import Html, element, join
-from mmfusion.report.result import Curve, Result, cohort_folder, read_predictions, read_result
+from mmfusion.report.result import Curve, Result, cohort_folder, curves_of, labelled_part, read_result
 from mmfusion.report.words import METRIC_NAMES, interval, p_value, summary, value, warnings
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _performance(result: Result) -> list[Html]:
 
 def _curve_charts(result: Result) -> list[Html]:
     """ROC, precision and recall, and reliability; empty where no test part has both classes."""
-    own = result.predictions.curves()
+    own = curves_of(result.predictions)
     if not own:
         return []
     curves = own
@@ -203,11 +203,12 @@ def _single_curves(result: Result) -> dict[str, Curve]:
     found = {}
     for name in result.comparison or result.modalities:
         path = RunFolder(result.folder).single(name).predictions
-        rows = read_rows(path)
+        if not path.is_file():
+            continue
         try:
             part = str(result.metrics.get("part", "test"))
-            curves = read_predictions(path, rows, result.options, part).curves() if rows else {}
-        except CohortError:
+            curves = curves_of(labelled_part(Predictions.read(path), part).in_order(result.predictions.classes))
+        except (CohortError, ReadError):
             continue
         if curves:
             found[f"{name} alone"] = next(iter(curves.values()))

@@ -17,16 +17,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai.data import DataLoader, Dataset
-from monai.engines import SupervisedEvaluator
+from torch.utils.data import DataLoader
 
 from mmfusion.errors import CohortError
-from mmfusion.files import RunFolder, clear_if_free, optional_fields, read_rows, write_csv, write_json
-from mmfusion.predict import PredictionsHandler, PrepareFusionBatch, fold_runs, load_model
+from mmfusion.files import Predictions, RunFolder, clear_if_free, optional_fields, read_rows, write_csv, write_json
+from mmfusion.predict import CaseImages, fold_runs, load_model, module_engine, predict_rows, write_predictions
 from mmfusion.report import write_report
 from mmfusion.training.metrics import write_metrics
 from mmfusion.training.study import evaluation_items
-from mmfusion.transforms import LoadPreparedCased
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,19 +78,9 @@ def predict_part(run: str | Path, part: str, *, batch_size: int = 8, device: Any
     """
     model, network = load_model(run)
     cohort, items = evaluation_items(run, model, part)
-    loader = DataLoader(
-        Dataset(items, LoadPreparedCased(model.modalities, cohort.modalities)),
-        batch_size=batch_size,
-        num_workers=loaders,
-    )
-    SupervisedEvaluator(
-        device,
-        loader,
-        network.to(device),
-        prepare_batch=PrepareFusionBatch(),
-        val_handlers=[PredictionsHandler(RunFolder(Path(run)).predictions, model, part, cohort)],
-        decollate=False,
-    ).run()
+    loader = DataLoader(CaseImages(items, model.modalities, cohort.modalities), batch_size, num_workers=loaders)
+    rows = list(predict_rows([(model, module_engine(network.to(device), device))], model, loader))
+    write_predictions(RunFolder(Path(run)).predictions, rows, model, part, cohort)
 
 
 def _pool(run: Path, runs: Mapping[int, Path]) -> None:
@@ -100,12 +88,14 @@ def _pool(run: Path, runs: Mapping[int, Path]) -> None:
     files = RunFolder(run)
     options = [optional_fields(RunFolder(folder).options) for folder in runs.values()]
     rows: list[dict[str, Any]] = []
+    classes: tuple[str, ...] = ()
     split: list[dict[str, Any]] = []
     for fold, folder in runs.items():
+        classes = Predictions.read(RunFolder(folder).predictions).classes
         rows += [{**row, "fold": fold} for row in read_rows(RunFolder(folder).predictions)]
         split += [row for row in read_rows(RunFolder(folder).split, "", ("case", "part")) if row["part"] == "test"]
     cohort = files.way_to(next(iter(runs.values())) / options[0]["cohort"])
     shared = {name: value for name, value in options[0].items() if all(one.get(name) == value for one in options)}
     write_json({**shared, "cohort": cohort}, files.options)
     write_csv(split, files.split)
-    write_csv(rows, files.predictions)
+    Predictions.write(files.predictions, rows, classes)

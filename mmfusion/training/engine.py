@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from mmfusion.errors import OptionError
 from mmfusion.files import write_csv
 from mmfusion.networks.statistics import settle_statistics
+from mmfusion.predict import inputs_of
 from mmfusion.training.distributed import gather, is_first, refuse_together
 
 if TYPE_CHECKING:
@@ -172,12 +173,8 @@ class SettleStatistics:
 
     def __call__(self, engine: Any) -> None:
         """Estimate them (called by ignite)."""
-        settle_statistics(engine.network, (self._read(engine, batch) for batch in self.loader))
-
-    @staticmethod
-    def _read(engine: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        image, _, _, extra = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
-        return image, extra["present"], extra.get("covariates")
+        device = engine.state.device
+        settle_statistics(engine.network, (inputs_of(batch, device, engine.non_blocking) for batch in self.loader))
 
 
 class ValidationScore(Metric):

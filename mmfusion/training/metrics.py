@@ -10,8 +10,8 @@ import numpy as np
 
 from mmfusion.errors import CohortError, ReadError
 from mmfusion.evaluation import Difference, Estimate, classification_metrics, compare
-from mmfusion.files import RunFolder, interpreting, write_json
-from mmfusion.predict import read_model, read_predictions
+from mmfusion.files import Predictions, RunFolder, write_json
+from mmfusion.predict import read_model
 from mmfusion.report.result import models_of
 
 if TYPE_CHECKING:
@@ -49,45 +49,46 @@ def write_metrics(
         ReadError: they are damaged.
     """
     run = Path(run)
-    rows = {row["case"]: row for row in read_predictions(run / "predictions.csv") if row["label"]}
-    if not rows:
+    fused = Predictions.read(run / "predictions.csv").labelled()
+    if not len(fused):
         raise CohortError(f"{run / 'predictions.csv'} has no labels; metrics need them")
-    models = _models(run, rows.values())
+    models = _models(run, fused)
     model = next(iter(models.values()))
-    scored = _score(rows.values(), models, model.classes, run)
+    fused = fused.in_order(model.classes)
+    scored = _score(fused, models)
     options: dict[str, Any] = {"resamples": resamples, "seed": seed, "case_control": case_control}
-    without_doubtful = _without_doubtful(rows, scored, options)
+    without_doubtful = _without_doubtful(fused, scored, options)
     comparison: dict[str, Any] = {}
     pairs: dict[str, tuple[_Scored, _Scored]] = {}
     for name, folder in single_runs(run).items():
-        alone = {row["case"]: row for row in read_predictions(folder / "predictions.csv") if row["case"] in rows}
-        if not alone:  # evaluated on another part
+        alone = Predictions.read(folder / "predictions.csv")
+        alone = alone.of_cases([case for case in alone.cases if case in set(fused.cases)]).in_order(model.classes)
+        if not len(alone):  # evaluated on another part
             continue
-        own = _score(alone.values(), _models(folder, alone.values()), model.classes, folder)
-        fused = _score([rows[case] for case in alone], models, model.classes, run)
-        if reason := _not_paired(fused, own, name):
+        own, both = _score(alone, _models(folder, alone)), _score(fused.of_cases(alone.cases), models)
+        if reason := _not_paired(both, own, name):
             difference = Difference(None, None, None, len(own.label), reason=reason)
         else:
-            difference, pairs[name] = _difference(fused, own, options), (fused, own)
+            difference, pairs[name] = _difference(both, own, options), (both, own)
         comparison[name] = {
             "auc": own.auc(options).as_dict(),
-            "fusion_auc": fused.auc(options).as_dict(),
+            "fusion_auc": both.auc(options).as_dict(),
             "difference": difference.as_dict(),
-            "models": models_of(alone.values()),
+            "models": models_of(alone),
         }
     by_fold: dict[str, Any] = {}
     if scored.folds:
         by_fold = {"folds": _by_fold(scored, pairs, model.classes, options), "notes": [_note(scored)]}
     out = {
-        "part": next(iter(rows.values()))["part"],
-        "n": len(rows),
+        "part": fused[0]["part"],
+        "n": len(fused),
         "classes": list(model.classes),
         "threshold": None if scored.folds else model.threshold,
         "case_control": case_control,
         "metrics": {name: estimate.as_dict() for name, estimate in scored.metrics(options).items()},
         **({"without_doubtful": without_doubtful} if without_doubtful else {}),
         "comparison": comparison,
-        "models": models_of(rows.values()),
+        "models": models_of(fused),
         **by_fold,
         **more,
     }
@@ -137,28 +138,12 @@ class _Scored:
         return replace(rows, fold=np.full_like(rows.fold, ""))
 
 
-def _score(
-    rows: Collection[Mapping[str, str]], models: Mapping[str, Model], classes: tuple[str, ...], run: Path
-) -> _Scored:
-    """The rows of ``predictions.csv`` as arrays, each row with the threshold of its fold's model.
-
-    Raises:
-        ReadError: a cell holds no class or no probability.
-    """
+def _score(predictions: Predictions, models: Mapping[str, Model]) -> _Scored:
+    """The predictions as arrays, each row with the threshold of its fold's model."""
     thresholds = {fold: 0.5 if model.threshold is None else model.threshold for fold, model in models.items()}
-    fold = np.array([row.get("fold", "") for row in rows])
-    with interpreting(run / "predictions.csv", _AGAIN):
-        label = np.array([classes.index(row["label"]) for row in rows])
-        shares = np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows])
-        if not ((shares >= 0) & (shares <= 1)).all() or not shares.sum(1).all():
-            raise ValueError("a probability does not lie between 0 and 1")
-    return _Scored(
-        label,
-        shares / shares.sum(1, keepdims=True),
-        np.array([row["subject"] for row in rows]),
-        np.array([thresholds[one] for one in fold.tolist()]),
-        fold,
-    )
+    fold = np.array([""] * len(predictions)) if predictions.fold is None else predictions.fold
+    threshold = np.array([thresholds[one] for one in fold.tolist()])
+    return _Scored(predictions.label, predictions.probability, predictions.subject, threshold, fold)
 
 
 def _difference(fused: _Scored, own: _Scored, options: Mapping[str, Any]) -> Difference:
@@ -179,14 +164,12 @@ def _not_paired(fused: _Scored, own: _Scored, name: str) -> str:
     )
 
 
-def _without_doubtful(
-    rows: Mapping[str, Mapping[str, str]], scored: _Scored, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def _without_doubtful(predictions: Predictions, scored: _Scored, options: Mapping[str, Any]) -> dict[str, Any]:
     """Which cases are doubtful, and the AUC of the others; empty if none is. Accepted cases are not doubtful."""
-    doubtful = [case for case, row in rows.items() if row.get("status") == "doubtful"]
+    doubtful = [row["case"] for row in predictions if row.get("status") == "doubtful"]
     if not doubtful:
         return {}
-    sure = np.array([case not in doubtful for case in rows])
+    sure = np.array([case not in doubtful for case in predictions.cases])
     if sure.any():
         auc = scored.only(sure).auc(options)
     else:

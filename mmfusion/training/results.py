@@ -13,11 +13,11 @@ from mmfusion.errors import CohortError
 from mmfusion.evaluation import choose_threshold, fit_temperature
 from mmfusion.files import RunFolder
 from mmfusion.predict import (
-    PrepareFusionBatch,
     infer,
     load_weights,
     prior_shift,
     probabilities,
+    run_cases,
     save_model,
 )
 from mmfusion.training.distributed import by_first
@@ -80,17 +80,14 @@ def voices(
 
     V is M for decision fusion; for hybrid fusion 1 + M, the fused classifier first, which is always present.
     """
-    prepare, said, there, labels = PrepareFusionBatch(), [], [], []
     network.eval()
-    with torch.no_grad():
-        for batch in loader:
-            image, label, _, extra = prepare(batch, device)
-            output = network.outputs(image, **extra)
-            logits, present = cast(torch.Tensor, output.modality_logits), output.present
-            if output.fused_logits is not None:
-                logits = torch.cat([output.fused_logits.unsqueeze(1), logits], 1)
-                present = torch.cat([torch.ones_like(present[:, :1]), present], 1)
-            said.append(logits.float().cpu())
-            there.append(present.cpu())
-            labels.append(cast(torch.Tensor, label).cpu())
+    said, there, labels = [], [], []
+    for batch, output in run_cases(lambda given: network.outputs(*given), loader, device):
+        logits, present = cast(torch.Tensor, output.modality_logits), output.present
+        if output.fused_logits is not None:
+            logits = torch.cat([output.fused_logits.unsqueeze(1), logits], 1)
+            present = torch.cat([torch.ones_like(present[:, :1]), present], 1)
+        said.append(logits.float().cpu())
+        there.append(present.cpu())
+        labels.append(batch["label"].cpu())
     return torch.cat(said), torch.cat(there), torch.cat(labels)

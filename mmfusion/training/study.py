@@ -188,9 +188,9 @@ def open_study(
             that was ended is gone on with under the same configuration only.
         device: what the training will run on; one that is not there is refused before anything is touched.
         keep_finished: a finished training with the same options is not moved away, but left as the result.
-        given: who gave the options, as :class:`mmfusion.options.Settings` has it; kept in ``options.json``, and nothing
-            depends on it.
-        options: groups ``case``, ``network`` and ``training`` of :mod:`mmfusion.options`.
+        given: who gave the options, as :class:`mmfusion.options.Settings` has it, if that was not this call; kept in
+            ``options.json``, and nothing depends on it.
+        options: group ``study`` of :mod:`mmfusion.options`; None means not given.
 
     Raises:
         OptionError: an unknown option, or one that contradicts the cohort or needs more validation cases.
@@ -210,7 +210,7 @@ def open_study(
     run = Path(str(run))
     reads, series = inputs_of(read_manifest(manifest)) if manifest is not None else ([], [])
     check_folder(run, "run", reads=[*([Path(manifest)] if manifest is not None else []), *reads], series=series)
-    of_case = {name: options[name] for name in settings.chosen if name in GROUPS["case"]}
+    of_case = {name: settings.given[name]["value"] for name in settings.chosen if name in GROUPS["case"]}
     chosen = {name: settings.used[name] for group in ("network", "training", "machine") for name in GROUPS[group]}
     check_trackers(chosen["track"] or [])
     check_device(str(device))
@@ -251,7 +251,7 @@ def open_study(
         **chosen,
         **{name: value for name, value in opened.options.items() if name != "modalities"},
         "versions": versions(),
-        **({"given": dict(given)} if given is not None else {}),
+        "given": {k: v for k, v in (given or settings.given).items() if k in GROUPS["study"]},
     }
     files = RunFolder(run)
     if keep_finished and files.model.is_file():

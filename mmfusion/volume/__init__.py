@@ -2,6 +2,17 @@
 
 from mmfusion.volume.device import check_device
 from mmfusion.volume.displacement import Displacement
+from mmfusion.volume.features import (
+    BINS,
+    PEAK_ML,
+    Bins,
+    bounding_box,
+    discretize,
+    first_order,
+    glcm,
+    peak,
+    shape,
+)
 from mmfusion.volume.grid import Grid, empty_ras, mask_center, nearest_ras, spacing_of
 from mmfusion.volume.intensity import (
     HOT_SUV,
@@ -45,6 +56,15 @@ __all__ = [
     "landmarks",
     "standard_scale",
     "standardize",
+    "BINS",
+    "Bins",
+    "PEAK_ML",
+    "discretize",
+    "first_order",
+    "shape",
+    "glcm",
+    "peak",
+    "bounding_box",
     "nearest_ras",
     "empty_ras",
     "spacing_of",
