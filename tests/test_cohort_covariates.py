@@ -88,6 +88,7 @@ def test_too_many_words_are_refused():
 @pytest.mark.parametrize(("value", "found"), [("text", "no table"), (np.ones(3), r"a table of shape \[3\]")])
 def test_a_table_of_another_shape_is_refused(value, found):
     layout = fit_covariates({"table": COLUMNS["table"]}, SUBJECTS)
+    assert np.isnan(encode_covariates(layout, {"table": {"n": ""}}, ["n"])["n"][0])
     with pytest.raises(CohortError, match=rf"covariate table must be a table of shape \[1, 3\], found {found}"):
         encode_covariates(layout, {"table": {"n": value}}, ["n"])
 

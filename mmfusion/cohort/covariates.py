@@ -49,6 +49,8 @@ class Covariate:
         Raises:
             CohortError: a table is expected and it is none, or has another shape.
         """
+        if isinstance(value, str) and not is_known(value):
+            return np.full(len(self.mean), np.nan)
         if self.kind == "table" and _shape(value) != self.shape:
             found = f"a table of shape {list(value.shape)}" if isinstance(value, np.ndarray) else "no table"
             raise CohortError(f"covariate {self.name} must be a table of shape {list(self.shape)}, found {found}")
@@ -56,8 +58,6 @@ class Covariate:
             raise CohortError(f"covariate {self.name} must be a {self.kind}, found a table of shape {_shape(value)}")
         if self.kind == "table":
             return np.asarray(value, float).ravel()
-        if not is_known(value):
-            return np.full(len(self.mean), np.nan)
         if self.kind == "number":
             number = as_number(value)
             return None if number is None else np.array([number])

@@ -10,7 +10,14 @@ from mmfusion.prepare.case import (
     prepare_volumes,
 )
 from mmfusion.prepare.cohort import prepare_cohort
-from mmfusion.prepare.covariates import choose_covariates, covariates_hash, read_tables
+from mmfusion.prepare.covariates import (
+    case_covariates,
+    choose_covariates,
+    covariate_columns,
+    covariates_hash,
+    features_for,
+    read_tables,
+)
 from mmfusion.prepare.folder import (
     Cohort,
     PreparedCase,
@@ -31,7 +38,10 @@ from mmfusion.prepare.words import cohort_counts, cohort_warnings, kept_words
 
 __all__ = [
     "CaseResult",
+    "case_covariates",
     "choose_covariates",
+    "covariate_columns",
+    "features_for",
     "covariates_hash",
     "read_tables",
     "Doubt",

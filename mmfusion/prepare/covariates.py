@@ -11,7 +11,7 @@ import numpy as np
 from mmfusion.cohort.covariates import as_number
 from mmfusion.cohort.manifest import TABLE_SUFFIXES
 from mmfusion.errors import CohortError, ManifestError, ReadError, first_line
-from mmfusion.files import CohortFolder, atomic_path, read_cells, read_rows, refuse_special, write_csv
+from mmfusion.files import CohortFolder, atomic_path, optional_fields, read_cells, read_rows, refuse_special, write_csv
 from mmfusion.options import unknown
 
 if TYPE_CHECKING:
@@ -127,6 +127,27 @@ def choose_covariates(cohort: Cohort, names: Sequence[str]) -> dict[str, dict[st
         if name not in columns:
             raise CohortError(f"{cohort.folder}: {unknown('covariate', name, columns)}")
     return {name: columns[name] for name in names}
+
+
+def case_covariates(case: Case, facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """As :func:`covariate_columns`, of one case that is in no cohort: paths of tables are relative to this folder.
+
+    Args:
+        case: with its covariates as text.
+        facts: what preparing measured, as in ``cases.csv``.
+
+    Raises:
+        ManifestError: see :func:`read_tables`.
+    """
+    measured = {name: str(value) for name, value in facts.items() if isinstance(value, int | float)}
+    texts = {**measured, "site": case.site, **case.covariates}
+    return {name: {case.id: text} for name, text in texts.items()} | read_tables([case], "case")
+
+
+def features_for(cohort: Cohort, names: Iterable[str]) -> tuple[str, ...]:
+    """The option ``features`` that new cases need for these covariates: the cohort's, where one is in ``cases.csv``."""
+    stored = optional_fields(CohortFolder(cohort.folder).options).get("features") or ()
+    return tuple(stored) if set(names) & set(cohort.rows[0]) else ()
 
 
 def covariates_hash(cohort: Cohort, names: Sequence[str]) -> str:
