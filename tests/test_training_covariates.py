@@ -133,7 +133,7 @@ def test_new_cases_are_encoded_as_the_training_by_every_way_of_predicting(run, s
     with caplog.at_level(logging.WARNING):
         said = shares(predict_manifest(run, scans, tmp_path / "run", workers=1))
     assert "covariate sex has a value that no training subject had in 1 of 3 cases" in caplog.text
-    assert said["N1"] > 0.7 > said["N2"] > 0.3 > said["N3"]
+    assert said["N1"] > 0.75 > said["N2"] > 0.25 > said["N3"]
     model, network = load_model(run)
     cases = read_manifest(scans)
     alone = {one.id: predict_case(_located(one, scans.parent), model, network).probabilities for one in cases}
