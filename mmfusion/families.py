@@ -44,6 +44,7 @@ STRATEGIES: dict[str, Part] = {
     "hybrid": Part(
         _NETWORKS + "strategies:HybridFusion", "Single-level fusion and the modalities' own classifiers, by a rule"
     ),
+    "covariates": Part(_NETWORKS + "strategies:CovariatesAlone", "The covariates alone, without any voxel"),
 }
 
 ENCODERS: dict[str, Part] = {

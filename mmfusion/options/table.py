@@ -175,6 +175,13 @@ _TABLE = (
         "Classifier: linear, bayesian for uncertainty, or one that is fitted after training",
         choices=tuple(families.HEADS),
     ),
+    Option(
+        "conditioning",
+        str,
+        None,
+        "How covariates act on the encoded features, film if not given",
+        choices=tuple(families.CONDITIONINGS),
+    ),
     Option("standardize", bool, True, "Standardize the encoded vectors over the cases"),
     Option(
         "losses",
@@ -186,6 +193,13 @@ _TABLE = (
     Option("encoder_options", dict, None, "The encoder's own options by name"),
     Option("fusion_options", dict, None, "The fusion operator's own options by name"),
     # training
+    Option(
+        "covariates",
+        str,
+        None,
+        "Columns of the manifest, and measurements in cases.csv, that the network takes beside the images",
+        count=0,
+    ),
     Option("cohort", str, None, "Cohort folder that mmfusion prepare wrote"),
     Option("manifest", str, None, "Manifest to prepare first, or to predict on"),
     Option("run_dir", str, None, "Run folder to write or to read"),
@@ -299,9 +313,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "network": (
         *("strategy", "encoder", "fusion", "width", "norm", "dropout", "shared", "absent", "decision", "head"),
-        *("standardize", "losses", "encoder_options", "fusion_options"),
+        *("conditioning", "standardize", "losses", "encoder_options", "fusion_options"),
     ),
     "training": (
+        "covariates",
         *(
             "epochs",
             "batch_size",

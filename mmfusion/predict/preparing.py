@@ -71,6 +71,7 @@ def prepare_for(
     reference = [name for name in model.case["reference"] if name in usable] or None
     options = {**model.case, "modalities": usable, "reference": reference, "progress": progress_line("prepared")}
     options |= {} if time_limit is None else {"time_limit": time_limit}
+    options |= {"features": list(model.features)} if model.features else {}
     clear_if_free(claim(out, "prediction"), "predictions")
     if index:
         manifest = out / "manifest.csv"

@@ -37,6 +37,7 @@ from mmfusion.cohort import (
     refuse_leakage,
     split_cases,
 )
+from mmfusion.cohort.covariates import Covariate, count_inputs, fit_covariates
 from mmfusion.cohort.files import inputs_of
 from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError, ReadError, printable
 from mmfusion.files import (
@@ -47,7 +48,9 @@ from mmfusion.files import (
     check_folder,
     clear_if_free,
     optional_fields,
+    or_null,
     read_rows,
+    some_names,
     write_csv,
     write_json,
 )
@@ -59,6 +62,9 @@ from mmfusion.prepare import (
     Cohort,
     PreparedCase,
     check_pet,
+    choose_covariates,
+    covariates_hash,
+    features_for,
     open_cohort,
     prepare_cohort,
     refuse_contradictions,
@@ -122,7 +128,19 @@ class Study:
             cases.sort(key=lambda one: one.case.id)
             drawn = np.random.default_rng(self.options["seed"]).permutation(len(cases))[:sample]
             cases = [cases[number] for number in drawn]
-        return dataset_items(self.cohort, cases, self.modalities, self.classes)
+        return dataset_items(self.cohort, cases, self.modalities, self.classes, self.covariates)
+
+    @cached_property
+    def covariates(self) -> tuple[Covariate, ...]:
+        """What the columns of option ``covariates`` mean, fitted on the training cases.
+
+        Raises:
+            CohortError: the cohort has no such column.
+            OptionError: a column tells nothing, or has too many different words.
+        """
+        names = self.options.get("covariates") or ()
+        columns = choose_covariates(self.cohort, names) if names else {}
+        return fit_covariates(columns, {one.case.id: one.case.subject for one in self.cases("train")})
 
     @cached_property
     def class_shares(self) -> list[float]:
@@ -145,11 +163,13 @@ class Study:
         return Model(
             modalities=self.modalities,
             classes=self.classes,
-            network=resolve({k: self.options[k] for k in resolve({}, "network")}, "network"),
+            network=network_options(self.options),
             case=self.cohort.options,
             training_prior=tuple(weighted),
             target_prior=tuple(self.class_shares),
             simulated=self.cohort.simulated,
+            covariates=self.covariates,
+            features=features_for(self.cohort, [one.name for one in self.covariates]),
         )
 
     def summary(self, device: Any = "cpu") -> str:
@@ -166,6 +186,12 @@ class Study:
             f"device {device} | {fold}{', '.join(parts)} | modalities {', '.join(self.modalities)} | "
             f"cohort {self.cohort.folder} | run {self.run}"
         )
+
+
+def network_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Group ``network`` of a run's options, as a model keeps it: ``conditioning`` only where it was given."""
+    network = resolve({name: options.get(name) for name in GROUPS["network"]}, "network")
+    return {name: value for name, value in network.items() if name != "conditioning" or value is not None}
 
 
 @by_first
@@ -223,6 +249,8 @@ def open_study(
     check_folder(run, "run", reads=[*([Path(manifest)] if manifest is not None else []), *reads], series=series)
     of_case = {name: settings.given[name]["value"] for name in settings.chosen if name in GROUPS["case"]}
     chosen = {name: settings.used[name] for group in ("network", "training", "machine") for name in GROUPS[group]}
+    if chosen["conditioning"] and not chosen["covariates"]:
+        raise OptionError(f"option conditioning is {chosen['conditioning']}, and there are no covariates: name them")
     check_trackers(chosen["track"] or [])
     check_device(str(device))
     autocast(chosen["precision"], device)
@@ -245,8 +273,8 @@ def open_study(
     if chosen["head"] == "bayesian" and chosen["losses"] is None:
         chosen["losses"] = {**default_losses(chosen["strategy"]), "kl": 1 / max(len(study.cases("train")), 1)}
     with torch.device("meta"):  # a network that cannot be is refused before an earlier run is touched
-        how = {name: chosen[name] for name in GROUPS["network"]}
-        network = build(modalities=names, num_classes=len(study_classes), **how)
+        sizes: dict[str, Any] = {"num_classes": len(study_classes), "covariates": count_inputs(study.covariates)}
+        network = build(modalities=names, **sizes, **network_options(chosen))
     freeze(network, chosen["freeze_encoders"])
     if fitted_heads(network) and learns(network):
         parts = keep_for_head([one.case for one in opened.cases], parts, chosen["head_share"], chosen["seed"])
@@ -263,7 +291,7 @@ def open_study(
         "modalities": list(names),
         "classes": list(study_classes),
         "cohort": RunFolder(run).way_to(opened.folder),
-        "cohort_hash": opened.hash,
+        "cohort_hash": covariates_hash(opened, chosen["covariates"] or ()),
         **chosen,
         **{name: value for name, value in opened.options.items() if name != "modalities"},
         "versions": versions(),
@@ -371,11 +399,11 @@ def run_cohort(run: str | Path) -> Cohort:
     """
     run = Path(run)
     options = optional_fields(run / "options.json", "it is not a run folder. Train first, or check --run")
-    needed = dict.fromkeys(("cohort", "cohort_hash"), a_text)
-    known = {name: value for name, value in options.items() if name in needed}
+    needed = {"cohort": a_text, "cohort_hash": a_text, "covariates": or_null(some_names)}
+    known = {"covariates": None} | {name: value for name, value in options.items() if name in needed}
     options = check_fields(run / "options.json", known, needed, "train again")
     cohort = open_cohort(run / options["cohort"])
-    if cohort.hash != options["cohort_hash"]:
+    if covariates_hash(cohort, options["covariates"] or ()) != options["cohort_hash"]:
         raise CohortError(
             f"the cohort {cohort.folder} has changed since {run} was trained on it; train again, or evaluate on the "
             "cohort as it was"
@@ -410,6 +438,6 @@ def evaluation_items(run: str | Path, model: Model, part: str) -> tuple[Cohort, 
         raise CohortError(
             f"the split of {run} has no case in part {part}; it has {', '.join(sorted(set(parts.values())))}"
         )
-    items = dataset_items(cohort, cases, model.modalities, model.classes)
+    items = dataset_items(cohort, cases, model.modalities, model.classes, model.covariates)
     used = {item["case"] for item in items}
     return replace(cohort, rows=[row for row in cohort.rows if row["case"] in used]), items
