@@ -11,7 +11,7 @@ import torch
 from tiny_cohort import FAST, GRID, write_scans, write_tiny_cohort
 
 from mmfusion import evaluate, train
-from mmfusion.bundle import new_bundle, pack_model
+from mmfusion.bundle import new_bundle, pack_model, run_config
 from mmfusion.cohort import Case, read_manifest
 from mmfusion.errors import CohortError, OptionError
 from mmfusion.files import RunFolder, read_rows
@@ -154,6 +154,17 @@ def test_new_cases_are_encoded_as_the_training_by_every_way_of_predicting(run, s
         assert packed == pytest.approx(said, abs=2e-6)
 
 
+@pytest.mark.slow
+def test_the_configurations_of_a_bundle_give_the_same(cohort, run, scans, tmp_path):
+    given = {"strategy": "covariates", "covariates": ["table", "sex", "age"], "learning_rate": 0.05, "epochs": 8}
+    run_config("train", cohort=str(cohort), run_dir=str(tmp_path / "run"), **{**OPTIONS, **given})
+    assert (tmp_path / "run" / "model.json").read_bytes() == (run / "model.json").read_bytes()
+    out = {"manifest": str(scans), "out": str(tmp_path / "out"), "workers": 1, "device": "cpu"}
+    run_config("inference", run_dir=str(run), **out)
+    said = shares(predict_manifest(run, scans, tmp_path / "said", workers=1))
+    assert shares(tmp_path / "out" / "predictions.csv") == pytest.approx(said, abs=2e-6)
+
+
 def _located(case: Case, folder: Path) -> Case:
     """The case with the absolute path of its table."""
     table = case.covariates["table"]
@@ -193,6 +204,8 @@ def test_each_fold_encodes_by_its_own_subjects(cohort, scans, tmp_path):
     said = shares(predict_manifest(run, scans, tmp_path / "out", workers=1))
     alone = [shares(predict_manifest(run / f"fold_{n}", scans, tmp_path / str(n), workers=1)) for n in (0, 1)]
     assert said == pytest.approx({name: (alone[0][name] + alone[1][name]) / 2 for name in said}, abs=2e-6)
+    run_config("ensemble", run_dir=str(run), manifest=str(scans), out=str(tmp_path / "monai"), workers=1, device="cpu")
+    assert shares(tmp_path / "monai" / "predictions.csv") == pytest.approx(said, abs=2e-6)
     known = torch.tensor([[1.0, -1.0, 0.5, torch.nan]])
     image, present = torch.zeros(1, 3, 5, 6, 7), torch.ones(1, 3)
     own = [load_model(run / f"fold_{n}")[1](image, present, known[:, 2 * n : 2 * n + 2]) for n in (0, 1)]
