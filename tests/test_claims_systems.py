@@ -136,8 +136,8 @@ def test_a_system_is_what_it_says(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_system_is_trained_by_its_name(name, tiny_cohort, tmp_path):
-    how = {option: value for option, value in FAST.items() if option != "encoder"} | {"width": 0.06, "epochs": 1}
-    train(tiny_cohort, tmp_path / "run", system=name, **how)
+    small = {option: value for option, value in FAST.items() if option != "encoder"} | {"width": 0.06, "epochs": 1}
+    train(tiny_cohort, tmp_path / "run", system=name, **small)
     options = json.loads((tmp_path / "run" / "options.json").read_text())
     assert {option: options[option] for option in SYSTEMS[name].options} == SYSTEMS[name].options
     model = json.loads((tmp_path / "run" / "model.json").read_text())["network"]

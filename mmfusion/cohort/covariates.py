@@ -52,8 +52,8 @@ class Covariate:
         if isinstance(value, str) and not is_known(value):
             return np.full(len(self.mean), np.nan)
         if self.kind == "table" and _shape(value) != self.shape:
-            found = f"a table of shape {list(value.shape)}" if isinstance(value, np.ndarray) else "no table"
-            raise CohortError(f"covariate {self.name} must be a table of shape {list(self.shape)}, found {found}")
+            given = f"a table of shape {list(value.shape)}" if isinstance(value, np.ndarray) else "no table"
+            raise CohortError(f"covariate {self.name} must be a table of shape {list(self.shape)}, found {given}")
         if self.kind != "table" and not isinstance(value, str):
             raise CohortError(f"covariate {self.name} must be a {self.kind}, found a table of shape {_shape(value)}")
         if self.kind == "table":
