@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from mmfusion.cohort.covariates import as_layout, count_inputs, encode_covariates, fit_covariates
+from mmfusion.cohort.covariates import as_layout, as_number, count_inputs, encode_covariates, fit_covariates
 from mmfusion.errors import CohortError, OptionError
 
 SUBJECTS = {"a1": "a", "a2": "a", "b": "b", "c": "c", "d": "d"}  # a has two cases
@@ -23,6 +23,10 @@ COLUMNS = {
     "sex": column("f", "f", "m", "m", ""),
     "site": column("x", "x", "y", "z", "z"),
 }
+
+
+def test_words_that_python_takes_for_numbers_are_words():
+    assert [as_number(text) for text in ("2024_01", "nan", "inf", "", "-1.5e3", "07")] == [None] * 4 + [-1500.0, 7.0]
 
 
 def test_inputs_are_standardized_over_subjects_with_tables_behind():

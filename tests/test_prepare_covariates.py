@@ -8,7 +8,7 @@ import small_scans
 
 from mmfusion.errors import CohortError, ManifestError, ReadError
 from mmfusion.files import read_rows
-from mmfusion.prepare import choose_covariates, covariates_hash, open_cohort, prepare_cohort
+from mmfusion.prepare import Cohort, choose_covariates, covariates_hash, features_for, open_cohort, prepare_cohort
 
 GRID = {"spacing": [16, 16, 16], "size": [11, 13, 9], "register": "none", "workers": 1}
 
@@ -60,6 +60,31 @@ def test_columns_are_kept_as_text_and_tables_by_their_values(prepared):
 def test_what_is_no_covariate(prepared, name, words):
     with pytest.raises(CohortError, match=words):
         choose_covariates(open_cohort(prepared.parent / "cohort"), [name])
+
+
+def test_no_path_of_a_manifest_comes_into_its_cohort(tmp_path):
+    """Beside paths of tables: those of other files, whether they exist or not, also in a single cell of a column."""
+    (tmp_path / "Zimmermann.txt").write_text("remarks")
+    (tmp_path / "f").mkdir()
+    paths = {
+        "other_mask": ["Zimmermann.nii.gz#1", ""],
+        "mixed": ["Zimmermann.csv", "4"],
+        "report": ["Zimmermann.txt", "no"],
+        "gone": ["", "scans/Zimmermann/report.pdf"],
+        "absolute": ["C:\\Zimmermann", ""],
+    }
+    kept = {"sex": ["f", "m"], "born": ["06/21/1950", "1.5"], "unit": ["mg/ml", "g/ml"]}
+    folder = prepare_cohort(study(tmp_path, **paths, **kept), tmp_path / "cohort", **GRID).folder
+    assert read_rows(folder / "covariates.csv")[0] == {"case": "001", **{name: one[0] for name, one in kept.items()}}
+    assert "Zimmermann" not in (folder / "covariates.csv").read_text()
+
+
+def test_new_cases_get_the_features_that_covariates_need(prepared, tmp_path):
+    cohort = open_cohort(prepared.parent / "cohort")
+    rows = [{**row, "pet_max_suv": "3", "pet_glcm_contrast": "2", "mask_shape_flatness": "1"} for row in cohort.rows]
+    measured = Cohort(cohort.folder, cohort.options, rows)
+    assert features_for(measured, ["age", "pet_max_suv"]) == ()
+    assert set(features_for(measured, ["pet_glcm_contrast", "mask_shape_flatness", "a_first_b"])) == {"shape", "glcm"}
 
 
 def test_covariates_change_without_preparing_again_and_the_hash_of_those_that_are_used_changes(prepared, tmp_path):

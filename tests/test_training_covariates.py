@@ -194,6 +194,14 @@ def _absolute(cell: str, manifest: Path) -> str:
     return str(manifest.parent / cell) if cell else ""
 
 
+def test_features_among_the_covariates_are_computed_of_a_manifest_that_is_prepared_first(scans, tmp_path, monkeypatch):
+    asked: dict[str, object] = {}
+    monkeypatch.setattr("mmfusion.training.study.prepare_cohort", lambda *_, **options: asked.update(options))
+    with pytest.raises(AttributeError):  # there is no cohort
+        train(None, tmp_path / "run", manifest=str(scans), covariates=["age", "pet_glcm_contrast"], **OPTIONS)
+    assert asked["features"] == ["glcm"]
+
+
 @pytest.mark.slow
 def test_each_fold_encodes_by_its_own_subjects(cohort, scans, tmp_path):
     options = {**OPTIONS, "learning_rate": 0.05, "epochs": 6, "strategy": "covariates", "covariates": ["age", "sex"]}

@@ -142,7 +142,7 @@ def as_layout(value: Any) -> tuple[Covariate, ...]:
 def as_number(text: str) -> float | None:
     """The number in a cell, None if it is none (``nan`` and ``inf`` are none, too)."""
     try:
-        value = float(text)
+        value = math.nan if "_" in text else float(text)  # Python reads 2024_01 as 202401
     except ValueError:
         return None
     return value if math.isfinite(value) else None

@@ -166,7 +166,7 @@ def prepare_cohort(
                         f"stopped at case {case.id} ({tried} of {len(cases)} were tried): {record['reasons']}. "
                         "The same command goes on where it stopped; without --strict a failed case stops nothing"
                     )
-        write_covariates(folder, cases, tables)  # anew each time: no tensor depends on them
+        write_covariates(folder, cases, tables, manifest)  # anew each time: no tensor depends on them
         rows = [row_of(case, records[case.id] or {}) for case in cases]
         return write_cohort(Path(out), {**options, **storage}, apply_acceptances(folder, rows, accepted))
 

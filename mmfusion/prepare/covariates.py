@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfusion.cohort.covariates import as_number
-from mmfusion.cohort.manifest import TABLE_SUFFIXES
+from mmfusion.cohort.manifest import TABLE_SUFFIXES, VOLUME_SUFFIXES
 from mmfusion.errors import CohortError, ManifestError, ReadError, first_line
-from mmfusion.files import CohortFolder, atomic_path, optional_fields, read_cells, read_rows, refuse_special, write_csv
+from mmfusion.files import CohortFolder, atomic_path, is_there, read_cells, read_rows, refuse_special, write_csv
 from mmfusion.options import unknown
+from mmfusion.prepare.measuring import features_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +29,7 @@ _NOT_MEASURED = (
     *("case", "subject", "session", "label", "split", "fold", "status", "reasons", "causes", "reference"),
     *("modalities", "file", "key", "seconds", "site"),
 )
+_PATH = re.compile(r"^(/|\\\\|[A-Za-z]:[\\/])|[\\/][^\\/]*\.[A-Za-z]\w*$")  # absolute, or with an ending
 _KEY = "column "  # before the name of a column in the file of tables, where some names have a meaning
 
 
@@ -63,18 +66,25 @@ def read_tables(cases: Sequence[Case], manifest: str | Path) -> dict[str, dict[s
 
 
 def write_covariates(
-    folder: Path, cases: Iterable[Case], tables: Mapping[str, Mapping[str, np.ndarray]] | None = None
+    folder: Path,
+    cases: Iterable[Case],
+    tables: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    manifest: str | Path | None = None,
 ) -> None:
     """Write ``covariates.csv``, and the tables as ``covariates.npz``, into a cohort folder, in place of earlier ones.
 
     Args:
         folder: the cohort folder.
-        cases: all cases; their covariates are kept as text, as the manifest has them.
-        tables: of :func:`read_tables`; their paths, which may name a patient, are not kept.
+        cases: all cases; their covariates are kept as text, as the manifest has them. A column with a path in it is
+            left out: it may name a patient.
+        tables: of :func:`read_tables`, in place of their paths.
+        manifest: that the cases are from, if they are from any; paths are relative to it.
     """
     cases, files, tables = list(cases), CohortFolder(folder), tables or {}
+    where = None if manifest is None else Path(manifest).absolute().parent
     names = dict.fromkeys(name for case in cases for name in case.covariates)
-    columns = ["case", *(name for name in names if name not in {"case", *tables})]
+    paths = {name for name in names if any(_is_path(case.covariates.get(name, ""), where) for case in cases)}
+    columns = ["case", *(name for name in names if name not in {"case", *tables, *paths})]
     write_csv([{**case.covariates, "case": case.id} for case in cases], files.covariates, columns)
     if not tables:
         files.tables.unlink(missing_ok=True)
@@ -145,9 +155,8 @@ def case_covariates(case: Case, facts: Mapping[str, Any]) -> dict[str, dict[str,
 
 
 def features_for(cohort: Cohort, names: Iterable[str]) -> tuple[str, ...]:
-    """The option ``features`` that new cases need for these covariates: the cohort's, where one is in ``cases.csv``."""
-    stored = optional_fields(CohortFolder(cohort.folder).options).get("features") or ()
-    return tuple(stored) if set(names) & set(cohort.rows[0]) else ()
+    """The values of option ``features`` that new cases need for these covariates, no others."""
+    return tuple(features_of([name for name in names if name in cohort.rows[0]]))
 
 
 def covariates_hash(cohort: Cohort, names: Sequence[str]) -> str:
@@ -166,6 +175,15 @@ def covariates_hash(cohort: Cohort, names: Sequence[str]) -> str:
                 f"\n{name}|{case}|".encode() + (value.encode() if isinstance(value, str) else value.tobytes())
             )
     return digest.hexdigest()[:16]
+
+
+def _is_path(cell: str, folder: Path | None) -> bool:
+    """Whether a cell names a file: by how it begins or ends, or because it is in ``folder``."""
+    file = cell.split("#")[0]
+    if file.lower().endswith((*VOLUME_SUFFIXES, *TABLE_SUFFIXES)) or _PATH.search(file):
+        return True
+    # a folder may be called as a word (f), or as a number (1.5)
+    return folder is not None and bool(set(file) & set("/\\.")) and as_number(file) is None and is_there(folder / file)
 
 
 def _read_table(file: Path) -> np.ndarray:

@@ -65,6 +65,7 @@ from mmfusion.prepare import (
     choose_covariates,
     covariates_hash,
     features_for,
+    features_of,
     open_cohort,
     prepare_cohort,
     refuse_contradictions,
@@ -245,7 +246,8 @@ def open_study(
     if (cohort is None) == (manifest is None):
         raise CohortError("give either --cohort COHORT (prepared before) or --manifest MANIFEST (prepared first)")
     run = Path(str(run))
-    reads, series = inputs_of(read_manifest(manifest)) if manifest is not None else ([], [])
+    cases = read_manifest(manifest) if manifest is not None else []
+    reads, series = inputs_of(cases)
     check_folder(run, "run", reads=[*([Path(manifest)] if manifest is not None else []), *reads], series=series)
     of_case = {name: settings.given[name]["value"] for name in settings.chosen if name in GROUPS["case"]}
     chosen = {name: settings.used[name] for group in ("network", "training", "machine") for name in GROUPS[group]}
@@ -260,6 +262,8 @@ def open_study(
     else:
         check_pet(of_case, given=True)
         of_case |= {"modalities": modalities, "progress": progress_line("prepared")}
+        columns = {name for case in cases for name in case.covariates}
+        of_case["features"] = features_of(set(chosen["covariates"] or ()) - columns) or None
         RunFolder(run).claim()
         opened = prepare_cohort(str(manifest), RunFolder(run).cohort, workers=workers, **of_case)
     names = tuple(modalities or opened.modalities)
