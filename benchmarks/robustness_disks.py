@@ -175,8 +175,6 @@ def _read(path: Path) -> None:
             [arrays[one] for one in arrays]
     elif name.endswith(".pt"):
         torch.load(path, map_location="cpu", weights_only=True)
-    elif name.endswith(".ts"):
-        torch.jit.load(str(path), map_location="cpu")
     elif name.endswith(".onnx"):
         import onnx
 

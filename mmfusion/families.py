@@ -44,6 +44,7 @@ STRATEGIES: dict[str, Part] = {
     "hybrid": Part(
         _NETWORKS + "strategies:HybridFusion", "Single-level fusion and the modalities' own classifiers, by a rule"
     ),
+    "covariates": Part(_NETWORKS + "strategies:CovariatesAlone", "The covariates alone, without any voxel"),
 }
 
 ENCODERS: dict[str, Part] = {
@@ -118,6 +119,8 @@ LOSSES: dict[str, Part] = {
 HEADS: dict[str, Part] = {
     "linear": Part("torch.nn:Linear", "One linear layer"),
     "bayesian": Part(_NETWORKS + "heads:FlipoutLinear", "One linear layer whose weights are distributions (Flipout)"),
+    "logistic": Part(_NETWORKS + "heads:LogisticHead", "Logistic regression, fitted after training"),
+    "ridge": Part(_NETWORKS + "heads:RidgeHead", "Ridge regression, fitted after training"),
 }
 
 CONDITIONINGS: dict[str, Part] = {

@@ -329,3 +329,25 @@ def test_a_run_with_names_that_monai_would_execute_is_not_packed(name, tiny_run,
     with pytest.raises(OptionError, match="begins with [$]: .* itself predicts; .* rename this in the manifest"):
         pack_model(bundle, run)
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of MONAI's own client
+def test_monais_federated_client_starts_twice_in_one_process(tiny_cohort, tmp_path):
+    from monai.fl.client import MonaiAlgo
+    from monai.fl.utils.constants import ExtraItems
+
+    given = FAST | {"encoder": "cnn", "width": 0.1, "cohort": str(tiny_cohort)}
+    for site in ("a", "a", "b"):
+        client = MonaiAlgo(
+            bundle_root=str(TEMPLATE),
+            config_train_filename="configs/train.yaml",
+            config_evaluate_filename=None,
+            local_epochs=1,
+            send_weight_diff=False,
+            train_kwargs=given | {"run_dir": str(tmp_path / site)},
+        )
+        client.initialize(extra={ExtraItems.CLIENT_NAME: site})
+        client.train(data=client.get_weights())
+        assert client.get_weights().weights
+        client.finalize()

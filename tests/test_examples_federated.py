@@ -202,6 +202,7 @@ def test_the_example_is_an_agreement_that_the_bundle_understands():
         ({"rounds": None}, "agreement.yaml has no rounds; the sites must agree on modalities, classes and rounds"),
         ({"rounds": -1}, "rounds and local_epochs start at 1, found -1 and 1"),
         ({"widht": 1.0}, "unknown option 'widht'; did you mean 'width'?"),
+        ({"head": "ridge"}, "the head RidgeHead is fitted on cases of all sites at once"),
         ({"strategy": "decision", "fusion": "stacking"}, "StackingRule is fitted on all validation cases at once"),
     ],
 )

@@ -26,7 +26,7 @@ def test_the_table_of_combinations():
     assert table["hierarchical"]["fusion"] == table["single_level"]["fusion"] == table["hybrid"]["fusion"]
     assert all(set(row["encoders"]) <= set(OPTIONS["encoder"].choices) for row in table.values())
     assert table["single_level"]["encoders"] == OPTIONS["encoder"].choices  # every encoder gives a vector
-    assert tuple(table) == OPTIONS["strategy"].choices
+    assert (*table, "covariates") == OPTIONS["strategy"].choices
 
 
 @pytest.mark.parametrize(

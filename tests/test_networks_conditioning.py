@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from mmfusion.networks import build
+from mmfusion.errors import NetworkError
+from mmfusion.networks import build, export_onnx, export_program
 from mmfusion.networks.conditioning import CONDITIONINGS
 
 COVARIATES = torch.tensor([[0.5, -1.0], [float("nan"), 2.0], [float("nan"), float("nan")]])
@@ -113,3 +115,27 @@ def test_conditioning_learns_an_interaction_that_the_image_alone_cannot_show(nam
     learned = [accuracy(lambda: CONDITIONINGS[name](4, 1), seed) for seed in range(3)]
     assert min(learned) > 0.9
     assert max(accuracy(Beside, seed) for seed in range(3)) < 0.6
+
+
+def test_covariates_alone_are_a_linear_model_of_values_and_of_what_is_missing():
+    torch.manual_seed(0)
+    net = build("covariates", covariates=2, num_classes=3)
+    image = torch.randn(3, 3, 2, 3, 5)
+    assert torch.equal(net(image, None, COVARIATES), net.classifier[1].bias.expand(3, 3))  # untrained
+    nn.init.normal_(net.classifier[1].weight)
+    inputs = torch.tensor([[0.5, -1, 0, 0], [0, 2, 1, 0], [0, 0, 1, 1]])
+    assert torch.allclose(net(image, None, COVARIATES), net.classifier[1](inputs))
+    assert torch.equal(net(image, None, COVARIATES), net(image + 1, torch.zeros(3, 3), COVARIATES))
+
+
+def test_covariates_alone_need_one():
+    with pytest.raises(NetworkError, match="strategy 'covariates' classifies by covariates alone, and none is named"):
+        build("covariates")
+
+
+@pytest.mark.parametrize("head", ["linear", "bayesian"])
+def test_covariates_alone_can_be_exported(head, tmp_path):
+    net = build("covariates", covariates=2, head=head, losses={"kl": 0.1} if head == "bayesian" else None)
+    nn.init.normal_(net.classifier[1].weight)
+    export_onnx(net, tmp_path / "model.onnx", (5, 6, 7))  # compared with the network there
+    export_program(net, (5, 6, 7))

@@ -16,7 +16,6 @@ from mmfusion.options import OPTIONS
 
 PYRAMIDS = [name for name, kind in ENCODERS.items() if "pyramid" in kind.views]
 SIZE = (33, 31, 37)
-jit_is_old = pytest.mark.filterwarnings(r"ignore:`torch.jit.\w+` is deprecated:DeprecationWarning")
 
 
 @pytest.mark.parametrize("depth", ["resnet10", "resnet34", "resnet50"])

@@ -13,7 +13,6 @@ from mmfusion.networks.heads import FlipoutLinear
 
 KL = {"kl": 1 / 100, "unimodal": 0.5}
 STRATEGIES = list(combinations())
-jit_is_old = pytest.mark.filterwarnings(r"ignore:`torch.jit.\w+` is deprecated:DeprecationWarning")
 
 
 def network(strategy="single_level", seed=0, **options):

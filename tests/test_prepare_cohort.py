@@ -103,6 +103,7 @@ def test_what_is_in_the_folder(made):
         ".mmfusion.json",
         "cases",
         "cases.csv",
+        "covariates.csv",
         "options.json",
         "qc.html",
     ]

@@ -112,8 +112,8 @@ def test_what_is_measured_knows_the_severity_of_its_own_modality_alone(subject):
     shrunken, cold = measured(mr_severity=3.0, pet_severity=0.0), measured(mr_severity=0.0, pet_severity=3.0)
     assert {name.rsplit("_", 1)[1] for name in before} == {"ml", "suv", "au"} and len(before) == 27
     # of the region's gray matter 0.16 more is lost for each standard deviation, beginning at 0.36; its edges are soft
-    gray, lost = anatomy.head().tissue["gm"] * anatomy.region(anatomy.ATROPHY[:1]), anatomy.region(anatomy.ATROPHY)
-    expected = (gray * (1 - 0.84 * lost)).sum() / (gray * (1 - 0.36 * lost)).sum()
+    gray, atrophy = anatomy.head().tissue["gm"] * anatomy.region(anatomy.ATROPHY[:1]), anatomy.region(anatomy.ATROPHY)
+    expected = (gray * (1 - 0.84 * atrophy)).sum() / (gray * (1 - 0.36 * atrophy)).sum()
     name = "medial_temporal_left_volume_ml"
     assert shrunken[name] / before[name] == pytest.approx(expected, abs=0.01) and expected < 0.6
     assert cold["pet_posterior_cingulate_mean_suv"] < 0.8 * before["pet_posterior_cingulate_mean_suv"]

@@ -13,6 +13,7 @@ from mmfusion.bundle import TEMPLATE
 from mmfusion.bundle.given import refuse_unknown
 from mmfusion.errors import OptionError
 from mmfusion.networks.decision import DecisionRule
+from mmfusion.networks.trained import fitted_heads
 from mmfusion.options import GROUPS, resolve
 from mmfusion.predict import Model
 
@@ -41,7 +42,13 @@ class Agreement:
     def __post_init__(self) -> None:
         if min(self.rounds, self.local_epochs) < 1:
             raise OptionError(f"rounds and local_epochs start at 1, found {self.rounds} and {self.local_epochs}")
-        rule = getattr(self.model().build(), "rule", None)
+        network = self.model().build()
+        if heads := fitted_heads(network):
+            raise OptionError(
+                f"the head {type(heads[0][0]).__name__} is fitted on cases of all sites at once, which no site has; "
+                "agree on linear"
+            )
+        rule = getattr(network, "rule", None)
         if isinstance(rule, DecisionRule) and rule.learns:
             raise OptionError(
                 f"the rule {type(rule).__name__} is fitted on all validation cases at once, which no site has; "

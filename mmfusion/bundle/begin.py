@@ -69,8 +69,8 @@ def open_run(settings: Settings, device: Any) -> Study:
             "mmfusion train COHORT --out RUN --folds K"
         )
     chosen = {name: value for name, value in settings.chosen.items() if name != "run_dir"}
-    how = {"device": device, "configuration": configuration(), "given": settings.given}
-    return open_study(settings.used["run_dir"], **chosen, **how)
+    context = {"device": device, "configuration": configuration(), "given": settings.given}
+    return open_study(settings.used["run_dir"], **chosen, **context)
 
 
 def root() -> str:

@@ -57,7 +57,8 @@ def new_bundle(folder: str | Path, **options: Any) -> Path:
     modalities, classes = chosen["modalities"] or list(_MODALITIES), chosen["classes"] or list(_CLASSES)
     if len(classes) < 2:
         raise OptionError(f"option classes takes at least two class labels, found {' '.join(classes)}")
-    build(modalities=modalities, num_classes=len(classes), **{name: chosen[name] for name in GROUPS["network"]})
+    sizes: dict[str, Any] = {"num_classes": len(classes), "covariates": len(chosen["covariates"] or ())}
+    build(modalities=modalities, **sizes, **{name: chosen[name] for name in GROUPS["network"]})
     check_folder(folder, "bundle")
     if folder_kind(folder):
         raise OutputError(f"{folder} is a bundle already, which may have been edited; choose a new folder")

@@ -12,7 +12,7 @@ from mmfusion.cohort.manifest import (
     read_study,
     write_manifest,
 )
-from mmfusion.cohort.splits import fold_parts, folds, leakage, refuse_leakage, split_cases
+from mmfusion.cohort.splits import fold_parts, folds, keep_for_head, leakage, refuse_leakage, split_cases
 from mmfusion.cohort.table import Problem
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Problem",
     "check_manifest",
     "format_problems",
+    "keep_for_head",
     "split_cases",
     "folds",
     "fold_parts",

@@ -35,6 +35,9 @@ MODALITIES = ("ct", "pet", "mr", "spect", "t1", "t1gd", "t1ce", "t2", "flair", "
 VOLUME_SUFFIXES = (*VOLUMES, ".dcm")
 """How the names of volume files end."""
 
+TABLE_SUFFIXES = (".csv", ".tsv", ".npy")
+"""How files end that are tables of covariates, see :func:`mmfusion.prepare.read_tables`."""
+
 PARTS = ("train", "validation", "test")
 """The words of column ``split``."""
 
@@ -95,8 +98,8 @@ def read_manifest(
     Which columns are modalities: those named in ``modalities``. If None, of the columns that have no meaning of
     their own (:data:`RESERVED`) and whose name does not end in ``mask`` or ``seg``: those with a known key
     (:data:`MODALITIES`, in any case), those that begin with a known key and ``_`` unless they hold numbers, and those
-    whose cells all look like paths (the ending of a volume file, or the name of an existing file or folder). The rest
-    are covariates.
+    whose cells all look like paths (the ending of a volume file, or the name of an existing file or folder, but for
+    tables as ``.csv``). The rest are covariates.
 
     Args:
         path: the manifest.
@@ -238,6 +241,8 @@ def _is_modality(name: str, table: Sequence[tuple[int, dict[str, str]]], folder:
 
 def _looks_like_path(cell: str, folder: Path) -> bool:
     path = split_series(_path(cell, folder))[0]
+    if cell.lower().endswith(TABLE_SUFFIXES):
+        return False
     return path.name.lower().endswith(VOLUME_SUFFIXES) or (not _is_number(cell) and is_there(path))
 
 

@@ -170,6 +170,26 @@ def fold_parts(
     }
 
 
+def keep_for_head(cases: Sequence[Case], parts: Mapping[str, str], share: float, seed: int = 0) -> dict[str, str]:
+    """Parts in which some training subjects are kept from the training, for a head that is fitted after it.
+
+    Args:
+        cases: those of ``parts``; others take no part.
+        parts: case id to ``train``, ``validation`` or ``test``.
+        share: of the training subjects, stratified by label, at least two of each class.
+        seed: of the random choice.
+
+    Returns:
+        ``parts``, with ``head`` for the cases of these subjects.
+
+    Raises:
+        ManifestError: there are fewer than four training subjects of a class.
+    """
+    learned, person = [case for case in cases if parts.get(case.id) == "train"], _persons(cases)
+    drawn = _draw(_subject_labels(learned, person), {"train": 1 - share, "head": share}, f"{seed} head")
+    return {**parts, **{case.id: drawn[person[case.subject]] for case in learned}}
+
+
 def leakage(cases: Sequence[Case], parts: Mapping[str, str | int], *, zeros: bool = False) -> str:
     """Names every subject with cases in more than one part, without a full stop; empty if there is none.
 

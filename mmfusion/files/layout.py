@@ -37,6 +37,9 @@ class CohortFolder:
     table = _Place("cases.csv")
     """Written last: with it the cohort is finished."""
     cases = _Place("cases")
+    covariates = _Place("covariates.csv")
+    tables = _Place("covariates.npz")
+    """Covariates that are tables."""
     landmarks = _Place("landmarks")
     nifti = _Place("nifti")
     accepted = _Place("accepted.json")

@@ -32,7 +32,7 @@ def default_losses(strategy: str) -> dict[str, float]:
 def combinations() -> dict[str, dict[str, tuple[str, ...]]]:
     """Which strategy takes which encoders and which fusion operators: ``{strategy: {encoders, fusion}}``.
 
-    The first operator of a strategy is its default.
+    The first operator of a strategy is its default. Strategy ``covariates``, which sees no image, is not in it.
     """
     return {
         name: {
@@ -40,6 +40,7 @@ def combinations() -> dict[str, dict[str, tuple[str, ...]]]:
             "fusion": tuple(network.operators),
         }
         for name, network in STRATEGIES.items()
+        if network.view
     }
 
 
@@ -59,7 +60,7 @@ def build(
     decision: str = "mean",
     head: str = "linear",
     covariates: int = 0,
-    conditioning: str = "film",
+    conditioning: str | None = None,
     losses: Mapping[str, float] | None = None,
     standardize: bool = True,
     encoder_options: Mapping[str, Any] | None = None,
@@ -68,7 +69,7 @@ def build(
     """A network that classifies several modalities; weights are random, from torch's global generator.
 
     Args:
-        strategy: where the modalities meet: a key of :func:`combinations`.
+        strategy: where the modalities meet: a key of :func:`combinations`; or ``covariates``, alone.
         encoder: a name of :func:`combinations`, for all modalities; or a name for each modality.
         fusion: operator of the strategy (of ``decision``: its rule); None takes its first.
         modalities: names of the channels, in their order.
@@ -83,10 +84,10 @@ def build(
         absent: what stands for an absent modality: ``zero``, or a ``learned`` vector, map or token, where an operator
             reads it (not ``input``, whose channel is zero, nor ``decision``, whose rule does not hear it).
         decision: rule of ``hybrid``, over the fused classifier and the modalities' own.
-        head: of each classifier: ``linear``, or ``bayesian`` (Flipout), which needs the loss ``kl``, weighted by 1 over
-            the number of training cases.
+        head: of each classifier: ``linear``; ``bayesian`` (Flipout), which needs the loss ``kl``, weighted by 1 over
+            the number of training cases; or fitted after training: ``logistic``, ``ridge``.
         covariates: numbers that each case brings beside its image.
-        conditioning: how they act on the encoded features: ``film`` or ``daft``.
+        conditioning: how they act on the encoded features: ``film`` (the default) or ``daft``.
         losses: weight of each further loss by name. ``decision`` has ``unimodal`` 1 and ``hybrid`` ``unimodal`` 0.5
             unless told otherwise.
         standardize: standardize each encoded vector over the cases; papers do not, but behind GroupNorm training
@@ -110,6 +111,7 @@ def build(
         raise NetworkError(f"spatial_dims must be 2 or 3, found {spatial_dims}")
     if not 0 <= dropout < 1:
         raise NetworkError(f"dropout must lie in [0, 1), found {dropout}")
+    conditioning = next(iter(CONDITIONINGS)) if conditioning is None else conditioning
     if covariates < 0:
         raise NetworkError(f"covariates must be a count, found {covariates}")
     for what, name, known in (
@@ -195,7 +197,7 @@ def _encoder_maker(
     for name in names.values():
         if name not in ENCODERS:
             raise NetworkError(unknown("encoder", name, ENCODERS))
-        if view not in ENCODERS[name].views:
+        if view and view not in ENCODERS[name].views:
             able = _either(one for one, kind in ENCODERS.items() if view in kind.views)
             wanted = {"vector": "a vector", "tokens": "tokens", "pyramid": "a pyramid of maps"}[view]
             raise NetworkError(f"strategy '{strategy}' takes an encoder that gives {wanted} ({able}), found '{name}'")

@@ -17,6 +17,12 @@ class Unconditioned(nn.Module):
         return features
 
 
+def with_missing(covariates: Tensor) -> Tensor:
+    """``[B, C]``, NaN where one is not known, to ``[B, 2 C]``: 0 in its place, then 1 where one is missing."""
+    missing = torch.isnan(covariates)
+    return torch.cat([torch.where(missing, torch.zeros_like(covariates), covariates), missing.to(covariates.dtype)], 1)
+
+
 class Conditioning(nn.Module):
     """A factor and an offset for each channel, from the covariates and, with ``seen``, the image: 1 and 0 at first.
 
@@ -42,9 +48,7 @@ class Conditioning(nn.Module):
 
     def forward(self, features: Tensor, covariates: Tensor) -> Tensor:
         """``[B, N, C]`` features (N positions) and ``[B, covariates]``, NaN where missing, to ``[B, N, C]``."""
-        covariates = covariates.to(features.dtype)
-        missing = torch.isnan(covariates)
-        inputs = [torch.where(missing, torch.zeros_like(covariates), covariates), missing.to(covariates.dtype)]
+        inputs = [with_missing(covariates.to(features.dtype))]
         if self.seen:
             inputs.append(features.mean(1))
         factor, offset = self.film(torch.cat(inputs, 1)).unsqueeze(1).chunk(2, 2)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
 from mmfusion.networks.blocks import counted
+from mmfusion.networks.heads import check_classes, logistic_regression
 
 
 class DecisionRule(nn.Module):
@@ -117,7 +117,7 @@ class WeightedRule(DecisionRule):
     def fit(
         self, modality_logits: Tensor, present: Tensor, label: Tensor, class_weight: Sequence[float] | None = None
     ) -> None:
-        _check_classes(label, self.num_classes)
+        check_classes("a decision rule", label, self.num_classes)
         logits = modality_logits.detach().double()
         weight = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float64)
         score = torch.zeros(self.modalities, dtype=torch.float64, requires_grad=True)
@@ -196,18 +196,12 @@ class StackingRule(DecisionRule):
     def fit(
         self, modality_logits: Tensor, present: Tensor, label: Tensor, class_weight: Sequence[float] | None = None
     ) -> None:
-        from sklearn.linear_model import LogisticRegression
-
-        _check_classes(label, self.num_classes)
+        check_classes("a decision rule", label, self.num_classes)
         read = self.columns(modality_logits.detach().double(), present).cpu().numpy()
         weights = None if class_weight is None else dict(enumerate(class_weight))
-        model = LogisticRegression(max_iter=2000, class_weight=weights)
-        found = model.fit(read, label.cpu().numpy())
-        weight, bias = found.coef_, found.intercept_
-        if self.num_classes == 2:  # scikit-learn gives the difference of the two classes
-            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-        self.weight.copy_(torch.from_numpy(weight))
-        self.bias.copy_(torch.from_numpy(bias))
+        weight, bias = logistic_regression(read, label.cpu().numpy(), max_iter=2000, class_weight=weights)
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
 
 
 def _weighted_mean(modality_logits: Tensor, present: Tensor, weights: Tensor) -> Tensor:
@@ -216,12 +210,6 @@ def _weighted_mean(modality_logits: Tensor, present: Tensor, weights: Tensor) ->
     weights = torch.where(present.any(1, keepdim=True), weights, torch.full_like(weights, 1.0 / weights.shape[1]))
     each = torch.log_softmax(modality_logits, 2).masked_fill(~used.unsqueeze(2), float("-inf"))
     return torch.logsumexp(each + torch.log(weights.clamp_min(1e-30)).unsqueeze(2), 1)
-
-
-def _check_classes(label: Tensor, num_classes: int) -> None:
-    missing = sorted(set(range(num_classes)) - set(label.tolist()))
-    if missing:
-        raise NetworkError(f"a decision rule is fitted on cases of every class; class {missing[0]} has none")
 
 
 DECISION_RULES: dict[str, Callable[..., DecisionRule]] = {

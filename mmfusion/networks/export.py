@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
 from mmfusion.files import atomic_path
-from mmfusion.networks.network import FusionNetwork
+from mmfusion.networks.network import FusionNetwork, seen_channels
 
 TOLERANCE = 1e-4
 _OPSET = 18
@@ -45,7 +45,7 @@ class Scriptable(nn.Module):
     def forward(self, image: Tensor, present: Optional[Tensor] = None, covariates: Optional[Tensor] = None) -> Tensor:
         """Logits ``[B, K]``; without ``present`` a channel of zeros is absent, without covariates all are unknown."""
         if present is None:
-            present = (image != 0).flatten(2).any(2)
+            present = seen_channels(image)
         if covariates is None:
             covariates = torch.full([image.shape[0], self.covariates], float("nan"), device=image.device)
         return self.trace(image, present.to(image.dtype), covariates)

@@ -174,6 +174,8 @@ LOSSES = {
     "adaptive": Loss(adaptive, alone=True),
     "discriminative": Loss(discriminative),
     "kl": Loss(
-        kl, strategies=("input", "single_level", "hierarchical", "attention", "decision", "hybrid"), head="bayesian"
+        kl,
+        strategies=("input", "single_level", "hierarchical", "attention", "decision", "hybrid", "covariates"),
+        head="bayesian",
     ),
 }

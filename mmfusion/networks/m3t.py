@@ -141,11 +141,9 @@ class MultiPlaneSliceEncoder(Encoder):
 
     def slice_vectors(self, features: Tensor, axis: int) -> Tensor:
         """Slices of the stem's map ``[B, C, D, H, W]`` across ``axis`` to vectors ``[B, slices, F of the 2D CNN]``."""
-        vectors: list[Tensor] = []
         count = self.slice_chunk if self.training else min(self.slice_chunk, 16)
-        for chunk in cut_slices(features, axis, self.slice_stride, count):
-            vectors.append(self.encode_slices(chunk))
-        return torch.cat(vectors, 1)
+        chunks = cut_slices(features, axis, self.slice_stride, count)
+        return torch.cat([self.encode_slices(chunk) for chunk in chunks], 1)
 
     def encode_slices(self, slices: Tensor) -> Tensor:
         """The 2D CNN on ``[B, slices, C, height, width]``, recomputed in the backward pass if so chosen."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from mmfusion.networks.blocks import Standardize, embedding, fixed_sizes, voxels
 from mmfusion.networks.conditioning import CONDITIONINGS, Unconditioned
 from mmfusion.networks.encoder import Encoder
 from mmfusion.networks.losses import LOSSES, classification
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class FusionOutput(NamedTuple):
@@ -204,6 +207,14 @@ class FusionNetwork(nn.Module):
             raise NetworkError(f"covariates must have shape {wanted}, NaN where one is not known, found {found}")
         for encoder in self.encoders:
             cast(Encoder, encoder).check_size([int(n) for n in image.shape[2:]])
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode, for all but frozen encoders."""
+        super().train(mode)
+        for encoder in self.encoders:
+            if not any(p.requires_grad for p in encoder.parameters()):
+                encoder.eval()
+        return self
 
     def losses(
         self,

@@ -26,6 +26,8 @@ def settle_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor
     behind it are given depends a little on which rows share a batch: give them in random order. A layer that is given
     fewer than two values keeps what it has.
 
+    The BatchNorm of a frozen encoder, whose weights have no gradient, keeps the statistics that it came with.
+
     Args:
         network: any network; modes and momenta are left as they were.
         batches: ``(image [B, M, *spatial], present [B, M], covariates [B, C])`` on the network's device, read only if
@@ -34,7 +36,7 @@ def settle_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor
     wrappers: dict[nn.Module, nn.Module] = {
         part.norm: part for part in network.modules() if isinstance(part, Standardize)
     }
-    norms: list[Any] = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    norms: list[Any] = [part for part in network.modules() if isinstance(part, _BatchNorm) and _changes(part)]
     if not norms:
         return
     modes, momenta = {part: part.training for part in network.modules()}, [norm.momentum for norm in norms]
@@ -44,7 +46,7 @@ def settle_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor
     ]
     try:
         for part in network.modules():
-            part.training = isinstance(part, (_BatchNorm, Standardize))
+            part.training = part in norms or isinstance(part, Standardize)
         for norm in norms:
             norm.momentum = 0.0  # no moving average meanwhile
         for image, present, covariates in batches:
@@ -60,6 +62,11 @@ def settle_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor
         if seen.count > 1:
             norm.running_mean.copy_(seen.mean)
             norm.running_var.copy_(seen.squares / (seen.count - 1))
+
+
+def _changes(norm: _BatchNorm) -> bool:
+    """Whether a layer has running statistics, and is not frozen."""
+    return norm.track_running_stats and (norm.weight is None or norm.weight.requires_grad)
 
 
 class _Moments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmfusion.errors import NetworkError
 from mmfusion.networks.blocks import norm_layer
+from mmfusion.networks.conditioning import with_missing
 from mmfusion.networks.decision import DECISION_RULES
 from mmfusion.networks.network import FusionNetwork, FusionOutput, PerModalityNetwork, Plan
 from mmfusion.networks.operators import FEATURE_OPERATORS
@@ -217,6 +218,29 @@ class HybridFusion(SingleLevelFusion):
         return FusionOutput(logits, present, modality_logits, vectors, fused_logits, features, weights)
 
 
+class CovariatesAlone(FusionNetwork):
+    """No fusion: the covariates alone, classified without any voxel; what images add is measured against it.
+
+    One linear layer, zero at first, reads each covariate (0, the mean, where it is unknown) and whether it is unknown.
+    There is no encoder, and no operator beyond putting the covariates side by side.
+    """
+
+    strategy = "covariates"
+    view = ""
+    operators = ("concat",)
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        if not plan.covariates:
+            raise NetworkError("strategy 'covariates' classifies by covariates alone, and none is named; name some")
+        self.classifier = plan.classifier(2 * plan.covariates)
+        nn.init.zeros_(cast("nn.Linear", self.classifier[1]).weight)  # a start without opinion: training is convex
+
+    def fuse(self, image: Tensor, present: Tensor, covariates: Tensor) -> FusionOutput:
+        features = with_missing(covariates)
+        return FusionOutput(self.classifier(features), present, None, None, None, features)
+
+
 STRATEGIES: dict[
     str,
     type[InputFusion]
@@ -224,8 +248,12 @@ STRATEGIES: dict[
     | type[HierarchicalFusion]
     | type[AttentionFusion]
     | type[DecisionFusion]
-    | type[HybridFusion],
+    | type[HybridFusion]
+    | type[CovariatesAlone],
 ] = {
     network.strategy: network
-    for network in (InputFusion, SingleLevelFusion, HierarchicalFusion, AttentionFusion, DecisionFusion, HybridFusion)
+    for network in (
+        *(InputFusion, SingleLevelFusion, HierarchicalFusion, AttentionFusion, DecisionFusion, HybridFusion),
+        CovariatesAlone,
+    )
 }

@@ -168,7 +168,20 @@ _TABLE = (
     Option("shared", bool, False, "Use one encoder for all modalities"),
     Option("absent", str, "zero", "What stands for an absent modality", choices=("zero", "learned")),
     Option("decision", str, "mean", "Decision rule of strategy hybrid", choices=tuple(families.DECISION_RULES)),
-    Option("head", str, "linear", "Classifier: linear, or bayesian for uncertainty", choices=tuple(families.HEADS)),
+    Option(
+        "head",
+        str,
+        "linear",
+        "Classifier: linear, bayesian for uncertainty, or one that is fitted after training",
+        choices=tuple(families.HEADS),
+    ),
+    Option(
+        "conditioning",
+        str,
+        None,
+        "How covariates act on the encoded features, film if not given",
+        choices=tuple(families.CONDITIONINGS),
+    ),
     Option("standardize", bool, True, "Standardize the encoded vectors over the cases"),
     Option(
         "losses",
@@ -180,6 +193,13 @@ _TABLE = (
     Option("encoder_options", dict, None, "The encoder's own options by name"),
     Option("fusion_options", dict, None, "The fusion operator's own options by name"),
     # training
+    Option(
+        "covariates",
+        str,
+        None,
+        "Columns of the manifest, and measurements in cases.csv, that the network takes beside the images",
+        count=0,
+    ),
     Option("cohort", str, None, "Cohort folder that mmfusion prepare wrote"),
     Option("manifest", str, None, "Manifest to prepare first, or to predict on"),
     Option("run_dir", str, None, "Run folder to write or to read"),
@@ -220,6 +240,15 @@ _TABLE = (
         choices=("prevalence", "youden"),
     ),
     Option("augment", bool, True, "Flip, move and change intensities at random in training"),
+    Option("freeze_encoders", bool, False, "Train everything but the encoders, which stay as they start"),
+    Option(
+        "head_share",
+        float,
+        0.2,
+        "Share of the training subjects that a fitted head learns from, and the layers before it do not",
+        low=0.05,
+        high=0.5,
+    ),
     Option("modality_drop", float, 0.1, "Probability to hide a modality in training (never all)", low=0, high=0.9),
     Option("seed", int, 0, "Seed of everything random", low=0, high=2**63 - 1),
     Option("resume", bool, True, "Go on with a training that was ended before its last epoch"),
@@ -284,9 +313,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "network": (
         *("strategy", "encoder", "fusion", "width", "norm", "dropout", "shared", "absent", "decision", "head"),
-        *("standardize", "losses", "encoder_options", "fusion_options"),
+        *("conditioning", "standardize", "losses", "encoder_options", "fusion_options"),
     ),
     "training": (
+        "covariates",
         *(
             "epochs",
             "batch_size",
@@ -298,7 +328,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "fold",
             "folds",
         ),
-        *("class_weights", "threshold_rule", "augment", "modality_drop", "seed"),
+        *("class_weights", "threshold_rule", "augment", "modality_drop", "freeze_encoders", "head_share", "seed"),
     ),
     "machine": ("resume", "threads", "loaders", "precision", "track"),
     "register": (

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch.utils.data import Dataset
 
+from mmfusion.cohort.covariates import encode_covariates
 from mmfusion.errors import CohortError, VoxelError
-from mmfusion.prepare import load_image, open_image
+from mmfusion.prepare import covariate_columns, load_image, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from mmfusion.cohort.covariates import Covariate
     from mmfusion.predict.model import Model
     from mmfusion.prepare import Cohort, PreparedCase
 
@@ -34,7 +36,11 @@ class Inputs(NamedTuple):
 
 
 def dataset_items(
-    cohort: Cohort, cases: Iterable[PreparedCase], modalities: Sequence[str], classes: Sequence[str] = ()
+    cohort: Cohort,
+    cases: Iterable[PreparedCase],
+    modalities: Sequence[str],
+    classes: Sequence[str] = (),
+    covariates: Sequence[Covariate] = (),
 ) -> list[dict[str, Any]]:
     """One dictionary a case for a MONAI data set; cases with none of the modalities are left out.
 
@@ -43,16 +49,20 @@ def dataset_items(
         cases: some of its cases.
         modalities: the network's channels, in order; each must be in the cohort or is missing in every case.
         classes: class labels in the order of the outputs; a case whose label is not among them gets none.
+        covariates: what the network takes beside the images; a column that the cohort lacks is unknown in every case.
 
     Returns:
-        ``{"case", "subject", "session", "modalities", "image": path, "present": bool [M], "label": int}``;
-        without ``label`` where it is unknown.
+        ``{"case", "subject", "session", "modalities", "image": path, "present": bool [M], "covariates": [C],
+        "label": int}``; without ``label`` where it is unknown, without ``covariates`` where there are none.
 
     Raises:
-        CohortError: no case has any of the modalities.
+        CohortError: no case has any of the modalities, or a covariate cannot be used.
         ReadError: a tensor is damaged, or of another size than the cohort's (looked at here, before the work begins).
     """
-    items = []
+    items, cases = [], list(cases)
+    known = {}
+    if covariates:
+        known = encode_covariates(covariates, covariate_columns(cohort), [one.case.id for one in cases])
     for one in cases:
         present = [name in one.modalities for name in modalities]
         if any(present):
@@ -65,6 +75,7 @@ def dataset_items(
                 "image": str(one.file),
                 "present": torch.tensor(present),
             }
+            item |= {"covariates": torch.from_numpy(known[one.case.id])} if covariates else {}
             items.append(item | ({"label": classes.index(one.case.label)} if one.case.label in classes else {}))
     if not items:
         raise CohortError(f"no case of {cohort.folder} has any of the modalities {', '.join(modalities)} in this part")
@@ -75,7 +86,7 @@ def inference_items(model: Model, cohort: Cohort | None) -> list[dict[str, Any]]
     """The items of all cases that a model can predict on; none where there is no cohort yet, or every case failed."""
     cases = cohort.cases if cohort else []
     usable = [one for one in cases if set(one.modalities) & set(model.modalities)]
-    return dataset_items(cohort, usable, model.modalities) if cohort and usable else []
+    return dataset_items(cohort, usable, model.modalities, covariates=model.covariates) if cohort and usable else []
 
 
 def check_batch(

@@ -113,7 +113,7 @@ def _onnx_answer(file: Path, model: Model) -> Engine:
     settings.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
     names = {one.name for one in session.get_inputs()}
-    channels = session.get_inputs()[0].shape[1]
+    channels = {one.name: one.shape[1] for one in session.get_inputs()}.get("image", len(model.modalities))
     if channels != len(model.modalities):
         raise CohortError(
             f"{file} takes {channels} channels, the model has {len(model.modalities)} ({', '.join(model.modalities)}); "

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from hashlib import sha256
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 
+from mmfusion.cohort.covariates import count_inputs
 from mmfusion.errors import CohortError
 from mmfusion.files import RunFolder, interpreting, optional_fields, read_rows
 from mmfusion.options import GROUPS
@@ -16,8 +19,6 @@ from mmfusion.predict.model import Model, load_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from mmfusion.networks import FusionNetwork
 
 _OWN = ("fold", "cohort", "versions", "given", *GROUPS["machine"])
 """In what folds may differ; of the cohort its hash counts, not the path; of options the value, not who gave it."""
@@ -32,20 +33,46 @@ def member_folders(folder: str | Path) -> list[Path]:
     return list(fold_runs(folder).values()) if _numbers(Path(folder)) else [Path(folder)]
 
 
-def load_members(folder: str | Path | None) -> list[tuple[Model, FusionNetwork]]:
-    """What :func:`mmfusion.predict.load_model` gives of each fold of a cross-validation.
+def load_members(folder: str | Path | None) -> list[tuple[Model, torch.nn.Module]]:
+    """What :func:`mmfusion.predict.load_model` gives of each fold of a cross-validation; each network takes its own
+    among the covariates of :func:`joint_model`.
 
     Raises:
         CohortError: see :func:`fold_runs`.
     """
     if folder is None:
         raise CohortError("no run is given: add --run RUN, a folder with the runs of all folds")
-    return [load_model(run) for run in fold_runs(folder).values()]
+    members = [load_model(run) for run in fold_runs(folder).values()]
+    spans = own_covariates([model for model, _ in members])
+    return [
+        (model, _Member(network, span) if model.covariates else network)
+        for (model, network), span in zip(members, spans, strict=True)
+    ]
+
+
+def own_covariates(models: Sequence[Model]) -> list[slice]:
+    """Where the inputs of each member are among the covariates of :func:`joint_model`."""
+    ends = list(accumulate((count_inputs(model.covariates) for model in models), initial=0))
+    return [slice(first, end) for first, end in pairwise(ends)]
+
+
+class _Member(torch.nn.Module):
+    """A network that is given the covariates of all members of an ensemble, and takes its own."""
+
+    def __init__(self, network: torch.nn.Module, span: slice) -> None:
+        super().__init__()
+        self.network, self.span = network, span
+        self.eval()
+
+    def forward(self, image: torch.Tensor, present: torch.Tensor, covariates: torch.Tensor) -> torch.Tensor:
+        """``image [B, M, *spatial]``, ``present [B, M]``, ``covariates [B, C of all]`` to logits ``[B, K]``."""
+        return cast("torch.Tensor", self.network(image, present, covariates[:, self.span]))
 
 
 def joint_model(models: Sequence[Model]) -> Model:
     """What the members of an ensemble have in common; their thresholds are averaged.
 
+    Their covariates stand one behind the other: each was fitted on subjects of its own, see :func:`own_covariates`.
     A case is then called positive where the members' probabilities exceed their own thresholds on average.
 
     Raises:
@@ -65,6 +92,7 @@ def joint_model(models: Sequence[Model]) -> Model:
     return replace(
         first,
         threshold=float(np.mean(thresholds)) if thresholds else None,
+        covariates=tuple(one for model in models for one in model.covariates),
         weights=first.weights if len(models) == 1 else joint,
     )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmfusion.cohort import misplaced
+from mmfusion.cohort.covariates import Covariate, as_layout, count_inputs
 from mmfusion.errors import CohortError, OptionError, ReadError, first_line
 from mmfusion.files import (
     EXPORTS,
@@ -51,8 +52,11 @@ _FIELDS: dict[str, Check] = {
     "temperature": a_positive_number,
     "simulated": a_flag,
     "weights": a_text,
+    "covariates": as_layout,
+    "features": lambda value: some_names(value) if value else (),
 }
 """What ``model.json`` holds beside its format: the fields of :class:`Model`, and what each must be."""
+_OPTIONAL: dict[str, Any] = {"covariates": [], "features": []}  # where there are none, the file does not name them
 _REMEDY = "train again, or copy the model again"
 
 
@@ -74,6 +78,8 @@ class Model:
             :func:`mmfusion.evaluation.fit_temperature`.
         simulated: whether the cohort that it was trained on was; then whoever predicts is told.
         weights: hash of the network's tensors, see :func:`weights_hash`, which results carry; empty if not known.
+        covariates: what the network takes beside the images, see :func:`mmfusion.cohort.covariates.encode_covariates`.
+        features: values of the option ``features`` with which new cases are prepared, as covariates are among them.
     """
 
     modalities: tuple[str, ...]
@@ -86,6 +92,8 @@ class Model:
     temperature: float = 1.0
     simulated: bool = False
     weights: str = ""
+    covariates: tuple[Covariate, ...] = ()
+    features: tuple[str, ...] = ()
 
     @property
     def notice(self) -> str:
@@ -100,7 +108,8 @@ class Model:
         from mmfusion.networks import build  # late: MONAI takes seconds, and exported networks do without
         from mmfusion.networks.decision import DecisionRule
 
-        network = build(modalities=self.modalities, num_classes=len(self.classes), **self.network)
+        sizes: dict[str, Any] = {"num_classes": len(self.classes), "covariates": count_inputs(self.covariates)}
+        network = build(modalities=self.modalities, **sizes, **self.network)
         if isinstance(rule := getattr(network, "rule", None), DecisionRule):
             rule.set_prior(self.training_prior)
         network.image_size = tuple(self.case["size"])
@@ -125,7 +134,8 @@ def save_model(folder: str | Path, network: torch.nn.Module, model: Model, *, dt
         weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
         if large := [name for name, value in weights.items() if not value.isfinite().all()]:
             raise CohortError(f"{large[0]} has a value that does not fit float16; use --dtype float32")
-    about = {"format": _FORMAT, **asdict(replace(model, weights=weights_hash(weights)))}
+    facts = asdict(replace(model, weights=weights_hash(weights)))
+    about = {"format": _FORMAT, **{name: value for name, value in facts.items() if value or name not in _OPTIONAL}}
     # both are on the disk before anything is replaced: if they do not fit, the earlier model stays as it is
     with atomic_path(folder / "model.json") as description, atomic_path(folder / "model.pt") as tensors:
         tensors.write_bytes(_saved(weights))
@@ -198,7 +208,7 @@ def read_model(folder: str | Path | None) -> Model:
             f"{file} was written by another version of mmfusion (format {version!r:.20}, {_FORMAT} is expected); "
             f"update mmfusion, or {_REMEDY}"
         )
-    facts = check_fields(file, {"weights": "", **facts}, _FIELDS, _REMEDY)  # earlier versions knew no hash
+    facts = check_fields(file, {"weights": "", **_OPTIONAL, **facts}, _FIELDS, _REMEDY)  # earlier ones knew no hash
     # what a network is built from has defaults; how cases are prepared must all be said, but for what came later
     facts["case"] = LATER | facts["case"]
     for group, fields in {"network": resolve({}, "network") | facts["network"], "case": facts["case"]}.items():

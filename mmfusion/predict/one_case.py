@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmfusion.cohort.covariates import encode_covariates
 from mmfusion.predict.predictions import decide, infer, probabilities
-from mmfusion.prepare import prepare_case
+from mmfusion.prepare import case_covariates, prepare_case
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,22 +41,26 @@ def predict_case(case: Case, model: Model, network: torch.nn.Module, device: str
     """Prepare one case as the training cases were, and classify it; nothing is written.
 
     Args:
-        case: its scans; modalities that it lacks are missing, further ones are not read.
+        case: its scans and covariates; those that it lacks are missing, further ones are not read.
         model, network: from :func:`mmfusion.predict.load_model`.
         device: where the network runs; it is moved there. Preparing stays on the CPU.
 
     Raises:
         ReadError, VoxelError, GeometryError, OptionError: see :func:`mmfusion.prepare.prepare_case`.
         VoxelError: the case has none of the network's modalities.
+        CohortError, ManifestError: a table among its covariates cannot be used.
     """
-    prepared = prepare_case(case, pictures=False, **model.case)
+    prepared = prepare_case(case, pictures=False, features=model.features, **model.case)
     channels = [prepared.modalities.index(name) for name in model.modalities]
     present = prepared.present[channels]
-    batch = {
+    batch: dict[str, Any] = {
         "image": torch.from_numpy(prepared.image[channels])[None],
         "present": torch.from_numpy(present)[None],
         "case": [case.id],
     }
+    if model.covariates:
+        known = encode_covariates(model.covariates, case_covariates(case, prepared.facts), [case.id])
+        batch["covariates"] = torch.from_numpy(known[case.id])[None]
     shares = probabilities(infer(network.to(device), [batch], device), model)[0]
     return CasePrediction(
         probabilities=dict(zip(model.classes, shares.tolist(), strict=True)),

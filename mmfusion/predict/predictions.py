@@ -18,6 +18,7 @@ from mmfusion.errors import MmfusionError
 from mmfusion.evaluation import prior_correction
 from mmfusion.files import Predictions, read_fields, write_json
 from mmfusion.predict.batches import Inputs, run_cases
+from mmfusion.predict.ensemble import own_covariates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -71,8 +72,16 @@ def predict_rows(
         loader: batches of cases, on the CPU.
     """
 
+    spans = own_covariates([about for about, _ in members])
+
     def shares(given: Inputs) -> np.ndarray:
-        return np.stack([probabilities(answer(*given), about) for about, answer in members])
+        image, present, known = given
+        return np.stack(
+            [
+                probabilities(answer(image, present, None if known is None else known[:, own]), about)
+                for (about, answer), own in zip(members, spans, strict=True)
+            ]
+        )
 
     for batch, each in run_cases(shares, loader):
         yield from prediction_rows(batch, each, model)

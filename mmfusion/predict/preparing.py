@@ -71,6 +71,7 @@ def prepare_for(
     reference = [name for name in model.case["reference"] if name in usable] or None
     options = {**model.case, "modalities": usable, "reference": reference, "progress": progress_line("prepared")}
     options |= {} if time_limit is None else {"time_limit": time_limit}
+    options |= {"features": list(model.features)} if model.features else {}
     clear_if_free(claim(out, "prediction"), "predictions")
     if index:
         manifest = out / "manifest.csv"
@@ -84,7 +85,7 @@ def _warn_of_training_subjects(subjects: set[str], folder: str | Path) -> None:
     A run says who these are in its ``split.csv``; a bundle names nobody.
     """
     rows = [row for member in member_folders(folder) for row in read_rows(model_folder(member) / "split.csv")]
-    known = {folded(str(row.get("subject"))) for row in rows if row.get("part") in ("train", "validation")}
+    known = {folded(str(row.get("subject"))) for row in rows if row.get("part") in ("train", "head", "validation")}
     if both := sorted(one for one in subjects if folded(one) in known):
         _LOG.warning(
             "%d of %d subjects were in the training or validation of this model (%s%s): what it predicts for them does "

@@ -10,6 +10,14 @@ from mmfusion.prepare.case import (
     prepare_volumes,
 )
 from mmfusion.prepare.cohort import prepare_cohort
+from mmfusion.prepare.covariates import (
+    case_covariates,
+    choose_covariates,
+    covariate_columns,
+    covariates_hash,
+    features_for,
+    read_tables,
+)
 from mmfusion.prepare.folder import (
     Cohort,
     PreparedCase,
@@ -30,6 +38,12 @@ from mmfusion.prepare.words import cohort_counts, cohort_warnings, kept_words
 
 __all__ = [
     "CaseResult",
+    "case_covariates",
+    "choose_covariates",
+    "covariate_columns",
+    "features_for",
+    "covariates_hash",
+    "read_tables",
     "Doubt",
     "accept_case",
     "check_reference",

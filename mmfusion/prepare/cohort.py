@@ -23,6 +23,7 @@ from mmfusion.io import check_frame
 from mmfusion.options import GROUPS, resolve, settle
 from mmfusion.prepare.acceptance import apply_acceptances, read_acceptances
 from mmfusion.prepare.case import measure_case, prepare_case
+from mmfusion.prepare.covariates import read_tables, write_covariates
 from mmfusion.prepare.derivatives import refuse_shared_names, write_dataset, write_derivative
 from mmfusion.prepare.exclusive import exclusive, refuse_other_run
 from mmfusion.prepare.folder import Cohort, read_case, remove_case, row_of, transforms_of, write_case, write_cohort
@@ -137,6 +138,7 @@ def prepare_cohort(
     if storage["save_nifti"]:
         refuse_shared_names(cases)
     folder = Path(out).absolute()
+    tables = read_tables(cases, manifest)
     reads, series = inputs_of(cases)
     with exclusive(folder, reads=[Path(manifest), *reads], series=series) as run_token:
         order = _Order(folder, options, storage, device, run_token)
@@ -164,6 +166,7 @@ def prepare_cohort(
                         f"stopped at case {case.id} ({tried} of {len(cases)} were tried): {record['reasons']}. "
                         "The same command goes on where it stopped; without --strict a failed case stops nothing"
                     )
+        write_covariates(folder, cases, tables, manifest)  # anew each time: no tensor depends on them
         rows = [row_of(case, records[case.id] or {}) for case in cases]
         return write_cohort(Path(out), {**options, **storage}, apply_acceptances(folder, rows, accepted))
 

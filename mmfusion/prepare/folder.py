@@ -7,6 +7,8 @@
       cases.csv         one row per case: status, reasons, measurements, registration numbers (of good and bad cases)
       cases/<case>/     image.npy [M, D, H, W], qc.npz, case.json (with checksums); ITK transforms: <modality>.tfm
                         (reference to modality; .h5 if it bends) and mni152.tfm (template to reference)
+      covariates.csv    the manifest's other columns, as text; those of tables in covariates.npz, see
+                        mmfusion.prepare.covariates
       accepted.json     what persons decided on doubtful cases, see mmfusion.prepare.acceptance
       landmarks/        of training cases, for --mr-normalize histogram
       nifti/            on request: the scans on the grid as a BIDS derivative, see mmfusion.prepare.derivatives

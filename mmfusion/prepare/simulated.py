@@ -20,9 +20,10 @@ from mmfusion.cohort.simulate import (
     template_pose,
 )
 from mmfusion.errors import OptionError
-from mmfusion.files import CohortFolder, write_csv, writing
+from mmfusion.files import CohortFolder, writing
 from mmfusion.options import resolve
 from mmfusion.prepare.case import CaseResult
+from mmfusion.prepare.covariates import write_covariates
 from mmfusion.prepare.folder import Cohort, open_cohort, refuse_contradictions, write_case, write_cohort
 from mmfusion.prepare.placing import place_grid
 from mmfusion.volume import coverage, normalize
@@ -117,7 +118,7 @@ def simulated_cohort(
             if progress:
                 progress(len(rows), len(splits), subject.subject)
         if with_covariates:
-            write_csv([{"case": one.id, **one.covariates} for one in cases], folder / "covariates.csv")
+            write_covariates(folder, cases)
         return write_cohort(folder, {**options, "simulated": True}, rows, qc=False)
 
 

@@ -20,7 +20,7 @@ def doubtful_section(result: Result) -> list[Html]:
 
 def _by_cause(result: Result) -> Html:
     parts = {row.get("case"): row.get("part", "") for row in result.split}
-    shown = [part for part in ("train", "validation", "test") if part in parts.values()]
+    shown = [part for part in ("train", "head", "validation", "test") if part in parts.values()]
     doubtful = [row for row in result.cases if status_of(row) == "doubtful"]
     accepted = [row for row in result.cases if status_of(row) == "accepted"]
     if not doubtful and not accepted:

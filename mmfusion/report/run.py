@@ -28,7 +28,7 @@ from mmfusion.report.words import METRIC_NAMES, interval, p_value, summary, valu
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PARTS = ("train", "validation", "test")
+PARTS = {"train": "training", "head": "the head", "validation": "validation", "test": "test"}
 MISTAKES = 30  # wrong cases listed, at most
 
 
@@ -92,7 +92,7 @@ def _patients(result: Result) -> list[Html]:
     for part in PARTS:
         rows = [row for row in result.split if row.get("part") == part]
         if rows:
-            steps.append((_cases(rows), f"for {'training' if part == 'train' else part}"))
+            steps.append((_cases(rows), f"for {PARTS[part]}"))
     flow = join(element("li", join([element("strong", count), words])) for count, words in steps)
     found = [element("ol", flow, class_="flow")] if steps else []
     found.append(_parts_table(result))

@@ -26,6 +26,7 @@ from monai.transforms import Randomizable, Transform
 
 from mmfusion.errors import CohortError, first_line, printable
 from mmfusion.files import RunFolder, interpreting, optional_fields, read_fields, to_plain
+from mmfusion.options import OPTIONS
 from mmfusion.predict.model import load_tensors, save_tensors
 from mmfusion.training.distributed import gather, is_first, refuse_together
 
@@ -79,6 +80,7 @@ def refuse_other_options(
         overrides = {name: value for name, value in overrides.items() if name in configuration}
     before |= overrides
     aside = ("resume", "given")  # the same value counts as the same, whoever gave it
+    before = {name: OPTIONS[name].default for name in now if name in OPTIONS} | before  # not known to earlier versions
     names = [name for name in now | before if name not in aside and now.get(name) != before.get(name)]
     if names:
         changes = ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in names[:5])

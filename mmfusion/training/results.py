@@ -1,4 +1,4 @@
-"""The finished model that a training leaves behind: the best weights, with decision rule, temperature and threshold."""
+"""The finished model that a training leaves behind: the best weights, with heads, rule, temperature and threshold."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from mmfusion.errors import CohortError
 from mmfusion.evaluation import choose_threshold, fit_temperature
 from mmfusion.files import RunFolder
+from mmfusion.networks.trained import learns
 from mmfusion.predict import (
     infer,
     load_weights,
@@ -21,6 +22,7 @@ from mmfusion.predict import (
     save_model,
 )
 from mmfusion.training.distributed import by_first
+from mmfusion.training.heads import fit_heads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,7 +34,10 @@ if TYPE_CHECKING:
 
 @by_first
 def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str, Any]], device: Any = "cpu") -> Path:
-    """Load the best weights; fit decision rule and temperature on validation; write the finished model.
+    """Load the best weights; fit heads, decision rule and temperature; write the finished model.
+
+    Heads are fitted on training subjects, see :func:`mmfusion.training.heads.fit_heads`; rule and temperature on
+    validation. A network of which nothing was trained has no best weights.
 
     Of two classes the threshold is the share of the last one among the training cases, to which the probabilities are
     corrected, or chosen on validation where ``threshold_rule`` says so.
@@ -50,13 +55,15 @@ def finish(study: Study, network: torch.nn.Module, loader: Iterable[Mapping[str,
         CohortError: the best weights are not there, or damaged.
     """
     files = RunFolder(study.run)
-    best = files.best
-    if not best.is_file():
-        raise CohortError(
-            f"{study.run} has no checkpoints/best.pt: no epoch was validated. Train longer, or lower val_interval"
-        )
-    network.load_state_dict(load_weights(best, cast("FusionNetwork", network)))
+    if learns(network):
+        best = files.best
+        if not best.is_file():
+            raise CohortError(
+                f"{study.run} has no checkpoints/best.pt: no epoch was validated. Train longer, or lower val_interval"
+            )
+        network.load_state_dict(load_weights(best, cast("FusionNetwork", network)))
     network.to(device)
+    fit_heads(study, cast("FusionNetwork", network), device)
     rule = cast("DecisionRule | None", getattr(network, "rule", None))
     if rule is not None and rule.learns:
         rule.fit(*voices(cast("FusionNetwork", network), loader, device), study.class_weight)

@@ -5,7 +5,7 @@
     RUN/
       options.json     every option as it is used, the cohort's path and hash, versions; given: {option: {value, from}},
                        what was given and where (not in runs of earlier versions)
-      split.csv        case, subject, part
+      split.csv        case, subject, part: train, validation, test; head, see mmfusion.training.heads
       history.csv      a row an epoch
       checkpoints/     best.pt (by validation), final.pt: weights of the network
       configuration.json     every other value of the configuration that the training ran with
@@ -28,9 +28,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmfusion.cohort import doubtful_labels, fold_parts, folds, read_manifest, refuse_leakage, split_cases
+from mmfusion.cohort import (
+    doubtful_labels,
+    fold_parts,
+    folds,
+    keep_for_head,
+    read_manifest,
+    refuse_leakage,
+    split_cases,
+)
+from mmfusion.cohort.covariates import Covariate, count_inputs, fit_covariates
 from mmfusion.cohort.files import inputs_of
-from mmfusion.cohort.manifest import PARTS
 from mmfusion.errors import CohortError, ManifestError, OptionError, OutputError, ReadError, printable
 from mmfusion.files import (
     FolderLock,
@@ -40,17 +48,24 @@ from mmfusion.files import (
     check_folder,
     clear_if_free,
     optional_fields,
+    or_null,
     read_rows,
+    some_names,
     write_csv,
     write_json,
 )
 from mmfusion.networks.build import build, default_losses
+from mmfusion.networks.trained import fitted_heads, freeze, learns
 from mmfusion.options import GROUPS, resolve, settle, unknown
 from mmfusion.predict import Model, dataset_items
 from mmfusion.prepare import (
     Cohort,
     PreparedCase,
     check_pet,
+    choose_covariates,
+    covariates_hash,
+    features_for,
+    features_of,
     open_cohort,
     prepare_cohort,
     refuse_contradictions,
@@ -66,6 +81,7 @@ from mmfusion.volume import check_device
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_PARTS = ("train", "head", "validation", "test")
 _LOG = logging.getLogger(__name__)
 _FEWEST_TO_CHOOSE = 100  # validation cases for a threshold: with fewer, the prevalence was better in simulation
 
@@ -79,7 +95,7 @@ class Study:
         cohort: the prepared cases.
         modalities: the network's channels, in order; some or all of the cohort's.
         classes: class labels, in the order of the outputs.
-        parts: case id to train, validation or test.
+        parts: case id to train, validation or test; or head, for training subjects that a head is fitted on afterwards.
         options: every option of the run.
         lock: of the run folder, see :func:`mmfusion.files.lock_for_process`; given back when the model is written.
         finished: the run folder holds the finished model of this very training, and was left as it is.
@@ -113,7 +129,19 @@ class Study:
             cases.sort(key=lambda one: one.case.id)
             drawn = np.random.default_rng(self.options["seed"]).permutation(len(cases))[:sample]
             cases = [cases[number] for number in drawn]
-        return dataset_items(self.cohort, cases, self.modalities, self.classes)
+        return dataset_items(self.cohort, cases, self.modalities, self.classes, self.covariates)
+
+    @cached_property
+    def covariates(self) -> tuple[Covariate, ...]:
+        """What the columns of option ``covariates`` mean, fitted on the training cases.
+
+        Raises:
+            CohortError: the cohort has no such column.
+            OptionError: a column tells nothing, or has too many different words.
+        """
+        names = self.options.get("covariates") or ()
+        columns = choose_covariates(self.cohort, names) if names else {}
+        return fit_covariates(columns, {one.case.id: one.case.subject for one in self.cases("train")})
 
     @cached_property
     def class_shares(self) -> list[float]:
@@ -136,18 +164,22 @@ class Study:
         return Model(
             modalities=self.modalities,
             classes=self.classes,
-            network=resolve({k: self.options[k] for k in resolve({}, "network")}, "network"),
+            network=network_options(self.options),
             case=self.cohort.options,
             training_prior=tuple(weighted),
             target_prior=tuple(self.class_shares),
             simulated=self.cohort.simulated,
+            covariates=self.covariates,
+            features=features_for(self.cohort, [one.name for one in self.covariates]),
         )
 
     def summary(self, device: Any = "cpu") -> str:
         """The first line that a person reads."""
         parts = []
-        for part in ("train", "validation", "test"):
+        for part in _PARTS:
             count = Counter(one.case.label for one in self.cases(part))
+            if part == "head" and not count:
+                continue
             by_class = ", ".join(f"{name}: {count[name]}" for name in self.classes)
             parts.append(f"{part} {sum(count.values())} ({by_class})")
         fold = "" if self.options["fold"] is None else f"fold {self.options['fold']} of {self.options['folds']} | "
@@ -155,6 +187,12 @@ class Study:
             f"device {device} | {fold}{', '.join(parts)} | modalities {', '.join(self.modalities)} | "
             f"cohort {self.cohort.folder} | run {self.run}"
         )
+
+
+def network_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Group ``network`` of a run's options, as a model keeps it: ``conditioning`` only where it was given."""
+    network = resolve({name: options.get(name) for name in GROUPS["network"]}, "network")
+    return {name: value for name, value in network.items() if name != "conditioning" or value is not None}
 
 
 @by_first
@@ -209,10 +247,13 @@ def open_study(
     if (cohort is None) == (manifest is None):
         raise CohortError("give either --cohort COHORT (prepared before) or --manifest MANIFEST (prepared first)")
     run = Path(str(run))
-    reads, series = inputs_of(read_manifest(manifest)) if manifest is not None else ([], [])
+    cases = read_manifest(manifest) if manifest is not None else []
+    reads, series = inputs_of(cases)
     check_folder(run, "run", reads=[*([Path(manifest)] if manifest is not None else []), *reads], series=series)
     of_case = {name: settings.given[name]["value"] for name in settings.chosen if name in GROUPS["case"]}
     chosen = {name: settings.used[name] for group in ("network", "training", "machine") for name in GROUPS[group]}
+    if chosen["conditioning"] and not chosen["covariates"]:
+        raise OptionError(f"option conditioning is {chosen['conditioning']}, and there are no covariates: name them")
     check_trackers(chosen["track"] or [])
     check_device(str(device))
     autocast(chosen["precision"], device)
@@ -222,6 +263,8 @@ def open_study(
     else:
         check_pet(of_case, given=True)
         of_case |= {"modalities": modalities, "progress": progress_line("prepared")}
+        columns = {name for case in cases for name in case.covariates}
+        of_case["features"] = features_of(set(chosen["covariates"] or ()) - columns) or None
         RunFolder(run).claim()
         opened = prepare_cohort(str(manifest), RunFolder(run).cohort, workers=workers, **of_case)
     names = tuple(modalities or opened.modalities)
@@ -235,8 +278,13 @@ def open_study(
     if chosen["head"] == "bayesian" and chosen["losses"] is None:
         chosen["losses"] = {**default_losses(chosen["strategy"]), "kl": 1 / max(len(study.cases("train")), 1)}
     with torch.device("meta"):  # a network that cannot be is refused before an earlier run is touched
-        build(modalities=names, num_classes=len(study_classes), **{name: chosen[name] for name in GROUPS["network"]})
-    for part in ("train", "validation"):
+        sizes: dict[str, Any] = {"num_classes": len(study_classes), "covariates": count_inputs(study.covariates)}
+        network = build(modalities=names, **sizes, **network_options(chosen))
+    freeze(network, chosen["freeze_encoders"])
+    if fitted_heads(network) and learns(network):
+        parts = keep_for_head([one.case for one in opened.cases], parts, chosen["head_share"], chosen["seed"])
+        study = replace(study, parts=parts)
+    for part in [one for one in _PARTS if one != "test" and one in (*parts.values(), "train", "validation")]:
         found = {one.case.label for one in study.cases(part)}
         if lost := [name for name in study_classes if name not in found]:
             raise CohortError(
@@ -248,7 +296,7 @@ def open_study(
         "modalities": list(names),
         "classes": list(study_classes),
         "cohort": RunFolder(run).way_to(opened.folder),
-        "cohort_hash": opened.hash,
+        "cohort_hash": covariates_hash(opened, chosen["covariates"] or ()),
         **chosen,
         **{name: value for name, value in opened.options.items() if name != "modalities"},
         "versions": versions(),
@@ -356,11 +404,11 @@ def run_cohort(run: str | Path) -> Cohort:
     """
     run = Path(run)
     options = optional_fields(run / "options.json", "it is not a run folder. Train first, or check --run")
-    needed = dict.fromkeys(("cohort", "cohort_hash"), a_text)
-    known = {name: value for name, value in options.items() if name in needed}
+    needed = {"cohort": a_text, "cohort_hash": a_text, "covariates": or_null(some_names)}
+    known = {"covariates": None} | {name: value for name, value in options.items() if name in needed}
     options = check_fields(run / "options.json", known, needed, "train again")
     cohort = open_cohort(run / options["cohort"])
-    if cohort.hash != options["cohort_hash"]:
+    if covariates_hash(cohort, options["covariates"] or ()) != options["cohort_hash"]:
         raise CohortError(
             f"the cohort {cohort.folder} has changed since {run} was trained on it; train again, or evaluate on the "
             "cohort as it was"
@@ -380,10 +428,10 @@ def evaluation_items(run: str | Path, model: Model, part: str) -> tuple[Cohort, 
         row["case"]: row["part"] for row in read_rows(run / "split.csv", "train again", ("case", "subject", "part"))
     }
     known = {one.case.id for one in cohort.cases}
-    if strange := [case for case, where in parts.items() if case not in known or where not in PARTS]:
+    if strange := [case for case, where in parts.items() if case not in known or where not in _PARTS]:
         raise ReadError(
             f"{run / 'split.csv'} is damaged: case {strange[0]!r:.60} is not in the cohort, or its part "
-            f"{parts[strange[0]]!r:.20} not one of {', '.join(PARTS)}; put back the file as it was, or train again"
+            f"{parts[strange[0]]!r:.20} not one of {', '.join(_PARTS)}; put back the file as it was, or train again"
         )
     cases = [one for one in cohort.cases if parts.get(one.case.id) == part]
     if others := [one.case for one in cases if one.case.label not in model.classes]:
@@ -395,6 +443,6 @@ def evaluation_items(run: str | Path, model: Model, part: str) -> tuple[Cohort, 
         raise CohortError(
             f"the split of {run} has no case in part {part}; it has {', '.join(sorted(set(parts.values())))}"
         )
-    items = dataset_items(cohort, cases, model.modalities, model.classes)
+    items = dataset_items(cohort, cases, model.modalities, model.classes, model.covariates)
     used = {item["case"] for item in items}
     return replace(cohort, rows=[row for row in cohort.rows if row["case"] in used]), items

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ignite.distributed as idist
 import torch
+from ignite.engine import Events
 from monai.data import DataLoader, Dataset, DistributedSampler
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, ValidationHandler
@@ -21,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmfusion.errors import OptionError
 from mmfusion.files import RunFolder
+from mmfusion.networks.trained import freeze, learns
 from mmfusion.options import OPTIONS, unknown
 from mmfusion.predict import PrepareFusionBatch
 from mmfusion.training.checkpoint import Checkpoints
@@ -250,6 +252,8 @@ def make_trainer(
 ) -> SupervisedTrainer:
     """MONAI's trainer for :class:`TrainingStep`, the network with its losses; DDP wraps it in several processes.
 
+    What is not to be trained loses its gradient here, see :func:`mmfusion.networks.trained.freeze`.
+
     Args:
         study: the study.
         network: to train.
@@ -269,8 +273,9 @@ def make_trainer(
             f"train#inferer is {type(inferer).__name__}, which nothing would use: a training step calls the network "
             "itself, with its losses. Leave it as it is; validate#inferer may be another"
         )
+    freeze(network, study.options["freeze_encoders"])
     step: torch.nn.Module = TrainingStep(cast("Any", network), study.class_weight).to(device)
-    if _several():
+    if _several() and learns(network):
         step = DistributedDataParallel(step, device_ids=[device] if torch.device(device).type == "cuda" else None)
     precision = study.options["precision"]
     return SupervisedTrainer(
@@ -293,6 +298,8 @@ def make_trainer(
 class RunHandlers:
     """What happens beside the steps, as one handler: schedule, history, checkpoints, early stop, trackers.
 
+    A network of which nothing is trained by a gradient ends before its first epoch.
+
     Args:
         study: the study.
         network: without any wrapper.
@@ -310,6 +317,7 @@ class RunHandlers:
         loader: DataLoader,
     ) -> None:
         run = RunFolder(study.run)
+        self.network = network
         history = History(run.history, validator, study.options["epochs"])
         self.handlers = [
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
@@ -321,6 +329,9 @@ class RunHandlers:
 
     def attach(self, engine: Any) -> None:
         """Register all with a trainer, after its ValidationHandler (called by MONAI)."""
+        if not learns(self.network):
+            engine.add_event_handler(Events.STARTED, engine.terminate)
+            return
         for handler in self.handlers:
             handler.attach(engine)
 

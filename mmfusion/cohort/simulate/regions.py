@@ -54,7 +54,7 @@ def measure_regions(
     if not volumes:
         return {}
     grid = next(iter(volumes.values())).grid
-    weights, lost = _template_regions()
+    weights, vulnerable = _template_regions()
     pose = pose or subject.reference_pose
     outlines = read_template(weights, Points(subject, grid, pose).index).astype(float)
     # of the subject's own head, also where the grid lies in template space
@@ -63,7 +63,7 @@ def measure_regions(
     values: dict[str, float] = {}
     for number, region in enumerate(REGIONS):
         if "mr" in volumes:
-            left = 1 - disease_share(subject, "mr") * lost[number]
+            left = 1 - disease_share(subject, "mr") * vulnerable[number]
             values[f"{region}_volume_ml"] = sizes[number] * left * voxel_ml
         for name, unit in _UNITS.items():
             if name in volumes:
@@ -76,10 +76,10 @@ def measure_regions(
 def _template_regions() -> tuple[np.ndarray, list[float]]:
     """Shares ``[R, i, j, k]`` float32 of the head's voxels that are the region, and how much of it atrophy can take."""
     tissue, atrophy = anatomy.head().tissue, anatomy.region(anatomy.ATROPHY)
-    weights, lost = [], []
+    weights, vulnerable = [], []
     for names, ellipsoids in _REGIONS.values():
         where = np.float32(1) if ellipsoids is None else anatomy.region(ellipsoids)
         weights.append(where * sum(tissue[name] for name in names))
         gray = where * tissue["gm"] if "gm" in names else np.float32(0)
-        lost.append(float((gray * atrophy).sum() / weights[-1].sum()))
-    return np.stack(weights), lost
+        vulnerable.append(float((gray * atrophy).sum() / weights[-1].sum()))
+    return np.stack(weights), vulnerable
