@@ -141,7 +141,7 @@ def test_train_evaluate_and_predict_from_another_folder(bundle, tiny_cohort, sca
     assert "\ndevice cpu | train 14 (" in done.stdout
 
     run = tmp_path / "my runs" / "a"
-    done = monai_bundle("/", "--config_file", bundle / "configs" / "evaluate.yaml", "--run_dir", run, "--resamples=50")
+    done = monai_bundle("/", "--config_file", bundle / "configs" / "evaluate.yaml", "--run_dir", run, "--resamples=100")
     assert done.returncode == 0, done.stderr
     assert (run / "metrics.json").is_file() and f"report: {run / 'report.html'}" in done.stdout
 

@@ -240,7 +240,12 @@ def start(cohort, run, **options):
 
 @pytest.mark.slow
 def test_a_killed_process_is_taken_up_by_the_same_command(tiny_cohort, tmp_path):
-    options = {"epochs": 12, "batch_size": 2}  # so that there is an epoch to be killed in
+    options = {
+        "epochs": 12,
+        "batch_size": 2,
+        "encoder": "cnn",
+        "width": 0.1,
+    }  # so that there is an epoch to be killed in
     for run in ("whole", "killed"):
         process = start(tiny_cohort, tmp_path / run, **options)
         if run == "killed":
