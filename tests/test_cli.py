@@ -266,7 +266,7 @@ def places(tmp_path_factory):
 
 INDEX = "first: mmfusion index '{0}/dicom' --out manifest.csv"
 PREPARE = "first: mmfusion prepare '{0}/manifest.csv' --out cohort"
-TRAIN = "python -m monai.bundle run --config_file BUNDLE/configs/train.yaml --cohort '{0}/cohort' --run RUN"
+TRAIN = "mmfusion train '{0}/cohort' --out RUN"
 GO_ON = "give the one that it was made from, or go on with: "
 
 
@@ -382,7 +382,7 @@ def test_report_writes_the_page_of_a_cohort_or_a_run_again(tiny_run, manifest, t
     (cohort / "qc.html").unlink()
     assert main(["report", str(cohort)]) == 0 and (cohort / "qc.html").is_file()
     assert main(["report", str(tmp_path / "nowhere")]) == 1
-    assert "run the bundle's evaluate.yaml" in capsys.readouterr().err
+    assert "run mmfusion evaluate" in capsys.readouterr().err
 
 
 # registration

@@ -163,15 +163,13 @@ def test_leakage_is_a_warning(tmp_path):
 
 
 def test_folders_that_are_not_ready(tmp_path):
-    with pytest.raises(
-        CohortError, match=r"a has no predictions.csv: run the bundle's evaluate.yaml with --run .*a first"
-    ):
+    with pytest.raises(CohortError, match=r"a has no predictions.csv: run mmfusion evaluate .*a first"):
         write_report(tmp_path / "a")
     with pytest.raises(CohortError, match=r"has no cases.csv: run `mmfusion prepare"):
         write_qc(tmp_path)
     run = write_run(tmp_path / "b", tmp_path)
     (run / "metrics.json").unlink()
-    with pytest.raises(CohortError, match=r"b has no metrics.json: run the bundle's evaluate.yaml"):
+    with pytest.raises(CohortError, match=r"b has no metrics.json: run mmfusion evaluate"):
         write_report(run)
 
 

@@ -184,7 +184,7 @@ def test_modalities_alone_are_compared_over_all_folds(copy, train):
 
 def test_folds_that_are_missing_are_named(copy, tmp_path):
     (copy / "fold_1" / "model.json").unlink()
-    words = r"cv has no finished run of fold 1 \(there are to be 3\): train with train.yaml --run_dir .*cv --fold 1$"
+    words = r"cv has no finished run of fold 1 \(there are to be 3\): mmfusion train COHORT --out .*cv --fold 1$"
     with pytest.raises(CohortError, match=words):
         run_config("evaluate_folds", run_dir=str(copy))
     shutil.rmtree(copy / "fold_0")
@@ -339,7 +339,7 @@ def test_all_of_it_from_another_folder(tiny_cohort, tmp_path):
     assert first.returncode == 0 and "device cpu | fold 0 of 2 | train" in first.stdout, first.stderr
     early = monai_bundle("evaluate_folds", run_dir="runs of mine/cv")
     assert early.returncode == 1 and early.stderr.strip().splitlines()[-1].startswith(
-        "error: runs of mine/cv has no finished run of fold 1 (there are to be 2): train with train.yaml --run_dir"
+        "error: runs of mine/cv has no finished run of fold 1 (there are to be 2): mmfusion train COHORT --out"
     )
     assert monai_bundle("train", **fast, fold=1).returncode == 0
     done = monai_bundle("evaluate_folds", run_dir="runs of mine/cv", resamples=100, device="cpu")

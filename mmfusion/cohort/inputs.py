@@ -13,7 +13,7 @@ from mmfusion.files import KINDS, folder_kind
 
 _TABLES = (".csv", ".tsv", ".txt")
 _FILES = 1000  # that are looked at to know a folder of scans
-_TRAIN = "python -m monai.bundle run --config_file BUNDLE/configs/train.yaml --cohort {path} --run RUN"
+_TRAIN = "mmfusion train {path} --out RUN"
 _PREDICT = "mmfusion predict {path} MANIFEST --out predictions"
 _EXPECTED = {
     "scan": "a scan",

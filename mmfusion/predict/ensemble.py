@@ -108,7 +108,7 @@ def fold_runs(folder: str | Path) -> dict[int, Path]:
     runs = {fold: RunFolder(folder).fold(fold).path for fold in there}
     facts = {fold: _facts(runs[fold]) for fold in there if (runs[fold] / "model.json").is_file()}
     wanted = {*there, *(int(fold) for fact in facts.values() for fold in fact.get("folds of the cases", {}).values())}
-    train = f"train with train.yaml --run_dir {folder} --fold"
+    train = f"mmfusion train COHORT --out {folder} --fold"
     if not facts:
         raise CohortError(f"{folder} has no finished run of a fold (fold_0, fold_1, ...): {train} 0, and so on")
     if missing := sorted(wanted - set(facts)):
@@ -142,7 +142,7 @@ def _facts(run: Path) -> dict[str, Any]:
         return {}
     if f"fold_{options.get('fold')}" != run.name:
         raise CohortError(
-            f"{run} was not trained as a fold of that number; train with train.yaml --fold, or move it away"
+            f"{run} was not trained as a fold of that number; train it with --fold, or move it away"
         )
     rows = read_rows(run / "split.csv", "train it again", ("case", "fold"))
     with interpreting(run / "split.csv", "train it again"):

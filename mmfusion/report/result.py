@@ -123,7 +123,7 @@ def read_result(run_dir: str | Path) -> Result:
         ReadError: a file is damaged.
     """
     folder = Path(run_dir)
-    remedy = f"run the bundle's evaluate.yaml with --run {folder} first"
+    remedy = f"run mmfusion evaluate {folder} first"
     files = RunFolder(folder)
     options = optional_fields(files.options)
     metrics = optional_fields(files.metrics, remedy) if files.predictions.is_file() else {}

@@ -40,7 +40,7 @@ def evaluate_folds(
     device: Any = "cpu",
     loaders: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate each fold's run as ``evaluate.yaml`` does, then all folds together.
+    """Evaluate each fold's run by itself, then all folds together.
 
     Args:
         run: the folder with the runs of all folds.
@@ -71,7 +71,7 @@ def evaluate_folds(
 
 
 def predict_part(run: str | Path, part: str, *, batch_size: int = 8, device: Any = "cpu", loaders: int = 0) -> None:
-    """Write ``predictions.csv`` of one part of a run's split, as ``evaluate.yaml`` does.
+    """Write ``predictions.csv`` of one part of a run's split.
 
     Raises:
         CohortError, ReadError: see :func:`mmfusion.predict.load_model` and :func:`evaluation_items`.
