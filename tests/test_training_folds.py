@@ -190,7 +190,7 @@ def test_folds_that_are_missing_are_named(copy, tmp_path):
     shutil.rmtree(copy / "fold_0")
     with pytest.raises(CohortError, match="has no finished run of fold 0, 1 "):
         load_members(copy)
-    with pytest.raises(CohortError, match=r"has no finished run of a fold \(fold_0, fold_1, ...\): train with"):
+    with pytest.raises(CohortError, match=r"has no finished run of a fold \(fold_0, fold_1, ...\): mmfusion train"):
         fold_runs(tmp_path)
     for name in ("evaluate_folds", "ensemble"):
         with pytest.raises(CohortError, match="no run is given: add --run RUN, a folder with the runs of all folds"):
