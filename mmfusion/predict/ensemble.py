@@ -141,9 +141,7 @@ def _facts(run: Path) -> dict[str, Any]:
     if not options:
         return {}
     if f"fold_{options.get('fold')}" != run.name:
-        raise CohortError(
-            f"{run} was not trained as a fold of that number; train it with --fold, or move it away"
-        )
+        raise CohortError(f"{run} was not trained as a fold of that number; train it with --fold, or move it away")
     rows = read_rows(run / "split.csv", "train it again", ("case", "fold"))
     with interpreting(run / "split.csv", "train it again"):
         folds = {row["case"]: str(int(row["fold"])) for row in rows}
