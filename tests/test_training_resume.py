@@ -62,7 +62,9 @@ def assert_same(run, other):
 
 
 # 14 cases: batches of 8 leave a small one, and those of 7 do not; only then is the loader's end seen late
-@pytest.mark.parametrize(("batch_size", "loaders"), [(8, 0), (7, 0), pytest.param(7, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("batch_size", "loaders"), [(8, 0), *(pytest.param(7, loaders, marks=pytest.mark.slow) for loaders in (0, 2))]
+)
 def test_a_training_that_broke_off_ends_as_if_it_had_not(train, tiny_cohort, tmp_path, capsys, batch_size, loaders):
     options = RANDOM | {"batch_size": batch_size, "loaders": loaders}
     train(tmp_path / "whole", **options)

@@ -22,6 +22,7 @@ def test_a_run_is_trained_evaluated_and_reported(tiny_cohort, tmp_path, capsys):
     assert run.report() == tmp_path / "run" / "report.html"
 
 
+@pytest.mark.slow
 def test_all_folds_are_trained_once(tiny_cohort, tmp_path, capsys):
     run = train(tiny_cohort, tmp_path, folds=2, **TINY)
     assert run.metrics["n"] == 24 and len(run.metrics["folds"]) == 2
