@@ -34,7 +34,7 @@ _OF_MONAI = ("config_file", "meta_file", "logging_file", "tracking", "args_file"
 _PLACES = ("_meta_", "bundle_root", "dataset_dir", "output_dir")
 _FOLLOWS = {"dataset_dir": ("cohort", "manifest"), "output_dir": ("run_dir", "out")}
 """What configurations say for MONAI's sake alone, by the options that it follows from: setting it changes nothing."""
-_CODE = ("$", "@", "%")  # with which text begins that MONAI executes
+CODE = ("$", "@", "%")  # with which text begins that MONAI executes
 
 _ARGUMENTS: ContextVar[tuple[list[str], dict[str, Any]] | None] = ContextVar("_ARGUMENTS", default=None)
 
@@ -89,7 +89,7 @@ def _refuse_changed(given: Mapping[str, Any]) -> None:
 def _value(option: Option, value: Any, parser: ConfigParser) -> Any:
     """What a file or the command line gives: text is read, and an expression is what MONAI makes of it."""
     if isinstance(value, str):
-        value = parser.get_parsed_content(option.name) if value.startswith(_CODE) else _read(option, value)
+        value = parser.get_parsed_content(option.name) if value.startswith(CODE) else _read(option, value)
     return _as_text(option, value)
 
 

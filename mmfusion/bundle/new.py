@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mmfusion.bundle.given import TEMPLATE
+from mmfusion.bundle.given import CODE, TEMPLATE
 from mmfusion.errors import CohortError, OptionError, OutputError
 from mmfusion.files import (
     atomic_path,
@@ -33,7 +33,6 @@ from mmfusion.predict import load_model, model_folder, save_model
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_CODE = ("$", "@", "%")
 _MODALITIES, _CLASSES = ("ct", "pet", "mr"), ("negative", "positive")
 
 
@@ -149,14 +148,14 @@ def _refuse_code(values: Mapping[str, Any], remedy: str = "choose another name")
             table with ``_`` (as ``_target_``, what to call).
     """
 
-    def refuse(what: str, text: Any, signs: tuple[str, ...] = _CODE) -> None:
+    def refuse(what: str, text: Any, signs: tuple[str, ...] = CODE) -> None:
         if isinstance(text, str) and text.startswith(signs):
             raise OptionError(
                 f"{what} has {text!r}, which begins with {text[0]}: in a bundle MONAI would execute it; {remedy}"
             )
         if isinstance(text, Mapping):
             for name, value in text.items():
-                refuse(what, name, (*_CODE, "_"))
+                refuse(what, name, (*CODE, "_"))
                 refuse(what, value)
         elif isinstance(text, list | tuple):
             for value in text:

@@ -9,7 +9,7 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from mmfusion.bundle.begin import own_error
-from mmfusion.bundle.given import TEMPLATE, called_with, refuse_unknown
+from mmfusion.bundle.given import CODE, TEMPLATE, called_with, refuse_unknown
 from mmfusion.errors import OptionError
 
 
@@ -33,7 +33,7 @@ def run_config(name: str, bundle: str | Path = TEMPLATE, **overrides: Any) -> Co
         raise OptionError(f"{bundle} has no configuration {path.name}; it has {_names(path.parent)}")
     given, overrides = overrides, {"bundle_root": str(bundle), **overrides}
     for option in ("bundle_root", "cohort", "manifest", "run_dir", "out"):
-        if str(overrides.get(option) or "")[:1] in ("@", "$", "%"):  # which MONAI would take for more than a path
+        if str(overrides.get(option) or "").startswith(CODE):  # which MONAI would take for more than a path
             overrides[option] = str(Path(overrides[option]).absolute())
     refuse_unknown(overrides, ConfigParser.load_config_files(str(path)))
     workflow_type = "train" if name == "train" else "inference"
